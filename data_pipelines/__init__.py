@@ -1,0 +1,1 @@
+"""Shards in, shards or batches out."""

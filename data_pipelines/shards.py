@@ -1,0 +1,240 @@
+"""Read and write shards: WebDataset tars of ``key.jpg``, ``key.txt`` and ``key.json``.
+
+The only file that knows tar files. A shard is indexed once by its headers, so any sample is one
+seek away; members of a sample may stand in any order and need not be neighbours.
+"""
+
+import glob
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import braceexpand
+import webdataset
+
+from data_pipelines.faults import Faults
+from vlp.errors import UserError
+from vlp.types import Sample
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+
+
+class SampleFault(Exception):
+    """A sample that cannot be used; the message is the reason that the report counts."""
+
+
+class Member(NamedTuple):
+    """Where one file of a sample lies inside its shard, in bytes."""
+
+    offset: int
+    size: int
+
+
+class Entry(NamedTuple):
+    """One sample of a shard, not yet read."""
+
+    shard: Path
+    key: str
+    members: dict[str, Member]
+    """By extension without the first dot, lower case: ``jpg``, ``txt``, ``json``."""
+
+    def extension(self) -> str | None:
+        """Return the extension of the image, or None where there is none."""
+        return next((e for e in IMAGE_EXTENSIONS if e in self.members), None)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The usable samples of some shards, in shard order and then in the order of the tar."""
+
+    entries: list[Entry]
+    shards: list[Path]
+    faults: Faults = field(default_factory=Faults)
+    """What was found wrong while the headers were read."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every sample; one that cannot be read is counted under its reason."""
+        for entry in self.entries:
+            try:
+                yield read(entry)
+            except SampleFault as fault:
+                self.faults.add(str(fault), entry.shard.name, entry.key)
+
+
+def open_shards(source: str | Path | Sequence[str | Path]) -> ShardSet:
+    """Index the shards of a folder, a tar file, a glob or a brace range such as ``{000..009}.tar``.
+
+    Raises:
+        UserError: There is no shard, a shard is missing, or no sample has an image and a caption.
+    """
+    shards = find_shards(source)
+    faults = Faults()
+    entries = [entry for shard in shards for entry in index(shard, faults)]
+    if not entries:
+        reasons = f" ({faults.summary()})" if faults else ""
+        raise UserError(
+            f"{_name(source)} holds no sample with an image and a caption{reasons}. A sample is "
+            f"KEY.jpg (or png, webp) and KEY.txt in a tar; `vlp pack` makes such shards."
+        )
+    return ShardSet(entries, shards, faults)
+
+
+def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the tar files that a source names, sorted by name.
+
+    Raises:
+        UserError: There is none, or one that was named is missing.
+    """
+    if isinstance(source, list | tuple):
+        return [shard for part in source for shard in find_shards(part)]
+    text = str(source)
+    if Path(text).is_dir():
+        found = sorted(Path(text).rglob("*.tar"))
+        if not found:
+            raise UserError(
+                f"{text} holds no tar files. Give a folder with 000000.tar, "
+                f"such as `vlp pack` or `vlp filter` writes."
+            )
+        return found
+    found = []
+    for name in braceexpand.braceexpand(text):
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        found += [Path(match) for match in matches if Path(match).is_file()]
+        if not any(Path(match).is_file() for match in matches):
+            raise UserError(f"There are no shards at {name}. Give a folder of tar files, or one.")
+    return found
+
+
+def index(shard: Path, faults: Faults) -> list[Entry]:
+    """Return the usable samples of one shard; what is not usable is counted under its reason."""
+    members: dict[str, dict[str, Member]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in _headers(tar, shard, faults):
+                if not info.isreg():
+                    continue
+                folder, _, name = info.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                own = members.setdefault(key, {})
+                if extension.lower() in own:
+                    faults.add("key stands twice", shard.name, key)
+                    continue
+                own[extension.lower()] = Member(info.offset_data, info.size)
+    except (tarfile.TarError, OSError) as error:
+        faults.add("shard is no tar file", shard.name, str(error))
+    entries = []
+    for key, own in members.items():
+        entry = Entry(shard, key, own)
+        if entry.extension() is None:
+            faults.add("no image", shard.name, key)
+        elif not {"txt", "json", "cls"} & set(own):
+            faults.add("no caption", shard.name, key)
+        else:
+            entries.append(entry)
+    return entries
+
+
+def read(entry: Entry) -> Sample:
+    """Return one sample: its image still encoded, its caption and its metadata.
+
+    The caption is ``.txt``, or ``caption`` of ``.json`` (img2dataset). A sample with a class
+    (``.cls``) may have none.
+
+    Raises:
+        SampleFault: The caption is missing or no UTF-8, or the metadata is no JSON object.
+    """
+    extension = entry.extension()
+    assert extension is not None, "an entry without an image is never indexed"
+    found = read_members(entry, (extension, "txt", "json", "cls"))
+    try:
+        metadata = json.loads(found.get("json", b"{}"))
+        if not isinstance(metadata, dict):
+            raise SampleFault("metadata is no JSON object")
+        if "cls" in found:
+            metadata["cls"] = int(found["cls"])
+        text = found["txt"].decode() if "txt" in found else str(metadata.get("caption") or "")
+    except UnicodeDecodeError:
+        raise SampleFault("caption or metadata is no UTF-8") from None
+    except ValueError:
+        raise SampleFault("metadata is no JSON object") from None
+    if not text.strip() and "cls" not in metadata:
+        raise SampleFault("caption is empty" if "txt" in found else "no caption")
+    return Sample(entry.key, found[extension], text.strip(), metadata)
+
+
+def read_members(entry: Entry, extensions: Sequence[str]) -> dict[str, bytes]:
+    """Return the bytes of those of a sample's files that it has."""
+    file = os.open(entry.shard, os.O_RDONLY)
+    try:
+        return {
+            extension: os.pread(file, member.size, member.offset)
+            for extension in extensions
+            if (member := entry.members.get(extension))
+        }
+    finally:
+        os.close(file)
+
+
+def write_shards(
+    samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000
+) -> tuple[int, int]:
+    """Write samples to ``000000.tar`` and on; image bytes go in as they are.
+
+    Returns:
+        The number of samples and the number of shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    count, writer = 0, None
+    for count, sample in enumerate(samples, 1):
+        if (count - 1) % samples_per_shard == 0:
+            if writer:
+                writer.close()
+            path = folder / f"{(count - 1) // samples_per_shard:06d}.tar"
+            # A time of 0 makes the bytes of a shard a function of its samples alone.
+            writer = webdataset.TarWriter(str(path), encoder=False, mtime=0)
+        assert writer is not None
+        writer.write(_members(sample))
+    if writer:
+        writer.close()
+    return count, -(-count // samples_per_shard)
+
+
+def image_extension(data: bytes) -> str:
+    """Return ``jpg``, ``png``, ``webp`` or ``gif`` by the first bytes; ``jpg`` for anything else."""
+    if data.startswith(b"\x89PNG"):
+        return "png"
+    if data[8:12] == b"WEBP":
+        return "webp"
+    return "gif" if data.startswith(b"GIF8") else "jpg"
+
+
+def _members(sample: Sample) -> dict[str, Any]:
+    members: dict[str, Any] = {"__key__": sample.key, image_extension(sample.image): sample.image}
+    members["txt"] = sample.text.encode()
+    if sample.metadata:
+        members["json"] = json.dumps(sample.metadata, ensure_ascii=False).encode()
+    return members
+
+
+def _headers(tar: tarfile.TarFile, shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers whose data is all there; a cut-off tail is counted once."""
+    length = shard.stat().st_size
+    try:
+        for info in tar:
+            if info.offset_data + info.size > length:
+                raise tarfile.ReadError("unexpected end of data")
+            yield info
+    except (tarfile.ReadError, tarfile.HeaderError) as error:
+        faults.add("shard is cut off or damaged", shard.name, str(error))
+
+
+def _name(source: str | Path | Sequence[str | Path]) -> str:
+    return ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)

@@ -1,0 +1,383 @@
+"""The dual encoder: an image tower, a text tower, a logit scale and bias, and their preprocessing.
+
+The one door to open_clip, and through it to timm and transformers. An encoder is built from a
+config of open_clip's own form, ``{"model_cfg": ..., "preprocess_cfg": ...}``, so that whatever
+open_clip can build can be trained here, and what is trained here loads there.
+"""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from open_clip.factory import (
+    get_model_config,
+    load_checkpoint,
+    load_state_dict,
+    resize_pos_embed,
+    resize_text_pos_embed,
+)
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor
+
+from vlp.errors import UserError, nearest
+from vlp.tokenizer import Tokenizer
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+
+
+class Encoding(NamedTuple):
+    """What one pass through the encoder gives; features are unit-length rows."""
+
+    image: Float[Tensor, "images dim"] | None
+    text: Float[Tensor, "texts dim"] | None
+    scale: Float[Tensor, ""]
+    bias: Float[Tensor, ""] | None
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a text tower into one space.
+
+    Attributes:
+        config: ``{"model_cfg": ..., "preprocess_cfg": ...}`` as open_clip writes it.
+        transform: An upright RGB picture to the uint8 ``[3, height, width]`` that the tower takes.
+        tokenizer: Captions to ids.
+        logit_scale: Natural logarithm of the scale, ``[1]``: FSDP2 refuses 0-dim parameters.
+        logit_bias: ``[1]``, or None for an encoder trained with a softmax.
+    """
+
+    def __init__(
+        self,
+        model: open_clip.CustomTextCLIP,
+        config: dict[str, Any],
+        tokenizer: Callable,
+    ) -> None:
+        super().__init__()
+        self.visual = model.visual
+        self.text = model.text
+        self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1).clone())
+        has_bias = model.logit_bias is not None
+        self.logit_bias = (
+            nn.Parameter(model.logit_bias.detach().reshape(1).clone()) if has_bias else None
+        )
+        size = model.visual.image_size
+        preprocess = merge_preprocess_dict(PreprocessCfg(), config.get("preprocess_cfg", {}))
+        preprocess["size"] = list(size) if isinstance(size, tuple) else size
+        self.config = {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess}
+        self.transform = _pixels_only(image_transform_v2(PreprocessCfg(**preprocess), False))
+        self.hf_tokenizer = getattr(tokenizer, "tokenizer", None)
+        pad = getattr(self.hf_tokenizer, "pad_token_id", None) or 0
+        self.tokenizer = Tokenizer(tokenizer, model.context_length, pad)
+        for name in ("mean", "std"):
+            value = torch.tensor(preprocess[name]).reshape(3, 1, 1) * 255
+            self.register_buffer(f"pixel_{name}", value, persistent=False)
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "images 3 height width"] | None = None,
+        tokens: Int[Tensor, "texts length"] | None = None,
+    ) -> Encoding:
+        """Encode images, texts or both. The only way in, so that DDP's and FSDP's hooks run."""
+        image = text = None
+        if images is not None:
+            image = F.normalize(self.visual(self._normalise(images)).float(), dim=-1)
+        if tokens is not None:
+            text = F.normalize(self.text(tokens).float(), dim=-1)
+        bias = None if self.logit_bias is None else self.logit_bias.squeeze(0)
+        return Encoding(image, text, self.logit_scale.squeeze(0).exp(), bias)
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature."""
+        return self.config["model_cfg"]["embed_dim"]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the image tower takes, in pixels."""
+        size = self.config["preprocess_cfg"]["size"]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether the encoder was trained with a sigmoid: each pair has its own probability."""
+        return self.logit_bias is not None
+
+    def set_logits(self, scale: float, bias: float | None) -> None:
+        """Start from this scale and bias; None leaves the encoder without a bias."""
+        device = self.logit_scale.device
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale), device=device))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias).to(device))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images.float().sub_(self.pixel_mean).div_(self.pixel_std)  # type: ignore[arg-type]
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Return the config of an architecture: one of ours, one of open_clip's, a JSON file or a model.
+
+    Args:
+        name: ``tiny``, ``ViT-B-32``, ``path/to/model.json``, ``hf-hub:org/repo`` or
+            ``local-dir:path`` (open_clip's folder, which a checkpoint of ours is).
+
+    Raises:
+        UserError: There is no such architecture, or the file is none.
+    """
+    ours = ARCHITECTURES / f"{name}.json"
+    path = ours if ours.is_file() else Path(name.removeprefix("local-dir:"))
+    if path.is_dir():
+        path = path / "open_clip_config.json"
+    if path.suffix == ".json":
+        try:
+            config = json.loads(path.read_text())
+        except OSError:
+            raise UserError(f"There is no architecture file {path}.") from None
+        except ValueError as error:
+            raise UserError(f"The architecture {path} is no JSON: {error}.") from None
+    else:
+        known = [p.stem for p in ARCHITECTURES.glob("*.json")] + open_clip.list_models()
+        config = _open_clip_config(name)
+        if config is None:
+            raise UserError(f"There is no architecture {name!r}. {nearest(name, known)}")
+    config = config if "model_cfg" in config else {"model_cfg": config}
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config["model_cfg"])
+    if missing or "multimodal_cfg" in config["model_cfg"]:
+        what = f"has no {min(missing)}" if missing else "has a captioning decoder"
+        raise UserError(f"The architecture {name} {what}. Give one with two towers, as ViT-B-32.")
+    return config
+
+
+def create_encoder(
+    config: dict[str, Any],
+    *,
+    weights: str | Path | None = None,
+    image_weights: str | None = None,
+    text_weights: str | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    folder: Path | None = None,
+) -> DualEncoder:
+    """Build an encoder. Weights that are not given are random.
+
+    Args:
+        config: What ``read_config`` returns.
+        weights: An open_clip checkpoint (``.pt``, ``.bin``, ``.safetensors``) of both towers; read
+            with ``weights_only=True``, so nothing in it is ever run.
+        image_weights: ``timm`` for the timm tower's own weights, or a file: an open_clip
+            checkpoint, or the state dict of a timm model.
+        text_weights: ``hf`` for the Hugging Face tower's own weights, or an open_clip checkpoint.
+        image_size: Side of the pictures in pixels; position embeddings are resized to it.
+        context_length: Tokens per caption; position embeddings are resized to it.
+        folder: A checkpoint folder with the text tower's Hugging Face config and tokenizer.
+
+    Raises:
+        UserError: The weights are of another architecture, or cannot be read.
+    """
+    config = copy.deepcopy(config)
+    vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+    if image_size:
+        vision["image_size"] = image_size
+        # A timm tower learns its size from its constructor only where it is asked again below.
+    if context_length:
+        text["context_length"] = context_length
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = image_weights == "timm"
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = text_weights == "hf"
+    model = _build(config["model_cfg"], folder)
+    if "timm_model_name" in vision and hasattr(model.visual, "set_input_size"):
+        _set_timm_size(model, vision["image_size"])
+    if weights:
+        _load(model, weights)
+    if image_weights and image_weights != "timm":
+        _load_tower(model.visual, "visual", image_weights)
+    if text_weights and text_weights != "hf":
+        _load_tower(model.text, "text", text_weights)
+    return DualEncoder(model, config, _open_clip_tokenizer(text, folder))
+
+
+def fetch(name: str, pretrained: str | None) -> tuple[dict[str, Any], str | None]:
+    """Return the config of a model that open_clip knows and the file of its weights.
+
+    Args:
+        name: An architecture, ``hf-hub:org/repo`` or ``local-dir:path``.
+        pretrained: A tag of open_clip's, such as ``laion2b_s34b_b79k``, or a file, or None.
+
+    Raises:
+        UserError: open_clip knows no such tag, or the weights cannot be fetched.
+    """
+    config = read_config(name)
+    if name.startswith("hf-hub:"):
+        return config, _or_user_error(
+            lambda: open_clip.download_pretrained_from_hf(name.removeprefix("hf-hub:")), name
+        )
+    if pretrained is None or Path(pretrained).is_file():
+        return config, pretrained
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        hint = nearest(pretrained, tags) if tags else "It has none; give a file."
+        raise UserError(f"{name} has no weights {pretrained!r}. {hint}")
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    config["preprocess_cfg"] = merge_preprocess_dict(PreprocessCfg(), tag)
+    config["model_cfg"]["quick_gelu"] = tag.get("quick_gelu", False)
+    return config, _or_user_error(lambda: open_clip.download_pretrained(tag), pretrained)
+
+
+def open_clip_weights(encoder: DualEncoder) -> dict[str, Tensor]:
+    """Return the state dict under open_clip's names and shapes: scale and bias are 0-dim."""
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()
+    }
+    for name in ("logit_scale", "logit_bias"):
+        if name in state:
+            state[name] = state[name].reshape(())
+    return state
+
+
+def open_clip_config(encoder: DualEncoder) -> dict[str, Any]:
+    """Return the content of ``open_clip_config.json`` for this encoder."""
+    config = copy.deepcopy(encoder.config)
+    model = config["model_cfg"]
+    model["custom_text"] = True
+    model["init_logit_bias"] = -10.0 if encoder.is_sigmoid else None
+    model["vision_cfg"].pop("timm_model_pretrained", None)
+    model["text_cfg"].pop("hf_model_pretrained", None)
+    return config
+
+
+def save_text_files(encoder: DualEncoder, folder: Path) -> None:
+    """Write the Hugging Face config and tokenizer that the text tower needs, where it has them."""
+    if encoder.hf_tokenizer is not None:
+        encoder.hf_tokenizer.save_pretrained(folder)
+    if hasattr(encoder.text, "config"):
+        encoder.text.config.save_pretrained(folder)
+
+
+def _open_clip_config(name: str) -> dict[str, Any] | None:
+    if name.startswith("hf-hub:"):
+        model = _or_user_error(lambda: get_model_config(name), name)
+        return {"model_cfg": model}
+    return get_model_config(name.replace("/", "-"))
+
+
+def _build(model_cfg: dict[str, Any], folder: Path | None) -> open_clip.CustomTextCLIP:
+    options = copy.deepcopy(model_cfg)
+    options.pop("custom_text", None)
+    text = options["text_cfg"]
+    if "hf_model_name" in text and folder and (folder / "config.json").is_file():
+        text["hf_model_name"] = str(folder)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    try:
+        return open_clip.CustomTextCLIP(**options)
+    except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
+        raise UserError(f"Cannot build the architecture: {_first_line(error)}.") from None
+
+
+def _set_timm_size(model: open_clip.CustomTextCLIP, image_size: int | list[int]) -> None:
+    try:
+        model.visual.set_input_size(image_size)
+    except (AttributeError, NotImplementedError, TypeError):
+        # A convolutional tower takes any size and has nothing to set.
+        size = image_size if isinstance(image_size, int) else tuple(image_size)
+        model.visual.image_size = (size, size) if isinstance(size, int) else size
+
+
+def _open_clip_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable:
+    options = dict(text_cfg.get("tokenizer_kwargs") or {})
+    length = text_cfg.get("context_length", 77)
+    source = text_cfg.get("hf_tokenizer_name")
+    if not source:
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    if folder and (folder / "tokenizer_config.json").is_file():
+        source = str(folder)
+    mode = text_cfg.get("tokenizer_mode")
+    return _or_user_error(
+        lambda: open_clip.tokenizer.HFTokenizer(
+            source, context_length=length, tokenizer_mode=mode, **options
+        ),
+        f"the tokenizer {source}",
+    )
+
+
+def _load(model: open_clip.CustomTextCLIP, weights: str | Path) -> None:
+    try:
+        load_checkpoint(model, str(weights), strict=True, weights_only=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights {weights} are of another architecture: {_mismatch(error)}."
+        ) from None
+    except Exception as error:
+        raise UserError(f"Cannot read the weights {weights}: {_first_line(error)}.") from None
+
+
+def _load_tower(tower: nn.Module, prefix: str, weights: str) -> None:
+    """Load one tower from a checkpoint of both, or from the tower's own state dict."""
+    try:
+        state = load_state_dict(weights, weights_only=True)
+    except Exception as error:
+        raise UserError(f"Cannot read the weights {weights}: {_first_line(error)}.") from None
+    if "positional_embedding" in state:
+        state = convert_to_custom_text_state_dict(state)
+    own = {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
+    if not own and hasattr(tower, "trunk"):  # a timm model: its classifier gives way to ours
+        own = {f"trunk.{name}": value for name, value in state.items()}
+    holder = nn.Module()
+    setattr(holder, prefix, tower)
+    full = {f"{prefix}.{name}": value for name, value in own.items()}
+    resize = resize_pos_embed if prefix == "visual" else resize_text_pos_embed
+    _or_user_error(lambda: resize(full, holder), weights)
+    wanted = {name: value for name, value in full.items() if name in holder.state_dict()}
+    try:
+        missing = holder.load_state_dict(wanted, strict=False).missing_keys
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights {weights} are of another architecture: {_mismatch(error)}."
+        ) from None
+    missing = [name for name in missing if ".head." not in name]
+    if missing:
+        raise UserError(
+            f"The weights {weights} are of another architecture: {len(missing)} parameters of the "
+            f"{prefix} tower are missing, such as {missing[0]}."
+        )
+
+
+def _pixels_only(transform: Compose) -> Callable[[Image.Image], Tensor]:
+    """Drop the last two steps of open_clip's transform, to float and normalise: pixels stay uint8.
+
+    The encoder normalises on the device, with the same numbers.
+    """
+    steps = transform.transforms[:-2]
+
+    def to_pixels(image: Image.Image) -> Tensor:
+        for step in steps:
+            image = step(image)
+        return pil_to_tensor(image)
+
+    return to_pixels
+
+
+def _or_user_error(action: Callable[[], Any], what: str) -> Any:
+    try:
+        return action()
+    except Exception as error:
+        raise UserError(f"Cannot load {what}: {_first_line(error)}.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
+
+
+def _mismatch(error: RuntimeError) -> str:
+    """Return the first of the parameters that do not fit, from load_state_dict's long message."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines[1:] if line), lines[0])[:200].rstrip(".")

@@ -1,0 +1,20 @@
+"""The one error meant for the person at the keyboard."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what is wrong, where, and what to write.
+
+    The command line prints it as one line and ends with exit code 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that names what was probably meant, or else everything known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"Known: {', '.join(known)}."

@@ -1,0 +1,88 @@
+"""Encoded bytes to pixels, in one way for training, evaluation, search and people's own files."""
+
+import io
+import warnings
+
+from PIL import Image, ImageOps
+
+from vlp.errors import UserError
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused from the header: a small file can unpack to gigabytes."""
+
+
+class ImageError(Exception):
+    """An image that cannot be read; the message says why, in few words."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """Return the first frame as upright RGB.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        ImageError: The bytes are no picture, end early, or hold more than ``MAX_PIXELS``.
+    """
+    if not data:
+        raise ImageError("image is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError("image has too many pixels")
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError:
+        raise ImageError("image format is not known") from None
+    except Image.DecompressionBombError:
+        raise ImageError("image has too many pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(_reason(error)) from None
+
+
+def open_image(path: str) -> Image.Image:
+    """Return an image file as upright RGB.
+
+    Raises:
+        UserError: The file is missing or is no picture.
+    """
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except OSError as error:
+        raise UserError(f"Cannot open the image {path}: {error.strerror}.") from None
+    except ImageError as error:
+        raise UserError(
+            f"Cannot read {path}: the {error}. Give a JPEG, PNG or WebP file."
+        ) from None
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) from the header, without decoding the pixels.
+
+    Raises:
+        ImageError: The bytes are no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(data)).size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise ImageError("image format is not known" if data else "image is empty") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """Return one of few reasons, so that a report can count them."""
+    text = str(error).lower()
+    return "image ends early" if "truncated" in text or "end" in text else "image is damaged"

@@ -1,0 +1,126 @@
+"""Output folders: never half written under their final name, never another command's by mistake.
+
+Every folder that a command writes holds ``config.json``: the command and what it was told.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlp.errors import UserError
+
+RECORD = "config.json"
+
+
+@contextmanager
+def output_folder(
+    path: Path,
+    command: str,
+    config: dict[str, Any],
+    *,
+    inputs: Sequence[Path] = (),
+    overwrite: bool = False,
+) -> Iterator[Path]:
+    """Yield an empty folder that takes the name ``path`` when the block ends without an error.
+
+    The same command with the same config replaces what it wrote before.
+
+    Raises:
+        UserError: ``path`` holds what another command, another config or a person wrote.
+    """
+    check_output(path, command, config, inputs=inputs, overwrite=overwrite)
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    write_record(part, command, config)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_output(
+    path: Path,
+    command: str,
+    config: dict[str, Any],
+    *,
+    inputs: Sequence[Path] = (),
+    overwrite: bool = False,
+) -> None:
+    """Raise UserError unless this command with this config may write the folder ``path``."""
+    for source in inputs:
+        if path.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UserError(
+                f"The output {path} is the input {source} or holds it. Give another output folder."
+            )
+    if path.is_file():
+        raise UserError(f"The output {path} is a file. Give the name of a folder.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    record = read_record(path)
+    if record is None:
+        raise UserError(
+            f"{path} holds files that no vlp command wrote, such as "
+            f"{min(p.name for p in path.iterdir())}. Give a new folder."
+        )
+    if overwrite:
+        return
+    if record["command"] != command:
+        raise UserError(
+            f"{path} was written by `vlp {record['command']}`. "
+            f"Give another folder, or --overwrite to replace it."
+        )
+    changes = differences(record["config"], json.loads(json.dumps(config, default=str)))
+    if changes:
+        raise UserError(
+            f"{path} was written with another config: {'; '.join(changes)}. "
+            f"Give another folder, or --overwrite to replace it."
+        )
+
+
+def write_record(folder: Path, command: str, config: dict[str, Any]) -> None:
+    """Write down which command wrote a folder, and what it was told."""
+    write_json(folder / RECORD, {"command": command, "config": config})
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return ``{"command": ..., "config": ...}`` of a folder that a command wrote, or None."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"command", "config"} <= set(record) else None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return what changed as ``"data.batch_size was 256, is 512"``, in the order of the new."""
+    found = []
+    for name in dict.fromkeys([*new, *old]):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} was {before!r}, is {after!r}")
+    return found
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON under a temporary name, then rename: a reader sees the old file or the new."""
+    write_bytes(path, (json.dumps(data, indent=1, default=str, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, then rename it."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

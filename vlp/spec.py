@@ -1,0 +1,82 @@
+"""Build a part from the text that names it: ``"caption_words(min=3)"``.
+
+The folder is the registry. ``training/losses/sigmoid.py`` defines the class ``Sigmoid``, and its
+name everywhere, on the command line and in a saved config, is the file's name, ``sigmoid``. So a
+new loss, filter or evaluator is one new file. A dotted name, ``"my_package.focal(gamma=2)"``,
+finds a file outside this repository in the same way.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from typing import Any
+
+from vlp.errors import UserError, nearest
+
+
+def names(family: str) -> list[str]:
+    """Return the names in a family, such as ``"training.losses"``, without importing them."""
+    folder = importlib.import_module(family).__path__
+    return sorted(file.name for file in pkgutil.iter_modules(folder))
+
+
+def build(family: str, spec: str) -> Any:
+    """Return the part of ``family`` that ``spec`` names, with the arguments it gives.
+
+    Raises:
+        UserError: The text is not ``name`` or ``name(key=value)``, no such part exists, or the
+            part refuses the arguments.
+    """
+    name, arguments = parse(spec)
+    path = name if "." in name else f"{family}.{name}"
+    if not _exists(path):
+        kind = family.rsplit(".", 1)[-1].removesuffix("es" if family.endswith("sses") else "s")
+        raise UserError(f"There is no {kind} called {name!r}. {nearest(name, names(family))}")
+    class_name = "".join(word.title() for word in path.rsplit(".", 1)[-1].split("_"))
+    part = getattr(importlib.import_module(path), class_name, None)
+    if part is None:
+        raise UserError(f"{path.replace('.', '/')}.py defines no class {class_name}.")
+    try:
+        inspect.signature(part).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{spec!r}: {error}. {_how_to_write(name, part)}") from None
+    return part(**arguments)
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split ``"a.b(c=1)"`` into ``("a.b", {"c": 1})``; values are Python literals only.
+
+    Raises:
+        UserError: The text is not ``name`` or ``name(key=value)``.
+    """
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        name = ast.unparse(call.func)
+        if not all(word.isidentifier() for word in name.split(".")):
+            raise ValueError("a name is words and dots, as in clip_score or my_package.my_loss")
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("give arguments by name, as in name(key=value)")
+        return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"Cannot read {spec!r}: {error}. Write name or name(key=value), values as literals."
+        ) from None
+
+
+def _how_to_write(name: str, part: Any) -> str:
+    parameters = inspect.signature(part).parameters.values()
+    options = ", ".join(
+        p.name if p.default is inspect.Parameter.empty else f"{p.name}={p.default!r}"
+        for p in parameters
+    )
+    return f"Write {name}({options})."
+
+
+def _exists(path: str) -> bool:
+    try:
+        return importlib.util.find_spec(path) is not None
+    except ModuleNotFoundError:  # a folder on the way to the file is missing
+        return False

@@ -1,0 +1,61 @@
+"""The things that flow: samples in shards, batches of tensors, pairs of features, hits."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image-text pair, as a shard holds it."""
+
+    key: str
+    """Unique in its source; the member name without its extension, folders included."""
+    image: bytes
+    """Encoded JPEG, PNG or WebP."""
+    text: str
+    """The caption."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Everything else that the shard says of the pair: ``.json``, and ``.cls`` as ``cls``."""
+
+
+class Batch(NamedTuple):
+    """Samples as an encoder reads them. Pixels stay uint8 until they are on the device."""
+
+    images: UInt8[Tensor, "batch 3 height width"]
+    tokens: Int[Tensor, "batch length"]
+    keys: list[str]
+    group: Int64[Tensor, "batch"]
+    """Pairs of equal group match each other."""
+    seed: Int64[Tensor, "batch"]
+    """What is random about a pair follows from this number alone."""
+
+
+class Pairs(NamedTuple):
+    """What a loss sees of a batch: unit-length rows."""
+
+    image: Float[Tensor, "batch dim"]
+    text: Float[Tensor, "batch dim"]
+    group: Int64[Tensor, "batch"]
+    seed: Int64[Tensor, "batch"]
+    views: Float[Tensor, "views batch dim"] | None = None
+    """More image features of each pair."""
+    hard_text: Float[Tensor, "batch hard dim"] | None = None
+    """Captions that nearly fit: extra columns of image-to-text, never anchors."""
+    teacher: tuple[Float[Tensor, "batch wide"], Float[Tensor, "batch wide"]] | None = None
+    """A frozen model's features of the same images and texts."""
+    past: (
+        tuple[Float[Tensor, "past dim"], Float[Tensor, "past dim"], Int64[Tensor, "past"]] | None
+    ) = None
+    """Image features, text features and groups of earlier steps, as more negatives."""
+
+
+class Hit(NamedTuple):
+    """One search result."""
+
+    key: str
+    score: float
+    """Cosine similarity to the query, in [-1, 1]."""
+    metadata: dict[str, Any]
