@@ -7,6 +7,10 @@ EXAMPLES = 5
 """Places kept for each reason."""
 
 
+class SampleFault(Exception):
+    """A sample that cannot be used; the message is the reason that the ledger counts."""
+
+
 class Faults:
     """Bad samples and shards: how many for each reason, and where the first few are."""
 

@@ -16,15 +16,11 @@ from typing import Any, NamedTuple
 import braceexpand
 import webdataset
 
-from data_pipelines.faults import Faults
+from data_pipelines.faults import Faults, SampleFault
 from vlp.errors import UserError
 from vlp.types import Sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-
-
-class SampleFault(Exception):
-    """A sample that cannot be used; the message is the reason that the report counts."""
 
 
 class Member(NamedTuple):
@@ -208,7 +204,7 @@ def write_shards(
 
 
 def image_extension(data: bytes) -> str:
-    """Return ``jpg``, ``png``, ``webp`` or ``gif`` by the first bytes; ``jpg`` for anything else."""
+    """Return ``png``, ``webp`` or ``gif`` by the first bytes, and ``jpg`` for anything else."""
     if data.startswith(b"\x89PNG"):
         return "png"
     if data[8:12] == b"WEBP":

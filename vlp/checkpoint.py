@@ -5,10 +5,14 @@ from safetensors or from ``torch.load(weights_only=True)``: a checkpoint can nev
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from vlp.encoder import (
     DualEncoder,
@@ -45,22 +49,60 @@ def load_encoder(name: str | Path) -> DualEncoder:
         UserError: There is no such model, or its files are damaged.
     """
     name = str(name)
-    folder = Path(name.removeprefix("local-dir:"))
-    if folder.exists():
-        folder = find_checkpoint(folder)
-        encoder = create_encoder(
-            read_config(str(folder)), weights=_weights_in(folder), folder=folder
-        )
-    elif name.startswith("hf-hub:") or ":" in name:
-        architecture, _, tag = (name, "", "") if name.startswith("hf-hub:") else name.partition(":")
-        config, weights = fetch(architecture, tag or None)
-        encoder = create_encoder(config, weights=weights)
-    else:
+    is_known = name.startswith(("hf-hub:", "local-dir:")) or Path(name).exists()
+    architecture, tag = (
+        (name, None) if is_known else (name.partition(":")[0], name.partition(":")[2])
+    )
+    if not is_known and not tag:
         raise UserError(
             f"There is no model {name}. Give a run folder, a checkpoint folder, hf-hub:org/repo "
             f"or ARCHITECTURE:TAG such as ViT-B-32:laion2b_s34b_b79k."
         )
+    source = find_model(architecture, tag)
+    encoder = create_encoder(source.config, weights=source.weights, folder=source.folder)
     return encoder.eval().requires_grad_(False)
+
+
+class ModelSource(NamedTuple):
+    """Where an encoder comes from."""
+
+    config: dict[str, Any]
+    weights: str | Path | None
+    """None for an architecture alone."""
+    folder: Path | None
+    """The checkpoint folder, where there is one."""
+
+
+def find_model(name: str, weights: str | None = None) -> ModelSource:
+    """Return the config and weights of a run, a checkpoint, an architecture or a hub's model.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    path = Path(name.removeprefix("local-dir:"))
+    if path.is_dir():
+        folder = find_checkpoint(path)
+        return ModelSource(read_config(str(folder)), weights or _weights_in(folder), folder)
+    return ModelSource(*fetch(name, weights), None)
+
+
+def load_weights(encoder: DualEncoder, folder: Path) -> None:
+    """Load a checkpoint of ours into an encoder of the same architecture, exactly.
+
+    Raises:
+        UserError: The checkpoint is damaged or of another architecture.
+    """
+    try:
+        state = load_file(folder / WEIGHTS)
+        for name in ("logit_scale", "logit_bias"):
+            if name in state:
+                state[name] = state[name].reshape(1)
+        encoder.load_state_dict(state)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"The checkpoint {folder} is damaged or of another architecture: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -87,11 +129,12 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(whole, key=lambda p: int(p.name.removeprefix("step_")))
 
 
-def model_hash(folder: Path) -> str:
-    """Return 16 hex digits of a checkpoint's weights and config: features of it carry them."""
-    digest = hashlib.sha256()
-    for path in (folder / CONFIG, _weights_in(folder)):
-        digest.update(path.read_bytes())
+def encoder_hash(encoder: DualEncoder) -> str:
+    """Return 16 hex digits of an encoder's weights and config; features of it carry them."""
+    digest = hashlib.sha256(json.dumps(open_clip_config(encoder), sort_keys=True).encode())
+    for name, value in sorted(open_clip_weights(encoder).items()):
+        digest.update(name.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 from vlp.console import Voice, speaking
 from vlp.errors import UserError, nearest
@@ -91,24 +91,46 @@ def _call(command: Callable, argv: list[str]) -> Any:
         nonlocal arguments, options
         arguments, options = args, kwargs
 
-    keep.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
-    keep.__annotations__ = command.__annotations__
+    parameters = [_named(p) for p in inspect.signature(command).parameters.values()]
+    keep.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    keep.__annotations__ = {p.name: p.annotation for p in parameters}
     keep.__doc__ = command.__doc__
     said = io.StringIO()
+    styles = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)
     try:
         with contextlib.redirect_stderr(said):
-            tyro.cli(keep, prog=f"vlp {argv[0]}", args=argv[1:])
+            tyro.cli(keep, prog=f"vlp {argv[0]}", args=argv[1:], config=styles)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(said.getvalue())) from None
+        raise UserError(f"{_one_line(said.getvalue())} See `vlp {argv[0]} --help`.") from None
     return command(*arguments, **options)
 
 
+def _named(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Let the help call a positional by its name, as ``INDEX``, and not by its type."""
+    import tyro
+
+    if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return parameter
+    name = tyro.conf.arg(metavar=parameter.name.upper())
+    return parameter.replace(annotation=Annotated[parameter.annotation, name])
+
+
 def _one_line(message: str) -> str:
-    """Return tyro's boxed message as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯─│]", " ", message)
-    return re.sub(r"\s+", " ", text).strip()
+    """Return what tyro says in a box, with its suggestions, as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    first, *rest = "\n".join(lines).split("─" * 20)
+    options = re.findall(r"^--\S+(?: [A-Z]\S*)?", "\n".join([first, *rest]), re.MULTILINE)
+    if first.startswith("Missing"):
+        missing = options or re.findall(r"^[A-Z_]+$", first, re.MULTILINE)
+        return f"Missing: {', '.join(missing)}."
+    said = " ".join(first.partition("Got errors")[0].split()).rstrip(".")
+    if "Perhaps you meant" in message:
+        return f"{said}. Did you mean {' or '.join(dict.fromkeys(options))}?"
+    known = re.search(r"Available subcommands:.*", "\n".join(rest))
+    return f"{said}. {known[0]}." if known else f"{said}."
 
 
 def _overview() -> str:

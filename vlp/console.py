@@ -79,9 +79,7 @@ def progress(total: int | None, what: str) -> Iterator[Any]:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=Console(stderr=True), disable=not shown, transient=True
-    ) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
         task = bar.add_task(what, total=total, note="")
 
         def advance(steps: int = 1, note: str | None = None) -> None:

@@ -124,7 +124,7 @@ class DualEncoder(nn.Module):
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Return the config of an architecture: one of ours, one of open_clip's, a JSON file or a model.
+    """Return the config of an architecture: ours, open_clip's, a JSON file's or a model's.
 
     Args:
         name: ``tiny``, ``ViT-B-32``, ``path/to/model.json``, ``hf-hub:org/repo`` or

@@ -85,6 +85,12 @@ def check_output(
         )
 
 
+def remove_output(path: Path) -> None:
+    """Remove a folder that a command wrote; one that no command wrote is never touched."""
+    if read_record(path) is not None:
+        shutil.rmtree(path)
+
+
 def write_record(folder: Path, command: str, config: dict[str, Any]) -> None:
     """Write down which command wrote a folder, and what it was told."""
     write_json(folder / RECORD, {"command": command, "config": config})

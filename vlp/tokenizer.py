@@ -16,9 +16,7 @@ class Tokenizer:
         pad: The id of padding.
     """
 
-    def __init__(
-        self, tokenize: Callable[[list[str], int], Tensor], length: int, pad: int
-    ) -> None:
+    def __init__(self, tokenize: Callable[[list[str], int], Tensor], length: int, pad: int) -> None:
         self._tokenize = tokenize
         self.length = length
         self._pad = pad

@@ -1,0 +1,110 @@
+"""Commands on shards."""
+
+from pathlib import Path
+from typing import Any
+
+
+def quickstart(
+    out: Path = Path("quickstart"), /, samples: int = 3000, seed: int = 0, overwrite: bool = False
+) -> dict[str, Any]:
+    """Take the tour: draw a toy world, then run every command on it, in minutes on two cores.
+
+    Args:
+        out: Folder for everything that the tour makes.
+        samples: Image-text pairs to draw for training, planted defects included.
+        seed: Another seed draws another world.
+        overwrite: Replace what another tour left in the folder.
+    """
+    from data_pipelines.quickstart import run
+
+    return run(out, samples=samples, seed=seed, overwrite=overwrite)
+
+
+def inspect(shards: str, /, sheet: Path | None = None, seed: int = 0) -> dict[str, Any]:
+    """Show what shards hold: counts, sizes, captions, faults, ten samples, a contact sheet.
+
+    Args:
+        shards: Folder of tar files, one tar file, a glob or a brace range.
+        sheet: PNG file for the contact sheet; none is drawn where no file is named.
+        seed: Draws which samples are shown.
+    """
+    from data_pipelines.inspection import inspect_shards
+
+    return inspect_shards(shards, sheet=sheet, seed=seed)
+
+
+def pack(
+    source: Path,
+    shards: Path,
+    /,
+    image: str = "image",
+    caption: str = "caption",
+    samples_per_shard: int = 1000,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Pack image-text pairs into shards: a folder, or a CSV, TSV, JSONL or Parquet table.
+
+    Args:
+        source: Folder of images with ``.txt`` or ``.json`` beside them, or a table.
+        shards: Folder to write.
+        image: Column of the image: a path (relative to the table) or the encoded bytes.
+        caption: Column of the caption, or field of a ``.json`` beside an image.
+        samples_per_shard: Samples in each shard but the last.
+        overwrite: Replace what another command or config wrote.
+    """
+    from data_pipelines.pack import pack as run
+
+    return run(
+        source,
+        shards,
+        image=image,
+        caption=caption,
+        samples_per_shard=samples_per_shard,
+        overwrite=overwrite,
+    )
+
+
+def filter_(
+    raw: str,
+    clean: Path,
+    /,
+    keep: tuple[str, ...],
+    samples_per_shard: int = 1000,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Score samples, decide which to keep, write them as new shards, and report the drops.
+
+    Args:
+        raw: Shards to read.
+        clean: Folder to write: shards, ``scores/`` and ``report.json``.
+        keep: Filters, in the order they decide, such as ``"caption_words(min=3)"``.
+        samples_per_shard: Samples in each shard but the last.
+        overwrite: Replace what another command or config wrote.
+    """
+    from data_pipelines.filter import filter_shards
+
+    return filter_shards(
+        raw, clean, keep=keep, samples_per_shard=samples_per_shard, overwrite=overwrite
+    )
+
+
+def embed(
+    model: str,
+    shards: str,
+    features: Path,
+    /,
+    batch_size: int = 256,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the image and text features of shards, in clip-retrieval's layout.
+
+    Args:
+        model: Run folder, checkpoint folder, or a model that open_clip knows.
+        shards: Shards to read.
+        features: Folder to write: ``image_emb/``, ``text_emb/``, ``metadata/``.
+        batch_size: Samples encoded at once.
+        overwrite: Replace what another command or config wrote.
+    """
+    from data_pipelines.embed import embed_shards
+
+    return embed_shards(model, shards, features, batch_size=batch_size, overwrite=overwrite)

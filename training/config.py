@@ -1,0 +1,150 @@
+"""What a run is told: plain frozen data, checked when it is made, printed, saved and compared."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_pipelines.augment import Augmentation
+from data_pipelines.captions import CaptionChoice
+from vlp.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from and how they are batched."""
+
+    shards: str = ""
+    """Training shards: a folder, a tar file, a glob or a brace range."""
+    validation: str | None = None
+    """Shards for the validation loss and retrieval."""
+    batch_size: int = 256
+    """Pairs in a step over all processes."""
+    captions: str = "txt"
+    """Where captions come from: ``txt`` or fields of ``.json`` with weights, as
+    ``"txt:0.7 keywords:0.3"``; one is drawn each time a sample is read."""
+    group: Literal["caption", "label", "image", "none"] = "caption"
+    """What makes two pairs of a batch match: an equal caption, class or image; none: only a pair
+    itself."""
+    label_key: str = "cls"
+    """Field of ``.json`` that holds the class, for ``--data.group label``."""
+    threads: int = 2
+    """Threads that decode pictures, in each process."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """What is changed about training pictures."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise UserError(
+                f"The batch size is {self.batch_size}; a contrastive loss needs at least 2 pairs."
+            )
+        if self.threads < 1:
+            raise UserError(f"data.threads is {self.threads}. Write 1 or more.")
+        CaptionChoice.parse(self.captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two towers, and the weights that they start from."""
+
+    name: str = "ViT-B-32"
+    """Architecture: ``tiny``, open_clip's ``ViT-B-32``, a JSON file, ``hf-hub:org/repo``,
+    ``local-dir:path``; or a run or checkpoint folder to fine-tune."""
+    weights: str | None = None
+    """Weights of both towers: an open_clip tag such as ``laion2b_s34b_b79k``, or a file."""
+    image_weights: str | None = None
+    """Weights of the image tower: ``timm`` for timm's own, or a file."""
+    text_weights: str | None = None
+    """Weights of the text tower: ``hf`` for Hugging Face's own, or a file."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; position embeddings are resized."""
+    context_length: int | None = None
+    """Tokens per caption; position embeddings are resized."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine to zero."""
+
+    learning_rate: float = 5e-4
+    """Peak, reached after the warm-up."""
+    warmup: float = 0.05
+    """Length of the warm-up: a share of the run below 1, or a number of steps."""
+    weight_decay: float = 0.2
+    """Not applied to norms, biases, scale and bias."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient; 0 leaves it as it is."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"The learning rate is {self.learning_rate}. Write one above 0.")
+        if self.warmup < 0:
+            raise UserError(f"The warm-up is {self.warmup}. Write a share below 1, or steps.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: str = "softmax"
+    """A loss of ``training/losses``, such as ``sigmoid`` or ``"softmax(label_smoothing=0.1)"``."""
+    length: str = "1 epochs"
+    """The recipe's length, where none of steps, samples and epochs is given."""
+    steps: int | None = None
+    """Length of the run in optimizer steps."""
+    samples: int | None = None
+    """Length of the run in samples seen; the last batch may go beyond it."""
+    epochs: float | None = None
+    """Length of the run in passes over the data."""
+    seed: int = 0
+    """Order, crops, drawn captions, initial weights and dropout follow from it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """``auto``: bf16 on a GPU that has it, else fp32."""
+    log_every: int = 10
+    """Steps between rows of ``metrics.jsonl``."""
+    save_every: int = 1000
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = 2
+    """Checkpoints kept."""
+    validate_every: int = 0
+    """Steps between validations; 0: only at the end."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("steps", "samples", "epochs") if getattr(self, name) is not None]
+        if len(given) > 1:
+            flags = " and ".join(f"--{name}" for name in given)
+            raise UserError(f"The length is given twice, by {flags}. Give exactly one.")
+        unit, amount = self._length()
+        if amount <= 0:
+            raise UserError(f"The length is {amount} {unit}. Write one above 0.")
+        for name in ("log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}. Write 1 or more.")
+
+    def num_steps(self, num_samples: int) -> int:
+        """Return the length in steps for a set of this many samples."""
+        unit, amount = self._length()
+        if unit == "steps":
+            return int(amount)
+        samples = amount if unit == "samples" else amount * num_samples
+        return max(1, -(-int(samples) // self.data.batch_size))
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return the length of the warm-up in steps, for a run of this many steps."""
+        warmup = self.optimizer.warmup
+        return round(warmup * steps) if warmup < 1 else int(warmup)
+
+    def _length(self) -> tuple[str, float]:
+        for unit in ("steps", "samples", "epochs"):
+            amount = getattr(self, unit)
+            if amount is not None:
+                return unit, amount
+        match = re.fullmatch(r"([\d.]+) (steps|samples|epochs)", self.length)
+        if not match:
+            raise UserError(f'The length is {self.length!r}. Write it as "30 epochs".')
+        return match[2], float(match[1])

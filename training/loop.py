@@ -1,0 +1,180 @@
+"""train(config): the loop, top to bottom."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from data_pipelines.plan import hash63
+from training.config import TrainConfig
+from training.gather import gather
+from training.log import RunLog, note
+from training.schedule import learning_rate
+from training.setup import Parts, build_parts, start_processes
+from training.state import TrainState, restore, save
+from training.validation import validate
+from vlp.console import progress, say
+from vlp.encoder import Encoding
+from vlp.output import check_output, remove_output, write_json, write_record
+from vlp.types import Batch, Pairs
+
+
+def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Train a dual encoder, or go on with the run in ``out``; return the run's last figures.
+
+    Raises:
+        UserError: Anything in the config, the data or the folder that the user can mend.
+    """
+    accelerator = start_processes(config)
+    is_main = accelerator.is_main_process
+    with accelerator.main_process_first():
+        check_output(out, "train", asdict(config), overwrite=overwrite)
+    parts = build_parts(config, accelerator)
+    if is_main:
+        _claim(out, config, overwrite=overwrite)
+    accelerator.wait_for_everyone()
+
+    state = TrainState(parts.encoder, parts.optimizer)
+    restore(state, out)
+    encoder, optimizer = accelerator.prepare(state.encoder, state.optimizer)
+    encoder.train()
+    steps = config.num_steps(len(parts.shards))
+    _announce(config, parts, state, steps)
+
+    log = RunLog(out, state.step, is_main=is_main)
+    batches = parts.loader.batches(state.samples_seen)
+    figures: dict[str, Any] = {}
+    with progress(steps, "train") as advance:
+        advance(state.step)
+        while state.step < steps:
+            with log.waiting():
+                batch = next(batches)
+            torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
+            rate = _set_learning_rate(optimizer, config, state.step, steps)
+            loss, encoding = _forward(encoder, _to(batch, accelerator.device), parts)
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(encoder.parameters(), _clip(config))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            _limit_scale(parts)
+            state.step += 1
+            state.samples_seen += config.data.batch_size
+            log.count(config.data.batch_size)
+            advance(1)
+
+            if state.step % config.log_every == 0 or state.step == steps:
+                values = _values(accelerator, loss, encoding, norm) | {"learning_rate": rate}
+                figures |= log.row(state, values | log.speed())
+                log.line(state.step, steps, figures)
+                advance(0, note(figures))
+            if parts.validation and _is_due(config.validate_every, state.step, steps):
+                if is_main:
+                    figures |= log.row(state, validate(parts, parts.validation))
+                accelerator.wait_for_everyone()
+            if is_main and _is_due(config.save_every, state.step, steps):
+                save(state, out, keep=config.keep)
+    batches.close()
+    log.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return _report(out, parts, state, figures)
+
+
+def _forward(encoder: torch.nn.Module, batch: Batch, parts: Parts) -> tuple[Tensor, Encoding]:
+    """Return the loss of this process's pairs among everyone's, in fp32 whatever the precision."""
+    encoding = encoder(batch.images, batch.tokens)
+    local = Pairs(encoding.image.float(), encoding.text.float(), batch.group, batch.seed)
+    world, rows = gather(local)
+    return parts.loss(local, world, rows, encoding.scale, encoding.bias), encoding
+
+
+def _claim(out: Path, config: TrainConfig, *, overwrite: bool) -> None:
+    if overwrite:
+        remove_output(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_record(out, "train", asdict(config))
+
+
+def _announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -> None:
+    count = sum(p.numel() for p in parts.encoder.parameters())
+    say(
+        f"Training {config.model.name} ({count / 1e6:.1f} M parameters) with {config.loss} on "
+        f"{len(parts.shards)} samples of {config.data.shards}: {steps} steps of "
+        f"{config.data.batch_size}."
+    )
+    if state.step:
+        say(f"Going on from step {state.step}, {state.samples_seen} samples seen.")
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in batch._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    return batch._replace(**moved)
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    """Return the seed of a step's dropout: a run that goes on draws what it would have drawn."""
+    return hash63(f"{seed} {step} {process}")
+
+
+def _set_learning_rate(optimizer: Any, config: TrainConfig, step: int, steps: int) -> float:
+    rate = learning_rate(
+        step,
+        peak=config.optimizer.learning_rate,
+        warmup_steps=config.warmup_steps(steps),
+        steps=steps,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def _clip(config: TrainConfig) -> float:
+    return config.optimizer.clip_norm or float("inf")
+
+
+@torch.no_grad()
+def _limit_scale(parts: Parts) -> None:
+    parts.encoder.logit_scale.clamp_(max=torch.tensor(parts.loss.max_scale).log().item())
+
+
+def _values(
+    accelerator: Accelerator, loss: Tensor, encoding: Encoding, norm: Tensor | None
+) -> dict[str, Any]:
+    values = {
+        "loss": accelerator.reduce(loss.detach(), "mean"),
+        "grad_norm": norm,
+        "scale": encoding.scale,
+        "bias": encoding.bias,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _is_due(every: int, step: int, steps: int) -> bool:
+    return step == steps or bool(every and step % every == 0)
+
+
+def _report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
+    loader = parts.loader
+    cut = loader.captions_cut / max(1, loader.captions_read)
+    write_json(out / "faults.json", loader.faults.as_dict())
+    say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
+    if cut:
+        length = loader.tokenizer.length
+        say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
+    if loader.faults:
+        say(f"Broken samples: {loader.faults.summary()}; others of their shard took their place.")
+    return {
+        "out": str(out),
+        "steps": state.step,
+        "samples_seen": state.samples_seen,
+        "captions_cut": cut,
+        "faults": loader.faults.as_dict(),
+        "metrics": figures,
+    }

@@ -1,0 +1,37 @@
+"""Named runs. A recipe is a function that returns a whole config; start from one and change it."""
+
+from data_pipelines.augment import Augmentation
+from training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+
+
+def toy() -> TrainConfig:
+    """The drawn shapes of `vlp quickstart`: a tiny encoder, a minute on two cores."""
+    return TrainConfig(
+        model=ModelConfig(name="tiny"),
+        data=DataConfig(batch_size=128),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.1, weight_decay=0.1),
+        length="15 epochs",
+    )
+
+
+def vit_b32_softmax() -> TrainConfig:
+    """CLIP ViT-B/32 (Radford et al. 2021, table 18): batch 32,768, 32 epochs, 5e-4."""
+    return TrainConfig(
+        model=ModelConfig(name="ViT-B-32"),
+        data=DataConfig(batch_size=32768, threads=8),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup=2000, weight_decay=0.2),
+        length="32 epochs",
+    )
+
+
+def vit_b16_sigmoid() -> TrainConfig:
+    """SigLIP ViT-B/16 at 224 (Zhai et al. 2023): batch 32,768, 1e-3, decay 1e-4, beta2 0.95."""
+    return TrainConfig(
+        model=ModelConfig(name="ViT-B-16-SigLIP"),
+        data=DataConfig(
+            batch_size=32768, threads=8, augmentation=Augmentation(scale=(0.9, 1.0), flip=0.5)
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05, weight_decay=1e-4, beta2=0.95),
+        loss="sigmoid",
+        length="9000000000 samples",
+    )

@@ -1,0 +1,75 @@
+"""TrainState: everything that a restart needs, and nothing else; the checkpoints of a run."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlp.checkpoint import list_checkpoints, load_weights, save_encoder
+from vlp.encoder import DualEncoder
+from vlp.errors import UserError
+
+STATE = "train_state.pt"
+
+
+@dataclass
+class TrainState:
+    """A run at one moment. Order, crops and dropout follow from the seed and these two numbers."""
+
+    encoder: DualEncoder
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    samples_seen: int = 0
+
+
+def save(state: TrainState, run: Path, *, keep: int) -> Path:
+    """Write ``checkpoints/step_0001000`` under a temporary name, then rename; keep the last few."""
+    folder = run / "checkpoints" / f"step_{state.step:07d}"
+    part = folder.with_name(f".{folder.name}.part")
+    for stale in (part, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_encoder(state.encoder, part)
+    content = {
+        "optimizer": state.optimizer.state_dict(),
+        "step": state.step,
+        "samples_seen": state.samples_seen,
+    }
+    torch.save(content, part / STATE)
+    for path in part.iterdir():
+        _flush(path)
+    part.rename(folder)
+    _flush(folder.parent)
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def restore(state: TrainState, run: Path) -> bool:
+    """Bring ``state`` to the newest checkpoint of the run; False where there is none."""
+    saved = list_checkpoints(run)
+    if not saved:
+        return False
+    try:
+        content = torch.load(saved[-1] / STATE, weights_only=True)
+        load_weights(state.encoder, saved[-1])
+        state.optimizer.load_state_dict(content["optimizer"])
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"The checkpoint {saved[-1]} is damaged ({line}). Remove it to go on from the one "
+            f"before, or use --overwrite to start anew."
+        ) from None
+    state.step, state.samples_seen = content["step"], content["samples_seen"]
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file or folder is on the disk: a rename must not come before its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

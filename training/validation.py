@@ -1,0 +1,44 @@
+"""How a run does on held-out shards: the loss at a fixed batch size, and retrieval."""
+
+import torch
+from eval.run import run_evaluators
+
+from data_pipelines.captions import caption_key
+from data_pipelines.embed import EncodedSet, encode_shards
+from data_pipelines.plan import hash63
+from data_pipelines.shards import ShardSet
+from training.setup import Parts
+from vlp.encoder import DualEncoder
+from vlp.spec import build
+from vlp.types import Pairs
+
+BATCH_SIZE = 256
+"""A contrastive loss grows with its batch; at one size, losses of all runs can be compared."""
+
+
+def validate(parts: Parts, validation: ShardSet) -> dict[str, float]:
+    """Return the validation loss and retrieval of the encoder as it is now."""
+    encoder = parts.encoder.eval()
+    encoded = encode_shards(encoder, validation)
+    retrieval = run_evaluators(encoder, encoded, [build("eval.evaluators", "retrieval")])
+    encoder.train()
+    loss = validation_loss(encoder, encoded, parts.loss)
+    return {f"validation/{name}": value for name, value in {"loss": loss, **retrieval}.items()}
+
+
+@torch.no_grad()
+def validation_loss(encoder: DualEncoder, encoded: EncodedSet, loss: object) -> float:
+    """Return the mean loss over batches of 256 in the order of the shards.
+
+    The rest below a full batch is left out, unless it is all there is.
+    """
+    count = len(encoded.samples)
+    size = min(BATCH_SIZE, count)
+    group = torch.tensor([hash63(caption_key(sample.text)) for sample in encoded.samples])
+    scale, bias = (None if x is None else x.cpu() for x in encoder()[2:])
+    losses = []
+    for start in range(0, count - size + 1, size):
+        part = slice(start, start + size)
+        pairs = Pairs(encoded.image[part], encoded.text[part], group[part], group[part])
+        losses.append(loss(pairs, pairs, torch.arange(size), scale, bias))  # type: ignore[operator]
+    return torch.stack(losses).mean().item()
