@@ -57,8 +57,7 @@ def encode_shards(encoder: DualEncoder, shards: ShardSet, *, batch_size: int = 2
     with progress(len(shards), "encode") as advance:
         for group in batches(decoded(encoder, shards), batch_size):
             images.append(_encode_pixels(encoder, [item.pixels for item in group]))
-            captions = [item.sample.text for item in group]
-            texts.append(encode_texts(encoder, captions, batch_size=batch_size))
+            texts.append(_encode_captions(encoder, [item.sample.text for item in group]))
             entries += [item.entry for item in group]
             samples += [
                 Sample(item.sample.key, b"", item.sample.text, item.sample.metadata)
@@ -139,6 +138,13 @@ def _encode_pixels(encoder: DualEncoder, pixels: list[Tensor]) -> Tensor:
     images = encoder(images=torch.stack(pixels).to(encoder.logit_scale.device)).image
     assert images is not None
     return images.float().cpu()
+
+
+def _encode_captions(encoder: DualEncoder, captions: list[str]) -> Tensor:
+    """Encode each different caption once: a set with labels and no captions costs no text pass."""
+    place = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+    features = encode_texts(encoder, list(place), batch_size=len(captions))
+    return features[[place[caption] for caption in captions]]  # [captions, dim]
 
 
 def _faults(faults: Faults) -> dict[str, Any]:

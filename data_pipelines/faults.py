@@ -24,7 +24,7 @@ class Faults:
         with self._lock:
             self._counts[reason] = self._counts.get(reason, 0) + count
             examples = self._examples.setdefault(reason, [])
-            if len(examples) < EXAMPLES:
+            if key and len(examples) < EXAMPLES:
                 examples.append(f"{shard}: {key}" if shard else key)
 
     def __len__(self) -> int:
@@ -34,6 +34,15 @@ class Faults:
         """Return one line, such as ``3 image ends early, 1 no caption``; "" where all is well."""
         order = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count} {reason}" for reason, count in order)
+
+    def merge(self, other: dict[str, dict[str, Any]]) -> None:
+        """Add what another process found, as ``as_dict`` gives it."""
+        for reason, found in other.items():
+            rest = found["count"] - len(found["examples"])
+            for example in found["examples"]:
+                self.add(reason, "", example)
+            if rest:
+                self.add(reason, "", "", rest)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return ``{reason: {"count": ..., "examples": [...]}}`` for a report."""

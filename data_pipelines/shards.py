@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import braceexpand
-import webdataset
+from webdataset.writer import TarWriter
 
 from data_pipelines.faults import Faults, SampleFault
 from vlp.errors import UserError
 from vlp.types import Sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+SIGNATURES = {
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
 
 
 class Member(NamedTuple):
@@ -92,15 +99,26 @@ def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
         return [shard for part in source for shard in find_shards(part)]
     text = str(source)
     if Path(text).is_dir():
-        found = sorted(Path(text).rglob("*.tar"))
+        # A hidden name is a folder that a command has not finished, or another system's litter.
+        found = [
+            path
+            for path in sorted(Path(text).rglob("*.tar"))
+            if not any(part.startswith(".") for part in path.relative_to(text).parts)
+        ]
         if not found:
             raise UserError(
                 f"{text} holds no tar files. Give a folder with 000000.tar, "
                 f"such as `vlp pack` or `vlp filter` writes."
             )
         return found
+    try:
+        names = list(braceexpand.braceexpand(text))
+    except ValueError:
+        raise UserError(
+            f"Cannot read {text}: a brace has no partner. Write {{000..009}}.tar."
+        ) from None
     found = []
-    for name in braceexpand.braceexpand(text):
+    for name in names:
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         found += [Path(match) for match in matches if Path(match).is_file()]
         if not any(Path(match).is_file() for match in matches):
@@ -110,28 +128,12 @@ def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def index(shard: Path, faults: Faults) -> list[Entry]:
     """Return the usable samples of one shard; what is not usable is counted under its reason."""
-    members: dict[str, dict[str, Member]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in _headers(tar, shard, faults):
-                if not info.isreg():
-                    continue
-                folder, _, name = info.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                own = members.setdefault(key, {})
-                if extension.lower() in own:
-                    faults.add("key stands twice", shard.name, key)
-                    continue
-                own[extension.lower()] = Member(info.offset_data, info.size)
-    except (tarfile.TarError, OSError) as error:
-        faults.add("shard is no tar file", shard.name, str(error))
     entries = []
-    for key, own in members.items():
-        entry = Entry(shard, key, own)
+    for key, members in _find_members(shard, faults).items():
+        entry = Entry(shard, key, members)
         if entry.extension() is None:
             faults.add("no image", shard.name, key)
-        elif not {"txt", "json", "cls"} & set(own):
+        elif not {"txt", "json", "cls"} & set(members):
             faults.add("no caption", shard.name, key)
         else:
             entries.append(entry)
@@ -145,7 +147,8 @@ def read(entry: Entry) -> Sample:
     (``.cls``) may have none.
 
     Raises:
-        SampleFault: The caption is missing or no UTF-8, or the metadata is no JSON object.
+        SampleFault: The caption is missing or no UTF-8, the metadata is no JSON object, or the
+            class is no number.
     """
     extension = entry.extension()
     assert extension is not None, "an entry without an image is never indexed"
@@ -155,7 +158,7 @@ def read(entry: Entry) -> Sample:
         if not isinstance(metadata, dict):
             raise SampleFault("metadata is no JSON object")
         if "cls" in found:
-            metadata["cls"] = int(found["cls"])
+            metadata["cls"] = _class_number(found["cls"])
         text = found["txt"].decode() if "txt" in found else str(metadata.get("caption") or "")
     except UnicodeDecodeError:
         raise SampleFault("caption or metadata is no UTF-8") from None
@@ -184,10 +187,19 @@ def write_shards(
 ) -> tuple[int, int]:
     """Write samples to ``000000.tar`` and on; image bytes go in as they are.
 
+    Keys are made unique and free of dots, since a reader takes what follows the first dot of a
+    name for the extension: ``a.b`` becomes ``a_b``, and the second of two ``a_b`` ``a_b-2``.
+
     Returns:
         The number of samples and the number of shards.
+
+    Raises:
+        UserError: ``samples_per_shard`` is below 1.
     """
+    if samples_per_shard < 1:
+        raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
     folder.mkdir(parents=True, exist_ok=True)
+    keys: set[str] = set()
     count, writer = 0, None
     for count, sample in enumerate(samples, 1):
         if (count - 1) % samples_per_shard == 0:
@@ -195,29 +207,64 @@ def write_shards(
                 writer.close()
             path = folder / f"{(count - 1) // samples_per_shard:06d}.tar"
             # A time of 0 makes the bytes of a shard a function of its samples alone.
-            writer = webdataset.TarWriter(str(path), encoder=False, mtime=0)
+            writer = TarWriter(str(path), encoder=False, mtime=0)
         assert writer is not None
-        writer.write(_members(sample))
+        writer.write(_members(sample, _free_key(sample.key, keys)))
     if writer:
         writer.close()
     return count, -(-count // samples_per_shard)
 
 
 def image_extension(data: bytes) -> str:
-    """Return ``png``, ``webp`` or ``gif`` by the first bytes, and ``jpg`` for anything else."""
-    if data.startswith(b"\x89PNG"):
-        return "png"
+    """Return ``png``, ``webp``, ``gif``, ``bmp`` or ``tif`` by the first bytes, else ``jpg``."""
     if data[8:12] == b"WEBP":
         return "webp"
-    return "gif" if data.startswith(b"GIF8") else "jpg"
+    return next((name for start, name in SIGNATURES.items() if data.startswith(start)), "jpg")
 
 
-def _members(sample: Sample) -> dict[str, Any]:
-    members: dict[str, Any] = {"__key__": sample.key, image_extension(sample.image): sample.image}
+def _free_key(key: str, taken: set[str]) -> str:
+    """Return a key that no sample has yet and that a reader finds again, and take it."""
+    folder, _, name = key.strip("/").rpartition("/")
+    name = name.replace(".", "_") or "_"
+    wanted = f"{folder}/{name}" if folder else name
+    free, number = wanted, 1
+    while free in taken:
+        number += 1
+        free = f"{wanted}-{number}"
+    taken.add(free)
+    return free
+
+
+def _members(sample: Sample, key: str) -> dict[str, Any]:
+    members: dict[str, Any] = {"__key__": key, image_extension(sample.image): sample.image}
     members["txt"] = sample.text.encode()
     if sample.metadata:
         members["json"] = json.dumps(sample.metadata, ensure_ascii=False).encode()
     return members
+
+
+def _find_members(shard: Path, faults: Faults) -> dict[str, dict[str, Member]]:
+    """Return by key, then by extension, where the files of a shard lie; the first of equals."""
+    found: dict[str, dict[str, Member]] = {}
+    repeated: set[str] = set()
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in _headers(tar, shard, faults):
+                folder, _, name = info.name.removeprefix("./").rpartition("/")
+                stem, _, extension = name.partition(".")
+                if not info.isreg() or not stem:  # `._a.jpg` and its like are macOS's litter
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                members = found.setdefault(key, {})
+                if extension.lower() in members:
+                    repeated.add(key)
+                else:
+                    members[extension.lower()] = Member(info.offset_data, info.size)
+    except (tarfile.TarError, OSError) as error:
+        faults.add("shard is no tar file", shard.name, str(error))
+    for key in sorted(repeated):
+        faults.add("key stands twice", shard.name, key)
+    return found
 
 
 def _headers(tar: tarfile.TarFile, shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
@@ -228,8 +275,20 @@ def _headers(tar: tarfile.TarFile, shard: Path, faults: Faults) -> Iterator[tarf
             if info.offset_data + info.size > length:
                 raise tarfile.ReadError("unexpected end of data")
             yield info
+        # tarfile takes a damaged header for the end; a real end is a block of zeros.
+        with shard.open("rb") as file:
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
     except (tarfile.ReadError, tarfile.HeaderError) as error:
         faults.add("shard is cut off or damaged", shard.name, str(error))
+
+
+def _class_number(data: bytes) -> int:
+    try:
+        return int(data)
+    except ValueError:
+        raise SampleFault("class is no whole number") from None
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:

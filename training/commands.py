@@ -24,7 +24,7 @@ def train(
     recipe: Annotated[_Recipe, tyro.conf.arg(name="")],  # type: ignore[valid-type]
     out: Annotated[Path, tyro.conf.arg(name="out")],
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train a dual encoder from a recipe, or go on with a run that was stopped.
 
     Args:

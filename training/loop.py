@@ -1,13 +1,17 @@
 """train(config): the loop, top to bottom."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
+from data_pipelines.faults import Faults
+from data_pipelines.loader import Loader
 from data_pipelines.plan import hash63
 from training.config import TrainConfig
 from training.gather import gather
@@ -16,19 +20,28 @@ from training.schedule import learning_rate
 from training.setup import Parts, build_parts, start_processes
 from training.state import TrainState, restore, save
 from training.validation import validate
-from vlp.console import progress, say
+from vlp.console import progress, say, speaking
 from vlp.encoder import Encoding
 from vlp.output import check_output, remove_output, write_json, write_record
 from vlp.types import Batch, Pairs
 
 
-def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any] | None:
     """Train a dual encoder, or go on with the run in ``out``; return the run's last figures.
+
+    Only the main process speaks and writes; the others return None.
 
     Raises:
         UserError: Anything in the config, the data or the folder that the user can mend.
     """
     accelerator = start_processes(config)
+    with contextlib.nullcontext() if accelerator.is_main_process else speaking("quiet"):
+        return _train(config, out, accelerator, overwrite=overwrite)
+
+
+def _train(
+    config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite: bool
+) -> dict[str, Any] | None:
     is_main = accelerator.is_main_process
     with accelerator.main_process_first():
         check_output(out, "train", asdict(config), overwrite=overwrite)
@@ -78,9 +91,9 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
                 save(state, out, keep=config.keep)
     batches.close()
     log.close()
-    accelerator.wait_for_everyone()
+    _share_counts(parts.loader)
     accelerator.end_training()
-    return _report(out, parts, state, figures)
+    return _report(out, parts, state, figures) if is_main else None
 
 
 def _forward(encoder: torch.nn.Module, batch: Batch, parts: Parts) -> tuple[Tensor, Encoding]:
@@ -158,6 +171,18 @@ def _values(
 
 def _is_due(every: int, step: int, steps: int) -> bool:
     return step == steps or bool(every and step % every == 0)
+
+
+def _share_counts(loader: Loader) -> None:
+    """Bring together what every process counted while it read."""
+    own = (loader.captions_read, loader.captions_cut, loader.faults.as_dict())
+    counts = gather_object([own])
+    loader.captions_read = sum(read for read, _, _ in counts)
+    loader.captions_cut = sum(cut for _, cut, _ in counts)
+    if len(counts) > 1:
+        loader.faults = Faults()
+        for _, _, faults in counts:
+            loader.faults.merge(faults)
 
 
 def _report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:

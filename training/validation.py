@@ -1,12 +1,12 @@
 """How a run does on held-out shards: the loss at a fixed batch size, and retrieval."""
 
 import torch
-from eval.run import run_evaluators
 
 from data_pipelines.captions import caption_key
 from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.plan import hash63
 from data_pipelines.shards import ShardSet
+from eval.run import run_evaluators
 from training.setup import Parts
 from vlp.encoder import DualEncoder
 from vlp.spec import build

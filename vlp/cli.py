@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from vlp.console import Voice, speaking
 from vlp.errors import UserError, nearest
@@ -38,14 +38,10 @@ def commands() -> dict[str, Callable]:
     return dict(sorted(found.items(), key=lambda item: rank.get(item[0], len(rank))))
 
 
-def main(argv: list[str] | None = None) -> Any:
-    """Run one command, such as ``vlp train toy --data.shards shards --out run``.
-
-    Returns:
-        What the command returns: plain data, the same that ``--json`` prints.
-    """
+def main(argv: list[str] | None = None) -> None:
+    """Run one command, such as ``vlp train toy --data.shards shards --out run``; exit as one."""
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"vlp: {error}", file=sys.stderr)
         sys.exit(2)
@@ -57,7 +53,7 @@ def main(argv: list[str] | None = None) -> Any:
 
 
 def run(argv: list[str]) -> Any:
-    """Run one command and return its result.
+    """Run one command and return its result: plain data, the same that ``--json`` prints.
 
     Raises:
         UserError: Anything that the user can mend.
@@ -75,7 +71,7 @@ def run(argv: list[str]) -> Any:
         raise UserError(f"There is no command {argv[0]!r}. {nearest(argv[0], known)}")
     with speaking(voice):
         result = _call(known[argv[0]], argv)
-    if voice == "json":
+    if voice == "json" and result is not None:
         print(json.dumps(result, indent=1, default=str, ensure_ascii=False))
     return result
 
@@ -84,22 +80,20 @@ def _call(command: Callable, argv: list[str]) -> Any:
     """Parse the options and run the command; a wrong option becomes one line."""
     import tyro
 
-    arguments: tuple = ()
-    options: dict[str, Any] = {}
-
-    def keep(*args: Any, **kwargs: Any) -> None:
-        nonlocal arguments, options
-        arguments, options = args, kwargs
-
-    parameters = [_named(p) for p in inspect.signature(command).parameters.values()]
-    keep.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    keep: Any = lambda *arguments, **options: (arguments, options)  # noqa: E731
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [
+        _named(p.replace(annotation=hints[p.name]))
+        for p in inspect.signature(command).parameters.values()
+    ]
+    keep.__signature__ = inspect.Signature(parameters)
     keep.__annotations__ = {p.name: p.annotation for p in parameters}
-    keep.__doc__ = command.__doc__
+    keep.__doc__, keep.__name__ = command.__doc__, command.__name__
     said = io.StringIO()
     styles = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)
     try:
         with contextlib.redirect_stderr(said):
-            tyro.cli(keep, prog=f"vlp {argv[0]}", args=argv[1:], config=styles)
+            arguments, options = tyro.cli(keep, prog=f"vlp {argv[0]}", args=argv[1:], config=styles)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

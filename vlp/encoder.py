@@ -187,7 +187,6 @@ def create_encoder(
     vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
     if image_size:
         vision["image_size"] = image_size
-        # A timm tower learns its size from its constructor only where it is asked again below.
     if context_length:
         text["context_length"] = context_length
     if "timm_model_name" in vision:
@@ -312,7 +311,7 @@ def _open_clip_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Calla
 def _load(model: open_clip.CustomTextCLIP, weights: str | Path) -> None:
     try:
         load_checkpoint(model, str(weights), strict=True, weights_only=True)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"The weights {weights} are of another architecture: {_mismatch(error)}."
         ) from None
@@ -377,7 +376,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
 
 
-def _mismatch(error: RuntimeError) -> str:
+def _mismatch(error: Exception) -> str:
     """Return the first of the parameters that do not fit, from load_state_dict's long message."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines[1:] if line), lines[0])[:200].rstrip(".")
+    return next((line for line in lines[1:] if line), lines[0])[:200].rstrip(".!")

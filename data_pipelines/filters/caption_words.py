@@ -1,0 +1,22 @@
+"""Captions with too few or too many words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_pipelines.filter import BoundedFilter
+from vlp.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionWords(BoundedFilter):
+    """Number of words of the caption, split at white space; at least 3 by default.
+
+    DataComp's basic filter: ``len(text.split()) > 2`` (Gadre et al. 2023). ALIGN keeps 3 to 20
+    (Jia et al. 2021). Languages written without spaces need another filter.
+    """
+
+    min: float | None = 3
+
+    def score(self, samples: Sequence[Sample]) -> list[int]:
+        """Return the number of words of each caption."""
+        return [len(sample.text.split()) for sample in samples]

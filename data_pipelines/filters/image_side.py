@@ -1,0 +1,36 @@
+"""Pictures that are too small or too elongated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_pipelines.filter import BoundedFilter
+from vlp.errors import UserError
+from vlp.image import size
+from vlp.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSide(BoundedFilter):
+    """Shorter side in pixels, read from the header; 0 where the picture is too elongated.
+
+    DataComp's basic filter: shorter side at least 200, aspect at most 3 (Gadre et al. 2023).
+    """
+
+    min: float | None = 200
+    max_aspect: float = 3.0
+    """Longer side divided by the shorter, at most."""
+
+    def __post_init__(self) -> None:
+        BoundedFilter.__post_init__(self)
+        if type(self.max_aspect) not in (int, float) or not self.max_aspect >= 1:
+            raise UserError(f"max_aspect={self.max_aspect!r} cannot be met. Give 1 or more.")
+        if self.min is None or self.min < 1:
+            raise UserError(f"min={self.min} is below 1 pixel. Give 1 or more.")
+
+    def score(self, samples: Sequence[Sample]) -> list[int]:
+        """Return the shorter side of each picture, or 0."""
+        return [self._side(*size(sample.image)) for sample in samples]
+
+    def _side(self, width: int, height: int) -> int:
+        short, long = sorted((width, height))
+        return short if long <= self.max_aspect * short else 0

@@ -1,0 +1,219 @@
+"""Pack a folder of images or a table of image-text pairs into shards, bytes as they are."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.faults import Faults, SampleFault
+from data_pipelines.shards import IMAGE_EXTENSIONS, write_shards
+from data_pipelines.tables import TABLES, Table, open_table, parse_object
+from vlp.console import progress, show
+from vlp.errors import UserError, nearest
+from vlp.output import output_folder
+from vlp.types import Sample
+
+KEY_COLUMNS = ("key", "uid")
+"""Columns that may name a sample; without one, its row number of nine digits does."""
+
+
+class Source(NamedTuple):
+    """Image-text pairs that are about to be packed."""
+
+    samples: Iterator[Sample]
+    count: int | None
+    """Pairs to look at, where that is known."""
+
+
+def pack(
+    source: Path,
+    shards: Path,
+    *,
+    image: str = "image",
+    caption: str = "caption",
+    samples_per_shard: int = 1000,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write image-text pairs as shards; a pair without an image or a caption is counted, not fatal.
+
+    Images go in byte for byte and are not opened: a broken one is found by `vlp inspect`,
+    `vlp filter` and the loader.
+
+    Raises:
+        UserError: The source is missing or cannot be read, a column is missing, or no pair is left.
+    """
+    faults = Faults()
+    config = {
+        "source": str(source),
+        "image": image,
+        "caption": caption,
+        "samples_per_shard": samples_per_shard,
+    }
+    pairs = open_source(source, image=image, caption=caption, faults=faults)
+    with output_folder(shards, "pack", config, inputs=[source], overwrite=overwrite) as part:
+        num_samples, num_shards = write_shards(
+            _with_progress(pairs), part, samples_per_shard=samples_per_shard
+        )
+        if not num_samples:
+            raise UserError(
+                f"Nothing of {source} can be packed: {faults.summary() or 'it has no rows'}."
+            )
+    show(f"Packed {num_samples} samples of {source} into {shards}, number of shards: {num_shards}.")
+    if faults:
+        show(f"Left out: {faults.summary()}.")
+    return {
+        "source": str(source),
+        "out": str(shards),
+        "samples": num_samples,
+        "shards": num_shards,
+        "faults": faults.as_dict(),
+    }
+
+
+def open_source(source: Path, *, image: str, caption: str, faults: Faults) -> Source:
+    """Return the pairs of a folder or a table; what is left out will be counted in ``faults``.
+
+    Raises:
+        UserError: There is no such folder or table, or it lacks images or a column.
+    """
+    if source.is_dir():
+        return _open_folder(source, caption, faults)
+    if not source.is_file():
+        raise UserError(f"There is no folder or table at {source}.")
+    if source.suffix.lower() not in TABLES:
+        raise UserError(
+            f"{source} is no table that vlp can read. Give a folder, or one of {', '.join(TABLES)}."
+        )
+    table = open_table(source, text_columns=(image, caption, *KEY_COLUMNS), faults=faults)
+    for option, column in (("image", image), ("caption", caption)):
+        if column not in table.columns:
+            raise UserError(
+                f"{source} has no column {column!r}. It has: {', '.join(table.columns)}. "
+                f"{_meant(column, table.columns)}Write --{option} COLUMN."
+            )
+    return Source(_table_samples(table, source, image, caption, faults), table.count)
+
+
+def _with_progress(pairs: Source) -> Iterator[Sample]:
+    with progress(pairs.count, "pack") as advance:
+        for sample in pairs.samples:
+            yield sample
+            advance()
+
+
+def _open_folder(folder: Path, caption: str, faults: Faults) -> Source:
+    files = [file for file in _walk(folder) if not file.name.startswith(".")]
+    images = [file for file in files if file.suffix.lower()[1:] in IMAGE_EXTENSIONS]
+    if not images:
+        hint = " It holds shards already." if any(f.suffix == ".tar" for f in files) else ""
+        raise UserError(
+            f"{folder} holds no images.{hint} Give a folder with KEY.jpg (or png, webp) and "
+            f"KEY.txt, or a table: {', '.join(TABLES)}."
+        )
+    stems = {image.with_suffix("") for image in images}
+    for file in files:
+        if file.suffix == ".txt" and file.with_suffix("") not in stems:
+            faults.add("no image", "", file.relative_to(folder).as_posix())
+    return Source(_folder_samples(folder, images, caption, faults), len(images))
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Return every file below a folder in the order of the names; hidden folders are left out."""
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names]
+    return sorted(files)
+
+
+def _folder_samples(
+    folder: Path, images: Iterable[Path], caption: str, faults: Faults
+) -> Iterator[Sample]:
+    for path in images:
+        try:
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            yield _folder_sample(path, key, caption)
+        except SampleFault as fault:
+            faults.add(str(fault), "", path.relative_to(folder).as_posix())
+
+
+def _folder_sample(path: Path, key: str, caption: str) -> Sample:
+    """Return an image with the caption of its ``.txt``, else of the field in its ``.json``."""
+    text, metadata = None, {}
+    if (file := path.with_suffix(".json")).is_file():
+        metadata = parse_object(_read_file(file), "metadata is no JSON object")
+        text = metadata.get(caption)
+    if (file := path.with_suffix(".txt")).is_file():
+        text = _read_caption(file)
+    return Sample(key, _read_file(path), _caption(text), metadata)
+
+
+def _table_samples(
+    table: Table, path: Path, image: str, caption: str, faults: Faults
+) -> Iterator[Sample]:
+    for number, row in enumerate(table.rows):
+        names = (str(row[column]) for column in KEY_COLUMNS if row.get(column) not in (None, ""))
+        key = next(names, f"{number:09d}")
+        metadata = {
+            name: _plain(value)
+            for name, value in row.items()
+            if name not in (image, caption, "key") and _is_metadata(value)
+        }
+        try:
+            picture = _image(row.get(image), path.parent)
+            yield Sample(key, picture, _caption(row.get(caption)), metadata)
+        except SampleFault as fault:
+            faults.add(str(fault), path.name, key)
+
+
+def _image(value: Any, folder: Path) -> bytes:
+    """Return the encoded image that a cell holds or names."""
+    if isinstance(value, dict):  # how Hugging Face datasets store an image
+        value = value.get("bytes") or value.get("path")
+    if not value:
+        raise SampleFault("no image")
+    if isinstance(value, bytes):
+        return value
+    if str(value).startswith(("http://", "https://")):
+        raise SampleFault("image is a URL, not a file")
+    return _read_file(folder / str(value))
+
+
+def _caption(value: Any) -> str:
+    """Return a caption; several captions become several lines."""
+    lines = value if isinstance(value, list) else [value]
+    text = "\n".join(str(line) for line in lines if line is not None).strip()
+    if not text:
+        raise SampleFault("no caption")
+    return text
+
+
+def _is_metadata(value: Any) -> bool:
+    """Return whether a cell says something and fits into JSON: no gap, no NaN, no bytes."""
+    return value is not None and value == value and not isinstance(value, bytes)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise SampleFault("image file is missing") from None
+    except (OSError, ValueError):
+        raise SampleFault("file cannot be read") from None
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        return _read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SampleFault("caption is no UTF-8") from None
+
+
+def _meant(column: str, columns: Sequence[str]) -> str:
+    hint = nearest(column, columns)
+    return f"{hint} " if hint.startswith("Did you mean") else ""

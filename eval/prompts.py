@@ -1,0 +1,246 @@
+"""Class names, caption templates, and which class a sample belongs to: all from files."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlp.classifier import check_distinct, check_names, check_templates
+from vlp.errors import UserError, nearest
+from vlp.types import Sample
+
+NAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+BARE = ("{}",)
+"""The templates where none are given: the class name alone."""
+WORDS = ("templates", "label_key", "ids", "classnames")
+"""What a classes file says at any level; every other key is a part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes of a data set, and how its samples name theirs."""
+
+    names: tuple[str, ...]
+    """As they stand in a caption."""
+    ids: tuple[int | str, ...] | None = None
+    """What a sample's label says of each class; None where it is the name or the place, from 0."""
+    templates: tuple[str, ...] = BARE
+    """Captions with ``{}`` or ``{c}`` for the name."""
+    label_key: str = "cls"
+    """The field of a sample's metadata that holds its label."""
+
+    def __post_init__(self) -> None:
+        check_names(self.names)
+        check_templates(self.templates)
+        if self.ids is not None:
+            if len(self.ids) != len(self.names):
+                raise UserError(
+                    f"There are {len(self.names)} class names and {len(self.ids)} ids. "
+                    f"Give one id for each name."
+                )
+            check_distinct([str(own) for own in self.ids])
+
+
+def read_classes(source: str | Sequence[str], *, part: str | None = None) -> Classes:
+    """Return the classes of a file, or of a list of names.
+
+    Args:
+        source: ``.txt`` with a name on each line, or ``.json``: a list of names, or a dictionary
+            with ``classnames`` and, where there are any, ``ids``, ``templates`` and ``label_key``.
+            A class may also be ``{"name": ..., label_key: id}``. Dictionaries may be nested:
+            ``templates`` and ``label_key`` hold for all that is inside.
+        part: Which of a nested file's class lists, such as ``"concept.train"``.
+
+    Raises:
+        UserError: The file is missing or no class list, or has no such part.
+    """
+    if not isinstance(source, str):
+        return Classes(names=tuple(source))
+    path = Path(source)
+    tree = _read_json(path) if path.suffix == ".json" else _read_lines(path, "class")
+    node, inherited = tree, _said(tree)
+    for depth, word in enumerate(part.split(".") if part else []):
+        if not isinstance(node, dict) or word in WORDS or word not in node:
+            above = ".".join(part.split(".")[:depth]) if part else ""
+            raise UserError(_no_part(path, part, tree, above))
+        node = node[word]
+        inherited |= _said(node)
+    return _classes(node, inherited, path, part, tree)
+
+
+def classes_beside(shards: Iterable[Path]) -> Classes:
+    """Return the classes of CLIP_benchmark's layout: files in the shards' folder or its parent.
+
+    Raises:
+        UserError: There is no ``classnames.txt``.
+    """
+    shards = list(shards)
+    names, templates = find_beside(shards, NAMES), find_beside(shards, TEMPLATES)
+    if names is None:
+        where = shards[0].parent if shards else "the shards"
+        raise UserError(
+            f"zero_shot has no classes: there is no {NAMES} in {where} or above it. "
+            f"Write zero_shot(classes='classes.json') or 'classes.txt'."
+        )
+    return Classes(
+        names=tuple(_read_lines(names, "class")),
+        templates=read_templates(str(templates)) if templates else BARE,
+    )
+
+
+def read_templates(source: str | Sequence[str]) -> tuple[str, ...]:
+    """Return templates: of a ``.txt`` file, a line each, of a ``.json`` list, or as given.
+
+    Raises:
+        UserError: The file is missing, or no list of templates.
+    """
+    if not isinstance(source, str):
+        return tuple(source)
+    path = Path(source)
+    if path.suffix not in (".txt", ".json"):
+        return (source,)
+    if path.suffix == ".txt":
+        return tuple(line for line in _read_lines(path, "template") if line.strip())
+    found = _read_json(path)
+    if not isinstance(found, list):
+        raise UserError(f"{path} is no list of templates. Write a JSON list of captions with {{}}.")
+    return tuple(found)
+
+
+def find_beside(shards: Iterable[Path], name: str) -> Path | None:
+    """Return the file of this name in a shard's folder or the folder above, or None."""
+    folders = dict.fromkeys(shard.parent for shard in shards)
+    places = (place for folder in folders for place in (folder, folder.absolute().parent))
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
+    """Return the place of each sample's class, -1 where its label is no class or is missing.
+
+    A label is looked up among the ids; where there are none, a word is a name and a number is a
+    place, from 0. A number is also a place where every id is a word.
+
+    Raises:
+        UserError: No sample has a class.
+    """
+    key = classes.label_key
+    if not any(key in sample.metadata for sample in samples):
+        has = ", ".join(samples[0].metadata) if samples and samples[0].metadata else "none"
+        raise UserError(
+            f"No sample has the label {key!r}; the fields of the first are: {has}. "
+            f"Write zero_shot(label='FIELD')."
+        )
+    labels = [_label(sample.metadata.get(key)) for sample in samples]
+    if classes.ids is None and any(isinstance(label, str) for label in labels):
+        check_distinct(classes.names)
+    places = _places(classes)
+    found = [-1 if label is None else places.get(label, -1) for label in labels]
+    if max(found) < 0:
+        label = next(sample.metadata[key] for sample in samples if key in sample.metadata)
+        raise UserError(
+            f"No label is a class: a sample has {key} = {label!r}, and the {len(classes.names)} "
+            f"classes are {_some(classes)}. Give the label's field as label= or other classes."
+        )
+    return found
+
+
+def _places(classes: Classes) -> dict[int | str, int]:
+    """Return the place of a class by what a label may be: a word or a number."""
+    names = {name: place for place, name in enumerate(classes.names)}
+    numbers = {place: place for place in range(len(classes.names))}
+    if classes.ids is None:
+        return numbers | names
+    words = {str(own): place for place, own in enumerate(classes.ids)}
+    by_number = {int(own): place for own, place in words.items() if own.lstrip("-").isdecimal()}
+    # Ids that are numbers are all that a number may mean: concept 4 is no fifth class.
+    return (by_number or numbers) | names | words
+
+
+def _label(value: Any) -> int | str | None:
+    is_label = isinstance(value, int | str) and not isinstance(value, bool)
+    return value if is_label else None
+
+
+def _classes(
+    node: Any, inherited: dict[str, Any], path: Path, part: str | None, tree: Any
+) -> Classes:
+    """Return the classes of one node of a file, with what the nodes above it said."""
+    names = node.get("classnames") if isinstance(node, dict) else node
+    if not isinstance(names, list):
+        raise UserError(_no_part(path, part, tree, part or ""))
+    ids = node.get("ids") if isinstance(node, dict) else None
+    label_key = inherited.get("label_key", "cls")
+    if names and all(isinstance(entry, dict) for entry in names):
+        missing = [entry for entry in names if "name" not in entry or label_key not in entry]
+        if missing:
+            raise UserError(
+                f"A class in {path} is {missing[0]}: it needs 'name' and the label_key, "
+                f"{label_key!r}."
+            )
+        ids, names = [entry[label_key] for entry in names], [entry["name"] for entry in names]
+    return Classes(
+        names=tuple(names),
+        ids=tuple(ids) if ids else None,
+        templates=tuple(inherited.get("templates") or BARE),
+        label_key=label_key,
+    )
+
+
+def _said(node: Any) -> dict[str, Any]:
+    """Return what a node says of the classes in it and below it."""
+    said = node if isinstance(node, dict) else {}
+    return {word: said[word] for word in ("templates", "label_key") if word in said}
+
+
+def _no_part(path: Path, part: str | None, tree: Any, above: str) -> str:
+    parts = list(_parts(tree, ""))
+    if not parts:
+        return f'{path} holds no class names. Write a list of them, or {{"classnames": [...]}}.'
+    if part is None:
+        return f"{path} holds several class lists. Choose one with part=: {', '.join(parts)}."
+    inside = [name for name in parts if name.startswith(f"{above}.")] or parts
+    return f"{path} has no part {part!r}. {nearest(part, inside)}"
+
+
+def _parts(node: Any, prefix: str) -> Iterator[str]:
+    """Yield the dotted paths of all class lists in a file; "" is the file itself."""
+    if isinstance(node, list) or (isinstance(node, dict) and "classnames" in node):
+        yield prefix
+    if isinstance(node, dict):
+        for word in node:
+            if word not in WORDS:
+                yield from _parts(node[word], f"{prefix}.{word}".lstrip("."))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}.") from None
+
+
+def _read_lines(path: Path, what: str) -> list[str]:
+    """Return the lines without white space around them; a blank one inside is kept, as a fault."""
+    lines = [line.strip() for line in _read(path).rstrip().splitlines()]
+    if not lines:
+        raise UserError(f"{path} is empty. Write one {what} on each line.")
+    return lines
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}. Give a .txt or .json file."
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no UTF-8 text. Give a .txt or .json file.") from None
+
+
+def _some(classes: Classes) -> str:
+    """Return a few classes as a label would name them."""
+    shown = [repr(own) for own in (classes.ids or classes.names)[:3]]
+    return ", ".join(shown) + (", ..." if len(classes.names) > 3 else "")

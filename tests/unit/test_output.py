@@ -1,0 +1,67 @@
+"""Output folders are whole or not there, and nobody's work is replaced by mistake."""
+
+import pytest
+
+from vlp.errors import UserError
+from vlp.output import differences, output_folder, read_record
+
+
+def write(path, command="filter", text="new", **config):
+    options = {k: config.pop(k) for k in ("overwrite", "inputs") if k in config}
+    with output_folder(path, command, config, **options) as part:
+        (part / "data").write_text(text)
+
+
+def test_a_folder_appears_whole_and_the_same_command_replaces_it(tmp_path):
+    write(tmp_path / "out", text="one", k=1)
+    write(tmp_path / "out", text="two", k=1)
+    assert (tmp_path / "out" / "data").read_text() == "two"
+    assert read_record(tmp_path / "out") == {"command": "filter", "config": {"k": 1}}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_command_that_fails_leaves_what_was_there(tmp_path):
+    write(tmp_path / "out", text="one")
+    with pytest.raises(RuntimeError), output_folder(tmp_path / "out", "filter", {}) as part:
+        (part / "data").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "out" / "data").read_text() == "one"
+
+
+def test_another_config_is_refused_with_the_differences_until_overwrite(tmp_path):
+    write(tmp_path / "out", keep=["a"], size=3)
+    with pytest.raises(UserError, match=r"keep was \['a'\], is \['b'\]; size was 3, is 4"):
+        write(tmp_path / "out", keep=["b"], size=4)
+    write(tmp_path / "out", keep=["b"], size=4, overwrite=True)
+
+
+def test_another_command_is_refused_until_overwrite(tmp_path):
+    write(tmp_path / "out", "pack")
+    with pytest.raises(UserError, match="was written by `vlp pack`"):
+        write(tmp_path / "out", "filter")
+    write(tmp_path / "out", "filter", overwrite=True)
+
+
+def test_a_persons_files_are_never_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"no vlp command wrote, such as thesis.txt"):
+            write(tmp_path / "mine", overwrite=overwrite)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        write(tmp_path / "file")
+
+
+def test_an_output_may_not_be_or_hold_its_input(tmp_path):
+    write(tmp_path / "in")
+    for out in (tmp_path / "in", tmp_path):
+        with pytest.raises(UserError, match="is the input"):
+            write(out, overwrite=True, inputs=[tmp_path / "in"])
+
+
+def test_differences_name_nested_fields():
+    assert differences({"data": {"n": 1}, "x": 0}, {"data": {"n": 2}}) == [
+        "data.n was 1, is 2",
+        "x was 0, is None",
+    ]

@@ -1,0 +1,107 @@
+"""From shards to features to an index to hits."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_pipelines.embed import embed_shards
+from vlp.checkpoint import load_encoder, save_encoder
+from vlp.errors import UserError
+from vlp.image import decode
+from vlp.index import build_index, load_index
+from vlp.search import search
+
+
+@pytest.fixture
+def built(shards, model, tmp_path):
+    """Return (features, index) of the drawn shards."""
+    embed_shards(str(model), str(shards), tmp_path / "features")
+    build_index(tmp_path / "features", tmp_path / "index")
+    return tmp_path / "features", tmp_path / "index"
+
+
+def test_features_lie_as_clip_retrieval_lays_them_out(built):
+    features = built[0]
+    image = np.load(features / "image_emb" / "image_emb_0.npy")
+    text = np.load(features / "text_emb" / "text_emb_0.npy")
+    table = pq.read_table(features / "metadata" / "metadata_0.parquet")
+    assert image.shape == text.shape == (64, 64)
+    np.testing.assert_allclose(np.linalg.norm(image, axis=1), 1, atol=1e-6)
+    assert table["key"].to_pylist() == [f"{i:05d}" for i in range(64)]
+    assert json.loads(table["metadata"][0].as_py())["colour"] == "red"
+
+
+def test_features_do_not_depend_on_the_batch_size(built, shards, model, tmp_path):
+    embed_shards(str(model), str(shards), tmp_path / "other", batch_size=7)
+    one, other = (
+        np.load(folder / "image_emb" / "image_emb_0.npy") for folder in (built[0], tmp_path / "other")
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_hits_are_those_of_the_whole_similarity_matrix(built):
+    index = load_index(built[1])
+    rows = np.load(built[0] / "image_emb" / "image_emb_0.npy")
+    query = rows[7]
+    best = np.argsort(-(rows @ query), kind="stable")[:5]
+    hits = index.hits(query, 5)
+    assert hits[0].key == "00007"
+    np.testing.assert_allclose([h.score for h in hits], (rows @ query)[best], atol=1e-6)
+    assert len(index.hits(query, 1000)) == 64
+
+
+def test_a_hit_brings_its_picture_with_one_seek(built):
+    index = load_index(built[1])
+    hit = index.hits(np.load(built[0] / "image_emb" / "image_emb_0.npy")[3], 1)[0]
+    assert decode(index.picture(hit)).size == (40, 32)
+
+
+def test_an_image_file_finds_itself(built, shards, tmp_path):
+    hit = load_index(built[1]).hits(np.load(built[0] / "image_emb" / "image_emb_0.npy")[9], 1)[0]
+    (tmp_path / "query.png").write_bytes(load_index(built[1]).picture(hit))
+    found = search(built[1], str(tmp_path / "query.png"), k=1, sheet=tmp_path / "sheet.png")
+    assert found[0]["key"] == "00009"
+    assert found[0]["score"] == pytest.approx(1, abs=1e-5)
+    assert decode((tmp_path / "sheet.png").read_bytes()).width > 100
+
+
+def test_a_text_is_searched_with_the_model_of_the_index(built):
+    found = search(built[1], "a blue field", k=3)
+    assert len(found) == 3
+    assert found[0]["score"] >= found[-1]["score"]
+    assert set(found[0]) >= {"key", "score", "caption"}
+
+
+def test_another_model_than_the_index_was_built_with_is_refused(built, model, tmp_path):
+    other = load_encoder(model)
+    other.visual.attnpool.c_proj.weight.data.add_(torch.tensor(0.1))
+    (tmp_path / "other").mkdir()
+    save_encoder(other, tmp_path / "other")
+    with pytest.raises(UserError, match="built with another model"):
+        search(built[1], "x", model=str(tmp_path / "other"))
+
+
+def test_folders_that_hold_something_else_are_named(built, shards, tmp_path):
+    with pytest.raises(UserError, match="holds no features"):
+        build_index(shards, tmp_path / "x")
+    with pytest.raises(UserError, match="holds no index"):
+        load_index(built[0])
+    with pytest.raises(UserError, match="k is 0"):
+        search(built[1], "x", k=0)
+    with pytest.raises(UserError, match="The query is empty"):
+        search(built[1], " ")
+    (built[1] / "index.faiss").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is damaged"):
+        load_index(built[1])
+
+
+def test_a_shard_that_has_moved_is_named(built, shards):
+    index = load_index(built[1])
+    for shard in shards.glob("*.tar"):
+        shard.unlink()
+    hit = index.hits(np.load(built[0] / "image_emb" / "image_emb_0.npy")[0], 1)[0]
+    with pytest.raises(UserError, match="is not there any more"):
+        index.picture(hit)
