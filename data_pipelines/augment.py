@@ -1,17 +1,26 @@
-"""Pictures for training: cropped, resized and changed at random, all from one generator."""
+"""Pictures for training, changed at random: a crop, one affine map, one matrix on the colours."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageEnhance, ImageOps
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 
 from vlp.errors import UserError
+
+WHITE = (255, 255, 255)
+YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+"""RGB to luma and two axes of colour (NTSC); a turn of the last two changes the hue."""
+RGB = np.linalg.inv(YIQ)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is changed about a training picture. The defaults are CLIP's: a crop of 90 to 100 %."""
+    """What is changed about a training picture. The defaults are CLIP's: a crop of 90 to 100 %.
+
+    Ranges are drawn evenly, those of factors on a logarithmic scale.
+    """
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Share of the area that a crop takes."""
@@ -20,75 +29,114 @@ class Augmentation:
     flip: float = 0.0
     """Share of pictures mirrored left to right."""
     rotate: float = 0.0
-    """Largest turn either way, in degrees; what comes into view is white."""
+    """Largest turn either way, in degrees; here and below, what comes into view is white."""
+    shear: float = 0.0
+    """Largest slant either way, in degrees."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Factor on the size of what is shown; below 1 leaves a white border."""
+    stretch: float = 0.0
+    """Largest change of width against height: 0.15 draws a factor from exp(-0.15) to exp(0.15)."""
+    shift: float = 0.0
+    """Largest shift either way along both axes, as a share of the side."""
     brightness: float = 0.0
-    """Largest change: 0.4 draws a factor from 0.6 to 1.4. Likewise contrast and saturation."""
+    """Largest change either way, as a share of the full range."""
     contrast: float = 0.0
+    """Largest change: 0.3 draws a factor from exp(-0.3) to exp(0.3). Likewise the saturation."""
     saturation: float = 0.0
     hue: float = 0.0
-    """Largest shift either way, as a share of the colour circle, up to 0.5."""
+    """Largest turn of the colour circle either way, as a share of it, up to 0.5."""
     grayscale: float = 0.0
     """Share of pictures without colour."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(f"The crop scale is {self.scale}. Write two shares, as 0.9 1.0.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise UserError(f"The crop ratio is {self.ratio}. Write two ratios, as 0.75 1.33.")
-        for name in ("flip", "grayscale"):
+        for name in ("ratio", "zoom"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise UserError(f"The range {name} is {low} {high}. Write two factors, as 0.8 1.2.")
+        for name in ("flip", "grayscale", "shift"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"The share {name} is {getattr(self, name)}. Write 0 to 1.")
         if not 0 <= self.hue <= 0.5:
-            raise UserError(f"The hue shift is {self.hue}. Write 0 to 0.5.")
+            raise UserError(f"The hue is {self.hue}. Write 0 to 0.5.")
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is an affine map beside the crop."""
+        still = self.rotate == self.shear == self.stretch == self.shift == 0
+        return not still or self.zoom != (1.0, 1.0)
+
+    @property
+    def recolours(self) -> bool:
+        """Whether colours change."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.grayscale))
 
 
 def augment(
     image: Image.Image, size: tuple[int, int], options: Augmentation, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Return an upright RGB picture as a training view of ``size`` (height, width) pixels."""
-    if options.rotate:
-        angle = rng.uniform(-options.rotate, options.rotate)
-        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
-    box = _crop(image.width, image.height, options, rng)
+    box = crop_box(image.width, image.height, options, rng)
     # Crop first: `resize(box=...)` would read pixels outside the crop at its border.
     image = image.crop(box).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     if rng.random() < options.flip:
         image = ImageOps.mirror(image)
-    image = _recolour(image, options, rng)
+    if options.moves:
+        data = tuple(affine_map(image.width, image.height, options, rng).ravel().tolist())
+        image = image.transform(
+            image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=WHITE
+        )
+    if options.recolours:
+        image = image.convert("RGB", tuple(colour_matrix(options, rng).ravel().tolist()))
     return np.array(image)
 
 
-def _crop(
+def crop_box(
     width: int, height: int, options: Augmentation, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Return the box of a crop of random area, ratio and place (Inception's, as in torchvision)."""
+    """Return (left, top, right, bottom) of a crop of random area, ratio and place.
+
+    Inception's way, as torchvision's RandomResizedCrop: ten draws, else the largest centred crop.
+    """
     for _ in range(10):
         area = width * height * rng.uniform(*options.scale)
-        ratio = np.exp(rng.uniform(*np.log(options.ratio)))
-        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        ratio = math.exp(rng.uniform(*map(math.log, options.ratio)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-            return int(left), int(top), int(left + w), int(top + h)
-    # A picture too long or too tall for the ratio: the largest centred crop that has it.
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
     w = min(width, round(height * options.ratio[1])) or 1
     h = min(height, round(width / options.ratio[0])) or 1
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
-def _recolour(image: Image.Image, options: Augmentation, rng: np.random.Generator) -> Image.Image:
-    for strength, enhance in (
-        (options.brightness, ImageEnhance.Brightness),
-        (options.contrast, ImageEnhance.Contrast),
-        (options.saturation, ImageEnhance.Color),
-    ):
-        if strength:
-            image = enhance(image).enhance(max(0.0, rng.uniform(1 - strength, 1 + strength)))
-    if options.hue:
-        shift = round(rng.uniform(-options.hue, options.hue) * 255)
-        hue, saturation, value = image.convert("HSV").split()
-        hue = hue.point([(level + shift) % 256 for level in range(256)])
-        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+def affine_map(
+    width: int, height: int, options: Augmentation, rng: np.random.Generator
+) -> Float[np.ndarray, "2 3"]:
+    """Return the map from a pixel of the view to the pixel of the picture that it shows."""
+    angle = math.radians(rng.uniform(-options.rotate, options.rotate))
+    slant = math.tan(math.radians(rng.uniform(-options.shear, options.shear)))
+    zoom = math.exp(rng.uniform(*map(math.log, options.zoom)))
+    stretch = math.exp(rng.uniform(-options.stretch, options.stretch) / 2)
+    shift = rng.uniform(-options.shift, options.shift, 2) * (width, height)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ np.array([[1.0, slant], [0.0, 1.0]]) / zoom
+    matrix = matrix @ np.diag([1 / stretch, stretch])
+    centre = np.array([width, height]) / 2
+    return np.column_stack([matrix, centre - matrix @ (centre + shift)])
+
+
+def colour_matrix(options: Augmentation, rng: np.random.Generator) -> Float[np.ndarray, "3 4"]:
+    """Return the matrix on (red, green, blue, 1) that turns hue and changes the rest."""
+    hue = 2 * math.pi * rng.uniform(-options.hue, options.hue)
+    saturation = math.exp(rng.uniform(-options.saturation, options.saturation))
+    contrast = math.exp(rng.uniform(-options.contrast, options.contrast))
+    brightness = rng.uniform(-options.brightness, options.brightness)
     if rng.random() < options.grayscale:
-        image = ImageOps.grayscale(image).convert("RGB")
-    return image
+        saturation = 0.0
+    cos, sin = math.cos(hue) * saturation, math.sin(hue) * saturation
+    matrix = contrast * RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ YIQ
+    middle = np.full(3, 127.5)  # contrast and brightness are around mid-grey
+    return np.column_stack([matrix, middle + 255 * brightness - matrix @ middle])

@@ -30,6 +30,21 @@ SIZES = {"small": 0.16, "large": 0.24}
 TEXTURES = ("plain", "striped", "dotted", "checked")
 TEXTURE_PERIOD = 7
 """Pixels from one stripe, dot or pair of checks to the next, whatever the size of the shape."""
+LAYOUTS: dict[str, tuple[tuple[float, float], ...]] = {
+    "alone": ((0.5, 0.5),),
+    "row": ((0.25, 0.5), (0.75, 0.5)),
+    "column": ((0.5, 0.25), (0.5, 0.75)),
+    "top left": ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75)),
+    "top right": ((0.75, 0.25), (0.25, 0.25), (0.75, 0.75)),
+    "bottom left": ((0.25, 0.75), (0.75, 0.75), (0.25, 0.25)),
+    "bottom right": ((0.75, 0.75), (0.25, 0.75), (0.75, 0.25)),
+}
+"""Where the centres lie. Of three shapes, the first is the corner, then its row, then its column.
+
+Read in this order, one layout and its shapes are the only description of a scene.
+"""
+FREEDOM = {"alone": (0.2, 0.2), "row": (0.0, 0.16), "column": (0.16, 0.0)}
+"""How far a whole layout may move from the middle, each way; of three shapes, not at all."""
 
 
 class Shape(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.scores import ScoredSet, ShardScores, column_name, score_shards
-from data_pipelines.shards import open_shards, read, write_shards
+from data_pipelines.shards import ShardSet, open_shards, read, write_shards
 from vlp.console import progress, say, show, show_table
 from vlp.errors import UserError
 from vlp.output import output_folder, write_json
@@ -161,13 +161,9 @@ def filter_shards(
         report = {
             "raw": str(raw),
             "out": str(clean),
-            "samples_in": len(shards),
-            "failed": scored.failed.as_dict(),
-            "rules": [step._asdict() for step in steps],
+            **_funnel(shards, scored, steps),
             "samples_out": num_samples,
             "shards_out": num_shards,
-            "faults": shards.faults.as_dict(),
-            "scores_reused": scored.num_reused,
         }
         write_json(part / "report.json", report)
     _show(report)
@@ -240,6 +236,16 @@ def _kept_samples(
             for place in np.flatnonzero(mask):
                 yield read(scores.entries[place])
                 advance()
+
+
+def _funnel(shards: ShardSet, scored: ScoredSet, steps: Sequence[Step]) -> dict[str, Any]:
+    return {
+        "samples_in": len(shards),
+        "failed": scored.failed.as_dict(),
+        "rules": [step._asdict() for step in steps],
+        "faults": shards.faults.as_dict(),
+        "scores_reused": scored.num_reused,
+    }
 
 
 def _nothing_left(raw: str, count: int, scored: ScoredSet, steps: Sequence[Step]) -> str:

@@ -62,13 +62,8 @@ def pack(
     show(f"Packed {num_samples} samples of {source} into {shards}, number of shards: {num_shards}.")
     if faults:
         show(f"Left out: {faults.summary()}.")
-    return {
-        "source": str(source),
-        "out": str(shards),
-        "samples": num_samples,
-        "shards": num_shards,
-        "faults": faults.as_dict(),
-    }
+    counts = {"samples": num_samples, "shards": num_shards, "faults": faults.as_dict()}
+    return {"source": str(source), "out": str(shards), **counts}
 
 
 def open_source(source: Path, *, image: str, caption: str, faults: Faults) -> Source:

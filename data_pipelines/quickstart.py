@@ -20,10 +20,16 @@ if TYPE_CHECKING:  # loads torch, and `vlp --help` must not
 MIN_SAMPLES = 200
 """Fewer would not fill a batch of the recipe ``toy`` once the filters are through."""
 NUM_SCENES = 600
+NUM_CLASSES = 64
 DRAWINGS_PER_CLASS = 4
 KEEP = ("caption_words(min=3)", "image_side(min=32)", "exact_duplicate")
 QUERIES = ("a red circle", "a large striped green heart", "a blue star above a yellow square")
 NUM_HITS = 6
+METRICS = (
+    "retrieval/image_to_text/recall@1",
+    "retrieval/text_to_image/recall@1",
+    "zero_shot/acc@1",
+)
 NAMES = ("red circle", "red square", "blue circle", "green star", "black moon")
 """What `vlp classify` chooses from; the picture shows the first."""
 
@@ -137,12 +143,7 @@ def _train_and_evaluate(tour: Tour) -> dict[str, float]:
     task = f"zero_shot(classes={str(tour.out / 'toy' / 'classes.json')!r})"
     zero_shot = tour.vlp("eval", run_folder, tour.out / "shapes", "--tasks", task)
     metrics = retrieval["metrics"] | zero_shot["metrics"]
-    names = (
-        "retrieval/image_to_text/recall@1",
-        "retrieval/text_to_image/recall@1",
-        "zero_shot/acc@1",
-    )
-    return {name: metrics[name] for name in names}
+    return {name: metrics[name] for name in METRICS}
 
 
 def _search(tour: Tour) -> dict[str, list[dict[str, Any]]]:
@@ -167,19 +168,15 @@ def _classify(tour: Tour) -> list[dict[str, Any]]:
 
 def _show_figures(result: dict[str, Any]) -> None:
     """Show a line for each step: its seconds and what came of it."""
-    pairs, metrics = result["pairs"], result["metrics"]
-    drawn, kept = (sum(count[when] for count in pairs.values()) for when in ("drawn", "kept"))
-    clean = pairs["clean"]
-    chance = 1 / NUM_SCENES
-    recalls = " and ".join(
-        f"{metrics[f'retrieval/{way}/recall@1']:.3f} {way.replace('_', ' ')}"
-        for way in ("image_to_text", "text_to_image")
-    )
+    pairs, metrics, best = result["pairs"], result["metrics"], result["classify"][0]
+    (drawn, planted), (kept, missed) = (_count(pairs, when) for when in ("drawn", "kept"))
+    to_text, to_image, accuracy = (f"{metrics[name]:.3f}" for name in METRICS)
     outcomes = {
-        "draw": f"{drawn} pairs, {drawn - clean['drawn']} of them with a planted defect",
-        "filter": f"{kept} pairs kept, {kept - clean['kept']} of them with a planted defect",
-        "eval": f"recall@1 {recalls} (chance {chance:.4f})",
-        "classify": f"zero-shot accuracy {metrics['zero_shot/acc@1']:.3f} over 64 classes",
+        "draw": f"{drawn} pairs, {planted} of them with a planted defect",
+        "filter": f"{kept} pairs kept, {missed} of them with a planted defect",
+        "eval": f"recall@1 {to_text} to text, {to_image} to image (chance {1 / NUM_SCENES:.4f}); "
+        f"zero-shot accuracy {accuracy} (chance {1 / NUM_CLASSES:.4f})",
+        "classify": f"{best['class']}, {best['probability']:.0%}",
     }
     rows = [(step, f"{s:.1f}", outcomes.get(step, "")) for step, s in result["seconds"].items()]
     show("")
@@ -187,6 +184,12 @@ def _show_figures(result: dict[str, Any]) -> None:
         ("step", "seconds", "outcome"),
         [*rows, ("in all", f"{sum(result['seconds'].values()):.1f}", "")],
     )
+
+
+def _count(pairs: dict[str, dict[str, int]], when: str) -> tuple[int, int]:
+    """Return the number of pairs, and of those with a planted defect."""
+    every = sum(count[when] for count in pairs.values())
+    return every, every - pairs["clean"][when]
 
 
 def _draw_sheet(out: Path, found: dict[str, list[dict[str, Any]]]) -> None:

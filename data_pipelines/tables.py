@@ -54,11 +54,14 @@ def open_table(path: Path, *, text_columns: Sequence[str], faults: Faults) -> Ta
 
 def _read_csv(path: Path, delimiter: str, text_columns: Sequence[str], faults: Faults) -> pa.Table:
     def skip(row: Any) -> str:
-        faults.add("row has too many or too few columns", path.name, str(row.text)[:80])
+        faults.add("row has too many or too few columns", path.name, f"row {row.number}")
         return "skip"
 
     return csv.read_csv(
         path,
+        # Threads would lose the row number, and abort the process when a file is refused while
+        # they still read.
+        read_options=csv.ReadOptions(use_threads=False),
         parse_options=csv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
         ),

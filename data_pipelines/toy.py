@@ -15,6 +15,8 @@ import numpy as np
 
 from data_pipelines.drawing import (
     COLOURS,
+    FREEDOM,
+    LAYOUTS,
     OUTLINES,
     SIZES,
     TEXTURES,
@@ -49,20 +51,8 @@ BOILERPLATE = (
     "click here to see more",
     "stock photo number {}",
 )
-LAYOUTS: dict[str, tuple[tuple[float, float], ...]] = {
-    "alone": ((0.5, 0.5),),
-    "row": ((0.25, 0.5), (0.75, 0.5)),
-    "column": ((0.5, 0.25), (0.5, 0.75)),
-    "top left": ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75)),
-    "top right": ((0.75, 0.25), (0.25, 0.25), (0.75, 0.75)),
-    "bottom left": ((0.25, 0.75), (0.75, 0.75), (0.25, 0.25)),
-    "bottom right": ((0.75, 0.75), (0.25, 0.75), (0.75, 0.25)),
-}
-"""Where the centres lie. Of three shapes, the first is the corner, then its row, then its column.
-
-Read in this order, one layout and its shapes are the only description of a scene.
-"""
 LAYOUT_SHARES = (0.5, 0.18, 0.18, 0.035, 0.035, 0.035, 0.035)
+"""How often each layout of ``LAYOUTS`` is drawn; likewise each texture of ``TEXTURES``."""
 TEXTURE_SHARES = (0.4, 0.2, 0.2, 0.2)
 BRIEF_SHARE = 0.6
 """Share of the training captions that leave out the sizes and some of the textures.
@@ -70,8 +60,6 @@ BRIEF_SHARE = 0.6
 With every word in every caption, colour, size and texture tell most of a batch apart, and a model
 is slow to learn the shapes.
 """
-FREEDOM = {"alone": (0.2, 0.2), "row": (0.0, 0.16), "column": (0.16, 0.0)}
-"""How far a whole layout may move from the middle, each way; of three shapes, not at all."""
 PHRASES = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),

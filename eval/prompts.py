@@ -180,10 +180,11 @@ def _classes(
                 f"{label_key!r}."
             )
         ids, names = [entry[label_key] for entry in names], [entry["name"] for entry in names]
+    templates = inherited.get("templates") or BARE
     return Classes(
         names=tuple(names),
         ids=tuple(ids) if ids else None,
-        templates=tuple(inherited.get("templates") or BARE),
+        templates=(templates,) if isinstance(templates, str) else tuple(templates),
         label_key=label_key,
     )
 

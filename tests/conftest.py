@@ -23,6 +23,7 @@ from vlp.encoder import create_encoder, read_config
 
 torch.set_num_threads(1)  # two workers of pytest share two cores
 
+
 @pytest.fixture
 def shards(tmp_path):
     """Return a folder of 3 shards with 64 samples."""

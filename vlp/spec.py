@@ -11,7 +11,9 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from typing import Any
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vlp.errors import UserError, nearest
 
@@ -42,6 +44,13 @@ def build(family: str, spec: str) -> Any:
         inspect.signature(part).bind(**arguments)
     except TypeError as error:
         raise UserError(f"{spec!r}: {error}. {_how_to_write(name, part)}") from None
+    hints = get_type_hints(part)
+    for argument, value in arguments.items():
+        if argument in hints and not _fits(value, hints[argument]):
+            raise UserError(
+                f"{spec!r}: {argument} cannot be {value!r}, a {type(value).__name__}. "
+                f"{_how_to_write(name, part)}"
+            )
     return part(**arguments)
 
 
@@ -73,6 +82,24 @@ def _how_to_write(name: str, part: Any) -> str:
         for p in parameters
     )
     return f"Write {name}({options})."
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a literal is of the type that a part says it takes."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, tuple | list) and all(_fits(v, inner[0]) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return type(value) is int
+    return isinstance(value, origin or hint)
 
 
 def _exists(path: str) -> bool:

@@ -48,9 +48,7 @@ def test_a_run_that_goes_on_gets_the_batches_that_would_have_followed(shards, en
 
 def test_processes_split_the_batch_that_one_process_reads(shards, encoder):
     whole = take(make(shards, encoder), 0, 2)
-    halves = [
-        take(make(shards, encoder, process=p, num_processes=2), 0, 2) for p in range(2)
-    ]
+    halves = [take(make(shards, encoder, process=p, num_processes=2), 0, 2) for p in range(2)]
     for step in range(2):
         images = torch.cat([halves[p][step].images for p in range(2)])
         assert torch.equal(images, whole[step].images)
@@ -91,7 +89,9 @@ def test_a_shard_without_a_readable_sample_stops_with_its_name(tmp_path, encoder
 
 def test_equal_captions_are_one_group_whatever_their_case_and_spaces(tmp_path, encoder):
     texts = ["A red field", "a  RED field ", "a blue field", "a green field"] * 4
-    samples = [Sample(f"{i}", picture(noise=i), text, {"cls": i % 2}) for i, text in enumerate(texts)]
+    samples = [
+        Sample(f"{i}", picture(noise=i), text, {"cls": i % 2}) for i, text in enumerate(texts)
+    ]
     write_shards(samples, tmp_path / "s")
     batch = take(make(tmp_path / "s", encoder), 0, 1)[0]
     by_key = dict(zip(batch.keys, batch.group.tolist(), strict=True))
@@ -127,7 +127,9 @@ def test_captions_that_make_no_sense_say_what_to_write(text):
 
 
 def test_an_augmented_picture_has_the_size_asked_for_whatever_its_own(encoder):
-    options = Augmentation(rotate=20, saturation=0.5, contrast=0.4, grayscale=0.5)
+    options = Augmentation(
+        rotate=20, shift=0.2, zoom=(0.5, 2), hue=0.3, contrast=0.4, grayscale=0.5
+    )
     for size in ((1, 1), (3, 500), (500, 3), (64, 64)):
         pixels = augment(decode(picture(size=size)), (24, 40), options, np.random.default_rng(0))
         assert pixels.shape == (24, 40, 3)

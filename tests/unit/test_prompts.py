@@ -45,6 +45,8 @@ def test_names_come_from_lines_a_list_or_a_dictionary(tmp_path):
     whole = {"classnames": names, "templates": ["a {}"], "ids": [5, 9], "label_key": "y"}
     expected = Classes(names=names, templates=("a {}",), ids=(5, 9), label_key="y")
     assert read_classes(write(tmp_path / "b.json", whole)) == expected
+    one = write(tmp_path / "c.json", {"classnames": names, "templates": "one {}"})
+    assert read_classes(one).templates == ("one {}",)
     assert read_classes(["tabby cat", "dog"]).templates == BARE
 
 

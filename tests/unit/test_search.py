@@ -37,7 +37,8 @@ def test_features_lie_as_clip_retrieval_lays_them_out(built):
 def test_features_do_not_depend_on_the_batch_size(built, shards, model, tmp_path):
     embed_shards(str(model), str(shards), tmp_path / "other", batch_size=7)
     one, other = (
-        np.load(folder / "image_emb" / "image_emb_0.npy") for folder in (built[0], tmp_path / "other")
+        np.load(folder / "image_emb" / "image_emb_0.npy")
+        for folder in (built[0], tmp_path / "other")
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
 

@@ -28,6 +28,7 @@ def test_the_folder_is_the_registry():
         ("softmax(smoothing=1)", r"Write softmax\(label_smoothing=0.0\)"),
         ("softmax(0.1)", "give arguments by name"),
         ("softmax(label_smoothing=open('x'))", "Cannot read"),
+        ("softmax(label_smoothing='a')", "label_smoothing cannot be 'a', a str. Write softmax"),
         ("nowhere.to.be_found", "no loss called"),
         ("__import__('os').system(x=1)", "a name is words and dots"),
     ],
