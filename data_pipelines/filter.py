@@ -74,10 +74,6 @@ class BoundedFilter(ABC):
     """
 
     def __post_init__(self) -> None:
-        bounds = {"min": self.min, "max": self.max, "top": self.top}
-        for name, bound in bounds.items():
-            if bound is not None and (type(bound) not in (int, float) or math.isnan(bound)):
-                raise UserError(f"{name}={bound!r} is no number. Write {name}=0.5 or leave it out.")
         if self.top is not None and not 0 < self.top <= 1:
             raise UserError(f"top={self.top} is no share. Give more than 0 and at most 1.")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -153,11 +149,8 @@ def filter_shards(
         kept, steps = decide(rules, scored.shards)
         if not steps[-1].left:
             raise UserError(_nothing_left(raw, len(shards), scored, steps))
-        num_samples, num_shards = write_shards(
-            _kept_samples(scored.shards, kept, steps[-1].left),
-            part,
-            samples_per_shard=samples_per_shard,
-        )
+        samples = _kept_samples(scored.shards, kept, steps[-1].left)
+        num_samples, num_shards = write_shards(samples, part, samples_per_shard=samples_per_shard)
         report = {
             "raw": str(raw),
             "out": str(clean),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vlp.encoder import (
     DualEncoder,
+    architectures,
     create_encoder,
     fetch,
     open_clip_config,
@@ -49,11 +50,11 @@ def load_encoder(name: str | Path) -> DualEncoder:
         UserError: There is no such model, or its files are damaged.
     """
     name = str(name)
-    is_known = name.startswith(("hf-hub:", "local-dir:")) or Path(name).exists()
-    architecture, tag = (
-        (name, None) if is_known else (name.partition(":")[0], name.partition(":")[2])
-    )
-    if not is_known and not tag:
+    if Path(name).exists():
+        name = f"local-dir:{name}"  # a folder may bear the name of an architecture
+    is_whole = name.startswith(("hf-hub:", "local-dir:"))
+    architecture, tag = (name, None) if is_whole else name.partition(":")[::2]
+    if not is_whole and not tag:
         raise UserError(
             f"There is no model {name}. Give a run folder, a checkpoint folder, hf-hub:org/repo "
             f"or ARCHITECTURE:TAG such as ViT-B-32:laion2b_s34b_b79k."
@@ -74,13 +75,15 @@ class ModelSource(NamedTuple):
 
 
 def find_model(name: str, weights: str | None = None) -> ModelSource:
-    """Return the config and weights of a run, a checkpoint, an architecture or a hub's model.
+    """Return the config and weights of an architecture, a run, a checkpoint or a hub's model.
+
+    A folder with the name of an architecture is meant only as ``./NAME`` or ``local-dir:NAME``.
 
     Raises:
         UserError: There is no such model.
     """
     path = Path(name.removeprefix("local-dir:"))
-    if path.is_dir():
+    if path.is_dir() and name not in architectures():
         folder = find_checkpoint(path)
         return ModelSource(read_config(str(folder)), weights or _weights_in(folder), folder)
     return ModelSource(*fetch(name, weights), None)

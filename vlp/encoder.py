@@ -123,6 +123,11 @@ class DualEncoder(nn.Module):
         return images.float().sub_(self.pixel_mean).div_(self.pixel_std)  # type: ignore[arg-type]
 
 
+def architectures() -> list[str]:
+    """Return the names of the architectures that need no file: ours, then open_clip's."""
+    return sorted(path.stem for path in ARCHITECTURES.glob("*.json")) + open_clip.list_models()
+
+
 def read_config(name: str) -> dict[str, Any]:
     """Return the config of an architecture: ours, open_clip's, a JSON file's or a model's.
 
@@ -145,10 +150,9 @@ def read_config(name: str) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"The architecture {path} is no JSON: {error}.") from None
     else:
-        known = [p.stem for p in ARCHITECTURES.glob("*.json")] + open_clip.list_models()
         config = _open_clip_config(name)
         if config is None:
-            raise UserError(f"There is no architecture {name!r}. {nearest(name, known)}")
+            raise UserError(f"There is no architecture {name!r}. {nearest(name, architectures())}")
     config = config if "model_cfg" in config else {"model_cfg": config}
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config["model_cfg"])
     if missing or "multimodal_cfg" in config["model_cfg"]:

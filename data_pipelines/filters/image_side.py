@@ -22,8 +22,8 @@ class ImageSide(BoundedFilter):
 
     def __post_init__(self) -> None:
         BoundedFilter.__post_init__(self)
-        if type(self.max_aspect) not in (int, float) or not self.max_aspect >= 1:
-            raise UserError(f"max_aspect={self.max_aspect!r} cannot be met. Give 1 or more.")
+        if self.max_aspect < 1:
+            raise UserError(f"max_aspect={self.max_aspect} cannot be met. Give 1 or more.")
         if self.min is None or self.min < 1:
             raise UserError(f"min={self.min} is below 1 pixel. Give 1 or more.")
 

@@ -1,0 +1,117 @@
+"""Train the recipe `emoji` and score it on a style and on concepts that it never saw.
+
+    python tests/benchmarks/emoji.py DATA OUT --seeds 0 1 2
+    python tests/benchmarks/emoji.py DATA OUT --select --options --optimizer.learning-rate 1e-3
+
+DATA holds train/, test_style/, test_concepts/ and classes.json (README says where from). Options
+after `--options` go to `vlp train`. `--select` is how hyper-parameters are chosen, without the test
+shards: a tenth of the train concepts (by hash) and one vendor are held apart, and the run on the
+rest is scored on the tenth (unseen concepts) and on the vendor's drawings (unseen style).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from data_pipelines.plan import hash63
+from data_pipelines.shards import open_shards, write_shards
+from vlp.cli import run
+from vlp.console import show_table
+
+HELD_VENDOR = "twitter"
+SHOWN = {
+    "names/acc@1": "image to name",
+    "subgroup/acc@1": "image to subgroup",
+    "retrieval/image_to_text/recall@1": "image to caption recall@1",
+    "retrieval/text_to_image/recall@1": "caption to image recall@1",
+}
+
+
+def main() -> None:
+    options = parse()
+    sets = selection_sets(options) if options.select else test_sets(options.data)
+    figures: dict[str, list[float]] = {}
+    for seed in options.seeds:
+        for name, value in one_run(options, seed, sets).items():
+            figures.setdefault(name, []).append(value)
+    rows = []
+    for name, values in figures.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        each = " ".join(f"{value:.4g}" for value in values)
+        rows.append((name, f"{statistics.mean(values):.4g}", f"{spread:.2g}", each))
+    show_table(["figure", "mean", "deviation", "seeds"], rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--select", action="store_true")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[])
+    return parser.parse_args()
+
+
+def test_sets(data: Path) -> dict[str, tuple[str, str]]:
+    """Return the shards to train on and to score, each with the class names that it is scored on."""
+    return {
+        "train": (str(data / "train"), ""),
+        "test_style": (str(data / "test_style"), "concept.train"),
+        "test_concepts": (str(data / "test_concepts"), "concept.test_concepts"),
+    }
+
+
+def selection_sets(options: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """Split the train shards; write each part and its class names under OUT/select."""
+    folder, parts = options.out / "select", {"train": [], "style": [], "concepts": []}
+    names: dict[str, dict[int, str]] = {part: {} for part in parts}
+    for sample in open_shards(options.data / "train"):
+        concept = sample.metadata["concept_id"]
+        is_held = hash63(str(concept)) % 10 == 0
+        is_style = sample.metadata["vendor"] == HELD_VENDOR
+        part = "concepts" if is_held else "style" if is_style else "train"
+        parts[part].append(sample)
+        names[part][concept] = sample.text
+    found = {}
+    for part, samples in parts.items():
+        write_shards(samples, folder / part)
+        classes = {
+            "templates": json.loads((options.data / "classes.json").read_text())["templates"],
+            "classnames": list(names[part].values()),
+            "ids": list(names[part]),
+            "label_key": "concept_id",
+        }
+        (folder / f"{part}.json").write_text(json.dumps(classes))
+        found[part] = (str(folder / part), str(folder / f"{part}.json"))
+    return found
+
+
+def one_run(options: argparse.Namespace, seed: int, sets: dict) -> dict[str, float]:
+    """Train with one seed; return the seconds and the figures of every set but the first."""
+    train, *scored = sets
+    out = options.out / f"seed_{seed}"
+    argv = ["train", "emoji", "--data.shards", sets[train][0], "--seed", str(seed)]
+    start = time.perf_counter()
+    run([*argv, "--out", str(out), "--overwrite", *options.options])
+    figures = {"train minutes": (time.perf_counter() - start) / 60}
+    for name in scored:
+        shards, classes = sets[name]
+        whole = str(options.data / "classes.json")
+        of_names = f"classes={whole!r}, part={classes!r}"
+        if options.select:
+            of_names = f"classes={classes!r}"
+        tasks = [f"zero_shot({of_names}, name='names')"]
+        tasks.append(f"zero_shot(classes={whole!r}, part='subgroup', name='subgroup')")
+        result = run(["eval", str(out), shards, "--quiet", "--tasks", "retrieval", *tasks])
+        for key, label in SHOWN.items():
+            figures[f"{name}: {label}"] = result["metrics"][key]
+    return figures
+
+
+if __name__ == "__main__":
+    print(f"{torch.get_num_threads()} threads")
+    main()
