@@ -14,10 +14,9 @@ install_import_hook(["vlp", "data_pipelines", "eval", "training"], "typechecker.
 
 import pytest
 import torch
-
-from data_pipelines.shards import write_shards
 from tests_support import pairs
 
+from data_pipelines.shards import write_shards
 from vlp.checkpoint import save_encoder
 from vlp.encoder import create_encoder, read_config
 

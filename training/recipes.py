@@ -9,8 +9,8 @@ def toy() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="tiny"),
         data=DataConfig(batch_size=128),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.1, weight_decay=0.1),
-        length="15 epochs",
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.1, weight_decay=0.1),
+        length="25 epochs",
     )
 
 
@@ -20,7 +20,7 @@ def emoji() -> TrainConfig:
         model=ModelConfig(name="emoji"),
         data=DataConfig(
             batch_size=256,
-            captions="txt:0.7 keywords:0.3",
+            captions="txt:0.85 keywords:0.15",
             augmentation=Augmentation(
                 scale=(1.0, 1.0),
                 ratio=(1.0, 1.0),
@@ -37,6 +37,7 @@ def emoji() -> TrainConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.05),
         length="100 epochs",
+        precision="bf16",
         save_every=500,
     )
 

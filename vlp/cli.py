@@ -58,7 +58,7 @@ def run(argv: list[str]) -> Any:
     Raises:
         UserError: Anything that the user can mend.
     """
-    voice: Voice = "json" if "--json" in argv else "quiet" if "--quiet" in argv else "full"
+    voice: Voice | None = "json" if "--json" in argv else "quiet" if "--quiet" in argv else None
     argv = [word for word in argv if word not in ("--json", "--quiet")]
     if not argv or argv[0] in ("--help", "-h"):
         print(_overview())

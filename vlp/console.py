@@ -14,10 +14,10 @@ _voice: Voice = "full"
 
 
 @contextmanager
-def speaking(voice: Voice) -> Iterator[None]:
-    """Let every command inside the block speak in this voice."""
+def speaking(voice: Voice | None) -> Iterator[None]:
+    """Let every command inside the block speak in this voice; None leaves it as it is."""
     global _voice
-    before, _voice = _voice, voice
+    before, _voice = _voice, voice or _voice
     try:
         yield
     finally:

@@ -15,14 +15,14 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
-
 from data_pipelines.plan import hash63
 from data_pipelines.shards import open_shards, write_shards
 from vlp.cli import run
 from vlp.console import show_table
 
 HELD_VENDOR = "twitter"
+AS_TRAINED = "('{}',)"
+"""Captions are names without a template, so class names are too."""
 SHOWN = {
     "names/acc@1": "image to name",
     "subgroup/acc@1": "image to subgroup",
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 
 def test_sets(data: Path) -> dict[str, tuple[str, str]]:
-    """Return the shards to train on and to score, each with the class names that it is scored on."""
+    """Return the shards to train on and to score, each with the class names to score on."""
     return {
         "train": (str(data / "train"), ""),
         "test_style": (str(data / "test_style"), "concept.train"),
@@ -104,8 +104,11 @@ def one_run(options: argparse.Namespace, seed: int, sets: dict) -> dict[str, flo
         of_names = f"classes={whole!r}, part={classes!r}"
         if options.select:
             of_names = f"classes={classes!r}"
+        of_names += ", templates=('{}',)"  # as trained: captions are names, without a template
         tasks = [f"zero_shot({of_names}, name='names')"]
-        tasks.append(f"zero_shot(classes={whole!r}, part='subgroup', name='subgroup')")
+        tasks.append(
+            f"zero_shot(classes={whole!r}, part='subgroup', templates=('{{}}',), name='subgroup')"
+        )
         result = run(["eval", str(out), shards, "--quiet", "--tasks", "retrieval", *tasks])
         for key, label in SHOWN.items():
             figures[f"{name}: {label}"] = result["metrics"][key]
@@ -113,5 +116,4 @@ def one_run(options: argparse.Namespace, seed: int, sets: dict) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    print(f"{torch.get_num_threads()} threads")
     main()

@@ -81,7 +81,7 @@ def peer_std():
 
 
 def test_weights_of_another_architecture_are_named_in_one_line(tmp_path, model):
-    with pytest.raises(UserError, match="are of another architecture: .*") as caught:
+    with pytest.raises(UserError, match="are of another architecture") as caught:
         create_encoder({"model_cfg": VIT}, weights=model / "open_clip_model.safetensors")
     assert "\n" not in str(caught.value)
 
@@ -138,12 +138,12 @@ def test_a_timm_tower_takes_the_weights_of_a_timm_model(tmp_path):
 
 def test_every_tenth_architecture_of_open_clip_is_read_without_a_network():
     for name in open_clip.list_models()[::10]:
-        try:
-            config = read_config(name)
-        except UserError as error:
-            assert "captioning" in str(error)
-        else:
-            assert {"embed_dim", "vision_cfg", "text_cfg"} <= set(config["model_cfg"])
+        if name.startswith("coca"):
+            continue
+        config = read_config(name)
+        assert {"embed_dim", "vision_cfg", "text_cfg"} <= set(config["model_cfg"])
+    with pytest.raises(UserError, match="has a captioning decoder"):
+        read_config("coca_ViT-B-32")
 
 
 def test_an_unknown_architecture_names_the_nearest(tmp_path):

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests_support import pairs, picture
 
 from data_pipelines.augment import Augmentation, augment
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan
 from data_pipelines.shards import open_shards, write_shards
-from tests_support import pairs, picture
 from vlp.errors import UserError
 from vlp.image import decode
 from vlp.types import Sample

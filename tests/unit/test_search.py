@@ -78,7 +78,7 @@ def test_a_text_is_searched_with_the_model_of_the_index(built):
 
 def test_another_model_than_the_index_was_built_with_is_refused(built, model, tmp_path):
     other = load_encoder(model)
-    other.visual.attnpool.c_proj.weight.data.add_(torch.tensor(0.1))
+    other.visual.head.proj.weight.data.add_(torch.tensor(0.1))
     (tmp_path / "other").mkdir()
     save_encoder(other, tmp_path / "other")
     with pytest.raises(UserError, match="built with another model"):

@@ -1,0 +1,48 @@
+"""README's commands run as they are written."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests_support import COLOURS, picture
+
+from vlp import cli
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Stand where README's commands are typed: a folder of photos, and one photo."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(160):
+        colour = list(COLOURS)[i % 4]
+        (folder / f"{i}.png").write_bytes(picture(colour, (80, 64), noise=i))
+        (folder / f"{i}.txt").write_text(f"a {colour} field, number {i}")
+    (tmp_path / "photo.jpg").write_bytes(picture("red", (80, 64)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_the_readme_run_as_written(photos, capsys):
+    block = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert block
+    for line in block[1].splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "vlp"
+        cli.run(words[1:])
+    assert len(list((photos / "clean").glob("*.tar"))) == 1
+    assert (photos / "found.png").is_file()
+    assert "probability" in capsys.readouterr().out
+
+
+def test_the_make_targets_of_the_readme_are_there():
+    for target in re.findall(r"(?m)^make (\S+)$", README):
+        dry = ["make", "-n", target]
+        assert (
+            subprocess.run(dry, cwd=Path(__file__).parents[2], capture_output=True).returncode == 0
+        )
