@@ -5,7 +5,7 @@ from typing import Any
 
 
 def quickstart(
-    out: Path = Path("quickstart"), /, samples: int = 3000, seed: int = 0, overwrite: bool = False
+    out: Path = Path("quickstart"), /, samples: int = 5000, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Any]:
     """Take the tour: draw a toy world, then run every command on it, in minutes on two cores.
 

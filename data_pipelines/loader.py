@@ -63,6 +63,7 @@ class Loader:
     """Captions longer than the context of the text tower."""
 
     def __post_init__(self) -> None:
+        self._broken: set[int] = set()
         self._by_shard: dict[str, list[int]] = {}
         for number, entry in enumerate(self.shards.entries):
             self._by_shard.setdefault(str(entry.shard), []).append(number)
@@ -92,13 +93,20 @@ class Loader:
             try:
                 return self._prepare(entry, self._seed(place.epoch, entry))
             except (SampleFault, ImageError) as fault:
-                self.faults.add(str(fault), entry.shard.name, entry.key)
+                self._count_once(str(fault), number)
             number = int(draw.choice(self._by_shard[str(entry.shard)]))
         shard = self.shards.entries[place.index].shard
         raise UserError(
             f"{shard} gives no readable sample in {TRIES} draws ({self.faults.summary()}). "
             f"`vlp inspect {shard}` shows what is wrong; leave the shard out."
         )
+
+    def _count_once(self, reason: str, number: int) -> None:
+        """Count a broken sample the first time that this process meets it."""
+        if number not in self._broken:
+            self._broken.add(number)
+            entry = self.shards.entries[number]
+            self.faults.add(reason, entry.shard.name, entry.key)
 
     def _prepare(self, entry: Entry, seed: int) -> Ready:
         sample = read(entry)

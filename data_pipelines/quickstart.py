@@ -23,7 +23,7 @@ NUM_SCENES = 600
 NUM_CLASSES = 64
 DRAWINGS_PER_CLASS = 4
 KEEP = ("caption_words(min=3)", "image_side(min=32)", "exact_duplicate")
-QUERIES = ("a red circle", "a large striped green heart", "a blue star above a yellow square")
+QUERIES = ("a red circle", "a large striped green heart", "a yellow star above a red square")
 NUM_HITS = 6
 METRICS = (
     "retrieval/image_to_text/recall@1",

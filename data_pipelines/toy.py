@@ -144,9 +144,14 @@ def draw_single_shapes(drawings: int, seed: int) -> Iterator[Sample]:
 
 
 def zero_shot_classes() -> dict[str, Any]:
-    """Return the content of ``classes.json``: colours x shapes, as templates and class names."""
+    """Return the content of ``classes.json``: colours x shapes, as templates and class names.
+
+    Beside the openings, the templates say every size and texture: their mean says none.
+    """
     names = [f"{colour} {shape}" for colour in COLOURS for shape in OUTLINES]
+    looks = ("", *(f"{texture} " for texture in TEXTURES[1:]))
     templates = [f"{opening}a {{}}" for opening in OPENINGS]
+    templates += [f"a {size} {look}{{}}" for size in SIZES for look in looks]
     return {"templates": templates, "classnames": names, "label_key": "class"}
 
 

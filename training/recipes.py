@@ -10,7 +10,7 @@ def toy() -> TrainConfig:
         model=ModelConfig(name="tiny"),
         data=DataConfig(batch_size=128),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.1, weight_decay=0.1),
-        length="25 epochs",
+        length="14 epochs",
     )
 
 
@@ -36,7 +36,7 @@ def emoji() -> TrainConfig:
             ),
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.05),
-        length="100 epochs",
+        length="80 epochs",
         precision="bf16",
         save_every=500,
     )

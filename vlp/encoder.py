@@ -81,7 +81,9 @@ class DualEncoder(nn.Module):
         self.transform = _pixels_only(image_transform_v2(PreprocessCfg(**preprocess), False))
         self.hf_tokenizer = getattr(tokenizer, "tokenizer", None)
         pad = getattr(self.hf_tokenizer, "pad_token_id", None) or 0
-        self.tokenizer = Tokenizer(tokenizer, model.context_length, pad)
+        # A Hugging Face tower has room for more tokens than the captions that it is given.
+        length = config["model_cfg"]["text_cfg"].get("context_length", 77)
+        self.tokenizer = Tokenizer(tokenizer, min(length, model.context_length), pad)
         for name in ("mean", "std"):
             value = torch.tensor(preprocess[name]).reshape(3, 1, 1) * 255
             self.register_buffer(f"pixel_{name}", value, persistent=False)

@@ -77,7 +77,8 @@ def test_a_broken_sample_is_counted_and_another_of_its_shard_takes_its_place(hal
     broken = {f"{i:05d}" for i in range(0, 32, 4)}
     assert not broken & {key for b in one for key in b.keys}
     assert all(len(b.keys) == 16 for b in one)
-    assert loaders[0].faults.as_dict()["image ends early"]["count"] >= 8
+    take(loaders[0], 0, 4)  # a second epoch meets the same broken samples
+    assert loaders[0].faults.as_dict()["image ends early"]["count"] == 8
 
 
 def test_a_shard_without_a_readable_sample_stops_with_its_name(tmp_path, encoder):
