@@ -11,7 +11,7 @@ quickstart: install
 test: install-dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/pyright
+	$(RUN)/pyright --pythonpath $(RUN)/python
 	$(RUN)/pytest -m "not slow" -n 2
 
 test-slow: install-dev

@@ -101,7 +101,7 @@ def crop_box(
     """
     for _ in range(10):
         area = width * height * rng.uniform(*options.scale)
-        ratio = math.exp(rng.uniform(*map(math.log, options.ratio)))
+        ratio = _drawn_factor(*options.ratio, rng)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
@@ -118,7 +118,7 @@ def affine_map(
     """Return the map from a pixel of the view to the pixel of the picture that it shows."""
     angle = math.radians(rng.uniform(-options.rotate, options.rotate))
     slant = math.tan(math.radians(rng.uniform(-options.shear, options.shear)))
-    zoom = math.exp(rng.uniform(*map(math.log, options.zoom)))
+    zoom = _drawn_factor(*options.zoom, rng)
     stretch = math.exp(rng.uniform(-options.stretch, options.stretch) / 2)
     shift = rng.uniform(-options.shift, options.shift, 2) * (width, height)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -140,3 +140,7 @@ def colour_matrix(options: Augmentation, rng: np.random.Generator) -> Float[np.n
     matrix = contrast * RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ YIQ
     middle = np.full(3, 127.5)  # contrast and brightness are around mid-grey
     return np.column_stack([matrix, middle + 255 * brightness - matrix @ middle])
+
+
+def _drawn_factor(low: float, high: float, rng: np.random.Generator) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from vlp.errors import UserError
 
 if TYPE_CHECKING:  # vlp.types loads torch, which a config does not need
     from vlp.types import Sample
+
+
+Group = Literal["caption", "label", "image", "none"]
+"""What makes two pairs match: an equal caption, class or image; ``none``: only a pair itself."""
 
 
 def caption_key(caption: str) -> str:
@@ -50,14 +54,17 @@ class CaptionChoice:
     def draw(self, sample: "Sample", rng: np.random.Generator) -> str:
         """Return one caption; a field that the sample lacks gives way to its main caption.
 
-        A list, such as keywords, becomes a caption of one to all of its entries in random order.
+        Of several lines, each a caption (CLIP_benchmark), one is drawn. A list, such as keywords,
+        becomes a caption of one to all of its entries in random order.
         """
         name = self.fields[int(rng.choice(len(self.fields), p=self.weights))]
-        value = sample.text if name == "txt" else sample.metadata.get(name)
+        value = None if name == "txt" else sample.metadata.get(name)
+        lines = [line.strip() for line in sample.text.splitlines() if line.strip()] or [""]
+        main = lines[int(rng.integers(len(lines)))] if len(lines) > 1 else lines[0]
         if isinstance(value, Sequence) and not isinstance(value, str) and value:
             count = int(rng.integers(1, len(value) + 1))
             value = " ".join(str(value[i]) for i in rng.permutation(len(value))[:count])
-        caption = str(value or sample.text)
+        caption = str(value or main)
         if not caption:
             raise SampleFault("no caption")
         return caption

@@ -1,9 +1,11 @@
 """Shards and an encoder to features, in memory for evaluation or on disk for an index."""
 
 import json
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ from vlp.types import Sample
 
 THREADS = 4
 """Pictures decoded at once, beside the encoder."""
+AHEAD = 1024
+"""Pictures decoded before they are asked for, so that threads work while the encoder does."""
 
 
 class Decoded(NamedTuple):
@@ -54,8 +58,10 @@ def encode_shards(encoder: DualEncoder, shards: ShardSet, *, batch_size: int = 2
     The features do not depend on the batch size beyond rounding; the order is that of the shards.
     """
     entries, samples, images, texts = [], [], [], []
+    faults = Faults()
+    faults.merge(shards.faults.as_dict())
     with progress(len(shards), "encode") as advance:
-        for group in batches(decoded(encoder, shards), batch_size):
+        for group in batches(decoded(encoder, shards, faults), batch_size):
             images.append(_encode_pixels(encoder, [item.pixels for item in group]))
             texts.append(_encode_captions(encoder, [item.sample.text for item in group]))
             entries += [item.entry for item in group]
@@ -66,11 +72,11 @@ def encode_shards(encoder: DualEncoder, shards: ShardSet, *, batch_size: int = 2
             advance(len(group))
     empty = torch.empty(0, encoder.dim)
     return EncodedSet(
-        entries, samples, torch.cat([empty, *images]), torch.cat([empty, *texts]), shards.faults
+        entries, samples, torch.cat([empty, *images]), torch.cat([empty, *texts]), faults
     )
 
 
-def decoded(encoder: DualEncoder, shards: ShardSet) -> Iterator[Decoded]:
+def decoded(encoder: DualEncoder, shards: ShardSet, faults: Faults) -> Iterator[Decoded]:
     """Yield the readable samples in order, their pictures decoded by threads ahead of use."""
 
     def prepare(entry: Entry) -> Decoded | tuple[str, Entry]:
@@ -81,13 +87,17 @@ def decoded(encoder: DualEncoder, shards: ShardSet) -> Iterator[Decoded]:
             return str(fault), entry
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for group in batches(shards.entries, 64 * THREADS):
-            for result in pool.map(prepare, group):
-                if isinstance(result, Decoded):
-                    yield result
-                else:
-                    reason, entry = result
-                    shards.faults.add(reason, entry.shard.name, entry.key)
+        waiting: deque[Future] = deque()
+        entries = iter(shards.entries)
+        waiting.extend(pool.submit(prepare, entry) for entry in islice(entries, AHEAD))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(prepare, entry) for entry in islice(entries, 1))
+            if isinstance(result, Decoded):
+                yield result
+            else:
+                reason, entry = result
+                faults.add(reason, entry.shard.name, entry.key)
 
 
 def embed_shards(

@@ -1,17 +1,18 @@
 """Plan, shards and decoding to batches. The loader's state is one number: the samples seen."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipelines.augment import Augmentation, augment
-from data_pipelines.captions import CaptionChoice, caption_key
+from data_pipelines.captions import CaptionChoice, Group, caption_key
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.plan import Place, Plan, hash63, sample_seed
 from data_pipelines.shards import Entry, ShardSet, read
@@ -19,9 +20,6 @@ from vlp.errors import UserError
 from vlp.image import ImageError, decode
 from vlp.tokenizer import Tokenizer
 from vlp.types import Batch, Sample
-
-Group = Literal["caption", "label", "image", "none"]
-"""What makes two pairs match: an equal caption, class or image; ``none``: only a pair itself."""
 
 BATCHES_AHEAD = 4
 TRIES = 50
@@ -42,8 +40,8 @@ class Ready(NamedTuple):
 class Loader:
     """Batches of training samples, decoded by threads ahead of use.
 
-    A sample that cannot be read is counted in ``faults``, and another of its shard takes its
-    place, drawn by its seed: which one does not depend on threads or processes.
+    Another sample of its shard takes the place of one that cannot be read, drawn by its seed:
+    which one does not depend on threads or processes.
     """
 
     shards: ShardSet
@@ -57,13 +55,15 @@ class Loader:
     process: int = 0
     num_processes: int = 1
     threads: int = 2
-    faults: Faults = field(default_factory=Faults)
+    broken: dict[int, str] = field(default_factory=dict)
+    """The samples that could not be read, by number, each with the reason."""
     captions_read: int = 0
     captions_cut: int = 0
     """Captions longer than the context of the text tower."""
 
     def __post_init__(self) -> None:
-        self._broken: set[int] = set()
+        folders = [str(shard.parent) for shard in self.shards.shards]
+        self._root = os.path.commonpath(folders) if len(set(folders)) > 1 else folders[0]
         self._by_shard: dict[str, list[int]] = {}
         for number, entry in enumerate(self.shards.entries):
             self._by_shard.setdefault(str(entry.shard), []).append(number)
@@ -79,7 +79,9 @@ class Loader:
                         places = self.plan.batch(position, self.process, self.num_processes)
                         waiting.append([pool.submit(self.load, place) for place in places])
                         position += self.plan.batch_size
-                    yield self._collate([future.result() for future in waiting.popleft()])
+                    batch = self._collate([future.result() for future in waiting.popleft()])
+                    # Only from pinned memory can a GPU fetch while it computes.
+                    yield _pinned(batch) if torch.cuda.is_available() else batch
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -93,20 +95,22 @@ class Loader:
             try:
                 return self._prepare(entry, self._seed(place.epoch, entry))
             except (SampleFault, ImageError) as fault:
-                self._count_once(str(fault), number)
+                self.broken[number] = str(fault)
             number = int(draw.choice(self._by_shard[str(entry.shard)]))
         shard = self.shards.entries[place.index].shard
         raise UserError(
-            f"{shard} gives no readable sample in {TRIES} draws ({self.faults.summary()}). "
+            f"{shard} gives no readable sample in {TRIES} draws ({self.faults().summary()}). "
             f"`vlp inspect {shard}` shows what is wrong; leave the shard out."
         )
 
-    def _count_once(self, reason: str, number: int) -> None:
-        """Count a broken sample the first time that this process meets it."""
-        if number not in self._broken:
-            self._broken.add(number)
+    def faults(self) -> Faults:
+        """Return what was wrong in the headers and with the samples that were met so far."""
+        found = Faults()
+        found.merge(self.shards.faults.as_dict())
+        for number, reason in sorted(self.broken.items()):
             entry = self.shards.entries[number]
-            self.faults.add(reason, entry.shard.name, entry.key)
+            found.add(reason, entry.shard.name, entry.key)
+        return found
 
     def _prepare(self, entry: Entry, seed: int) -> Ready:
         sample = read(entry)
@@ -117,7 +121,8 @@ class Loader:
         return Ready(entry.key, chw, caption, self._group(sample, seed), seed)
 
     def _seed(self, epoch: int, entry: Entry) -> int:
-        return sample_seed(self.plan.seed, epoch, entry.shard.name, entry.key)
+        source = str(entry.shard.relative_to(self._root))
+        return sample_seed(self.plan.seed, epoch, source, entry.key)
 
     def _group(self, sample: Sample, seed: int) -> int:
         if self.group == "caption":
@@ -141,3 +146,12 @@ class Loader:
             group=torch.tensor([item.group for item in ready]),
             seed=torch.tensor([item.seed for item in ready]),
         )
+
+
+def _pinned(batch: Batch) -> Batch:
+    return batch._replace(
+        images=batch.images.pin_memory(),
+        tokens=batch.tokens.pin_memory(),
+        group=batch.group.pin_memory(),
+        seed=batch.seed.pin_memory(),
+    )

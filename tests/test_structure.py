@@ -24,8 +24,8 @@ FAMILIES = {
 DOORS = {
     "webdataset": ("data_pipelines/shards.py",),
     "tarfile": ("data_pipelines/shards.py",),
-    "open_clip": ("vlp/encoder.py",),
-    "timm": ("vlp/encoder.py",),
+    "open_clip": ("vlp/encoder.py", "vlp/weights.py"),
+    "timm": ("vlp/weights.py",),
     "transformers": ("vlp/encoder.py", "vlp/export.py"),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),

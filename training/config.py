@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipelines.augment import Augmentation
-from data_pipelines.captions import CaptionChoice
+from data_pipelines.captions import CaptionChoice, Group
 from vlp.errors import UserError
 
 
@@ -22,7 +22,7 @@ class DataConfig:
     captions: str = "txt"
     """Where captions come from: ``txt`` or fields of ``.json`` with weights, as
     ``"txt:0.7 keywords:0.3"``; one is drawn each time a sample is read."""
-    group: Literal["caption", "label", "image", "none"] = "caption"
+    group: Group = "caption"
     """What makes two pairs of a batch match: an equal caption, class or image; none: only a pair
     itself."""
     label_key: str = "cls"
@@ -119,6 +119,8 @@ class TrainConfig:
         if len(given) > 1:
             flags = " and ".join(f"--{name}" for name in given)
             raise UserError(f"The length is given twice, by {flags}. Give exactly one.")
+        if self.seed < 0:
+            raise UserError(f"The seed is {self.seed}. Write 0 or more.")
         unit, amount = self._length()
         if amount <= 0:
             raise UserError(f"The length is {amount} {unit}. Write one above 0.")

@@ -53,8 +53,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
-        # all_reduce and not reduce_scatter, which gloo lacks for some types; one more copy.
+        # A copy, since autograd may hand the same gradient to others. all_reduce and not
+        # reduce_scatter, which gloo lacks for some types.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, dist.ReduceOp.SUM)
         start = dist.get_rank() * ctx.num_rows
         return total[start : start + ctx.num_rows]

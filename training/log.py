@@ -12,6 +12,7 @@ import torch
 
 from training.state import TrainState
 from vlp.console import say
+from vlp.output import write_bytes
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 15
@@ -23,11 +24,15 @@ class RunLog:
 
     def __init__(self, run: Path, step: int, *, is_main: bool) -> None:
         self._file = self._board = None
+        self.figures: dict[str, Any] = {}
+        """The newest value of every figure, of a run before that this one goes on from, too."""
         if is_main:
             from torch.utils.tensorboard import SummaryWriter
 
             kept = _rows_until(run / METRICS, step)
-            (run / METRICS).write_text("".join(kept))
+            for line in kept:
+                self.figures |= json.loads(line)
+            write_bytes(run / METRICS, "".join(kept).encode())
             self._file = (run / METRICS).open("a")
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()

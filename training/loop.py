@@ -1,6 +1,8 @@
 """train(config): the loop, top to bottom."""
 
 import contextlib
+import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from data_pipelines.faults import Faults
 from data_pipelines.loader import Loader
 from data_pipelines.plan import hash63
+from data_pipelines.shards import find_shards
 from training.config import TrainConfig
 from training.gather import gather
 from training.log import RunLog, note
@@ -22,6 +24,7 @@ from training.state import TrainState, restore, save
 from training.validation import validate
 from vlp.console import progress, say, speaking
 from vlp.encoder import Encoding
+from vlp.errors import UserError
 from vlp.output import check_output, remove_output, write_json, write_record
 from vlp.types import Batch, Pairs
 
@@ -44,13 +47,13 @@ def _train(
 ) -> dict[str, Any] | None:
     is_main = accelerator.is_main_process
     with accelerator.main_process_first():
-        check_output(out, "train", asdict(config), overwrite=overwrite)
+        check_output(out, "train", asdict(config), inputs=_inputs(config), overwrite=overwrite)
     parts = build_parts(config, accelerator)
     if is_main:
         _claim(out, config, overwrite=overwrite)
     accelerator.wait_for_everyone()
 
-    state = TrainState(parts.encoder, parts.optimizer)
+    state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler)
     restore(state, out)
     encoder, optimizer = accelerator.prepare(state.encoder, state.optimizer)
     encoder.train()
@@ -59,7 +62,7 @@ def _train(
 
     log = RunLog(out, state.step, is_main=is_main)
     batches = parts.loader.batches(state.samples_seen)
-    figures: dict[str, Any] = {}
+    figures = log.figures
     with progress(steps, "train") as advance:
         advance(state.step)
         while state.step < steps:
@@ -81,6 +84,7 @@ def _train(
             if state.step % config.log_every == 0 or state.step == steps:
                 values = _values(accelerator, loss, encoding, norm) | {"learning_rate": rate}
                 figures |= log.row(state, values | log.speed())
+                _check_finite(figures["loss"], state)
                 log.line(state.step, steps, figures)
                 advance(0, note(figures))
             if parts.validation and _is_due(config.validate_every, state.step, steps):
@@ -89,7 +93,6 @@ def _train(
                 accelerator.wait_for_everyone()
             if is_main and _is_due(config.save_every, state.step, steps):
                 save(state, out, keep=config.keep)
-    batches.close()
     log.close()
     _share_counts(parts.loader)
     accelerator.end_training()
@@ -102,6 +105,24 @@ def _forward(encoder: torch.nn.Module, batch: Batch, parts: Parts) -> tuple[Tens
     local = Pairs(encoding.image.float(), encoding.text.float(), batch.group, batch.seed)
     world, rows = gather(local)
     return parts.loss(local, world, rows, encoding.scale, encoding.bias), encoding
+
+
+def _inputs(config: TrainConfig) -> list[Path]:
+    """Return every file and folder that the run reads: its output may be none of them."""
+    model = config.model
+    named = (model.name, model.weights, model.image_weights, model.text_weights)
+    paths = [Path(name.removeprefix("local-dir:")) for name in named if name]
+    shards = [source for source in (config.data.shards, config.data.validation) if source]
+    return [*find_shards(shards), *(path for path in paths if os.path.exists(path))]
+
+
+def _check_finite(loss: float, state: TrainState) -> None:
+    """Stop before checkpoints of a broken encoder push out the good ones."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The loss is {loss} at step {state.step}. Lower --optimizer.learning-rate or use "
+            f"--precision fp32; the last checkpoint is from before."
+        )
 
 
 def _claim(out: Path, config: TrainConfig, *, overwrite: bool) -> None:
@@ -175,31 +196,29 @@ def _is_due(every: int, step: int, steps: int) -> bool:
 
 def _share_counts(loader: Loader) -> None:
     """Bring together what every process counted while it read."""
-    own = (loader.captions_read, loader.captions_cut, loader.faults.as_dict())
-    counts = gather_object([own])
+    counts = gather_object([(loader.captions_read, loader.captions_cut, loader.broken)])
     loader.captions_read = sum(read for read, _, _ in counts)
     loader.captions_cut = sum(cut for _, cut, _ in counts)
-    if len(counts) > 1:
-        loader.faults = Faults()
-        for _, _, faults in counts:
-            loader.faults.merge(faults)
+    for _, _, broken in counts:
+        loader.broken |= broken
 
 
 def _report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
     loader = parts.loader
     cut = loader.captions_cut / max(1, loader.captions_read)
-    write_json(out / "faults.json", loader.faults.as_dict())
+    faults = loader.faults()
+    write_json(out / "faults.json", faults.as_dict())
     say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
     if cut:
         length = loader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
-    if loader.faults:
-        say(f"Broken samples: {loader.faults.summary()}; others of their shard took their place.")
+    if faults:
+        say(f"Broken samples: {faults.summary()}. Others of their shard took their place.")
     return {
         "out": str(out),
         "steps": state.step,
         "samples_seen": state.samples_seen,
         "captions_cut": cut,
-        "faults": loader.faults.as_dict(),
+        "faults": faults.as_dict(),
         "metrics": figures,
     }

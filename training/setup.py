@@ -1,11 +1,13 @@
 """What a run is made of, built from its config: data, encoder, loss."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.loader import Loader
@@ -39,8 +41,14 @@ def start_processes(config: TrainConfig) -> Accelerator:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and not has_gpu:
+        raise UserError("fp16 needs a GPU. Write --precision fp32, or bf16.")
+    # The other processes wait while the main one validates.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not has_gpu
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        cpu=not has_gpu,
+        kwargs_handlers=[patience],
     )
     check_processes(config.data.batch_size, accelerator.num_processes)
     return accelerator
@@ -57,7 +65,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     loss = build("training.losses", config.loss)
     shards = open_shards(config.data.shards)
     plan = Plan(len(shards), config.data.batch_size, config.seed)
-    validation = open_shards(config.data.validation) if config.data.validation else None
+    validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, loss).to(accelerator.device)
     loader = Loader(
@@ -72,9 +80,20 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
         threads=config.data.threads,
-        faults=shards.faults,
     )
     return Parts(shards, validation, loader, encoder, _optimizer(encoder, config), loss)
+
+
+def open_validation(source: str) -> ShardSet:
+    """Return held-out shards, which retrieval needs captions of.
+
+    Raises:
+        UserError: None of the samples has a caption.
+    """
+    shards = open_shards(source)
+    if not any({"txt", "json"} & set(entry.members) for entry in shards.entries):
+        raise UserError(f"The validation shards {source} have no captions. Give shards with .txt.")
+    return shards
 
 
 def build_encoder(model: ModelConfig, loss: Any) -> DualEncoder:

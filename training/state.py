@@ -20,6 +20,8 @@ class TrainState:
 
     encoder: DualEncoder
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    """Of fp16: its scale grows and shrinks with the run."""
     step: int = 0
     samples_seen: int = 0
 
@@ -36,10 +38,12 @@ def save(state: TrainState, run: Path, *, keep: int) -> Path:
         "optimizer": state.optimizer.state_dict(),
         "step": state.step,
         "samples_seen": state.samples_seen,
+        "scaler": state.scaler.state_dict() if state.scaler else None,
     }
     torch.save(content, part / STATE)
     for path in part.iterdir():
         _flush(path)
+    _flush(part)
     part.rename(folder)
     _flush(folder.parent)
     for old in list_checkpoints(run)[:-keep]:
@@ -53,9 +57,11 @@ def restore(state: TrainState, run: Path) -> bool:
     if not saved:
         return False
     try:
-        content = torch.load(saved[-1] / STATE, weights_only=True)
+        content = torch.load(saved[-1] / STATE, map_location="cpu", weights_only=True)
         load_weights(state.encoder, saved[-1])
         state.optimizer.load_state_dict(content["optimizer"])
+        if state.scaler and content["scaler"]:
+            state.scaler.load_state_dict(content["scaler"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -6,6 +6,7 @@ from safetensors or from ``torch.load(weights_only=True)``: a checkpoint can nev
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,6 @@ from vlp.encoder import (
     DualEncoder,
     architectures,
     create_encoder,
-    fetch,
     open_clip_config,
     open_clip_weights,
     read_config,
@@ -26,6 +26,7 @@ from vlp.encoder import (
 )
 from vlp.errors import UserError
 from vlp.output import write_json
+from vlp.weights import fetch_weights
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -50,7 +51,7 @@ def load_encoder(name: str | Path) -> DualEncoder:
         UserError: There is no such model, or its files are damaged.
     """
     name = str(name)
-    if Path(name).exists():
+    if os.path.exists(name):  # and not Path.exists, which raises for names too long
         name = f"local-dir:{name}"  # a folder may bear the name of an architecture
     is_whole = name.startswith(("hf-hub:", "local-dir:"))
     architecture, tag = (name, None) if is_whole else name.partition(":")[::2]
@@ -86,7 +87,7 @@ def find_model(name: str, weights: str | None = None) -> ModelSource:
     if path.is_dir() and name not in architectures():
         folder = find_checkpoint(path)
         return ModelSource(read_config(str(folder)), weights or _weights_in(folder), folder)
-    return ModelSource(*fetch(name, weights), None)
+    return ModelSource(*fetch_weights(name, weights, read_config(name)), None)
 
 
 def load_weights(encoder: DualEncoder, folder: Path) -> None:

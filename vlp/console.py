@@ -83,7 +83,9 @@ def progress(total: int | None, what: str) -> Iterator[Any]:
         task = bar.add_task(what, total=total, note="")
 
         def advance(steps: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=steps, **({} if note is None else {"note": note}))
+            bar.update(task, advance=steps)
+            if note is not None:
+                bar.update(task, note=note)
 
         yield advance
 

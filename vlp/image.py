@@ -37,7 +37,9 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError("image format is not known") from None
     except Image.DecompressionBombError:
         raise ImageError("image has too many pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged header makes decoders raise anything, struct.error too
         raise ImageError(_reason(error)) from None
 
 

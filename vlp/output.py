@@ -32,11 +32,16 @@ def output_folder(
     Raises:
         UserError: ``path`` holds what another command, another config or a person wrote.
     """
+    path = path.absolute()  # so that "." has a name, too
     check_output(path, command, config, inputs=inputs, overwrite=overwrite)
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    yield part
+    try:
+        yield part
+    except UserError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     write_record(part, command, config)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)

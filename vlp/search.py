@@ -1,5 +1,6 @@
 """A text or an image to the nearest pictures of an index."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def open_encoder(index: Index, model: str | None = None) -> DualEncoder:
 
 
 def _is_image(query: str) -> bool:
-    return query.lower().endswith(IMAGE_SUFFIXES) or Path(query).is_file()
+    return query.lower().endswith(IMAGE_SUFFIXES) or os.path.isfile(query)
 
 
 def _label(hit: Hit) -> str:

@@ -13,13 +13,11 @@ class Tokenizer:
     Args:
         tokenize: ``(captions, length) -> ids [captions, length]``, cut and padded.
         length: Tokens per caption, start and end tokens included.
-        pad: The id of padding.
     """
 
-    def __init__(self, tokenize: Callable[[list[str], int], Tensor], length: int, pad: int) -> None:
+    def __init__(self, tokenize: Callable[[list[str], int], Tensor], length: int) -> None:
         self._tokenize = tokenize
         self.length = length
-        self._pad = pad
 
     def __call__(self, captions: Sequence[str]) -> Int[Tensor, "captions length"]:
         """Return the ids of each caption."""
@@ -31,11 +29,11 @@ class Tokenizer:
         """Return the ids of each caption, and whether its end was cut off."""
         if not captions:
             return torch.empty(0, self.length, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
-        # One token of room more shows which captions do not fit: their last place is taken.
-        ids = self._tokenize(list(captions), self.length + 1)
-        cut = ids[:, -1] != self._pad
-        ids = ids[:, : self.length].clone()  # [captions, length]
-        if cut.any():
-            long = [caption for caption, is_cut in zip(captions, cut, strict=True) if is_cut]
-            ids[cut] = self._tokenize(long, self.length)
+        ids = self._tokenize(list(captions), self.length)  # [captions, length]
+        # With room for one token more, a caption that was cut goes on where its end token stood.
+        full = (ids[:, -1] != 0).nonzero().squeeze(1).tolist()
+        cut = torch.zeros(len(captions), dtype=torch.bool)
+        if full:
+            roomy = self._tokenize([captions[i] for i in full], self.length + 1)
+            cut[full] = (roomy[:, : self.length] != ids[full]).any(dim=1)
         return ids, cut

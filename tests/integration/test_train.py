@@ -1,13 +1,18 @@
 """A run from recipe to checkpoint: it learns, goes on where it was stopped, and splits evenly."""
 
+import io
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import torch
+from tests_support import pairs
 from training_support import colours, one_thread, rows, train, weights
 
+from data_pipelines.shards import write_shards
 from vlp.errors import UserError
+from vlp.types import Sample
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +109,44 @@ def test_a_batch_larger_than_the_data_leaves_no_folder_behind(data, tmp_path):
     with pytest.raises(UserError, match="larger than the data, 96 samples"):
         train(tmp_path / "run", data, "--data.batch-size", "500")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_never_replaces_what_it_reads(data, tmp_path):
+    mine = colours(tmp_path / "mine", 48)
+    (mine / "config.json").write_text('{"command": "filter", "config": {}}')
+    with pytest.raises(UserError, match="is the input"):
+        train(mine, mine, "--overwrite")
+    assert list(mine.glob("*.tar"))
+
+
+def test_a_finished_run_still_tells_its_figures(data, tmp_path):
+    first = train(tmp_path / "run", data, "--steps", "2")
+    again = train(tmp_path / "run", data, "--steps", "2")
+    assert again["metrics"]["loss"] == first["metrics"]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    with pytest.raises(UserError, match=r"The loss is (nan|inf) at step"):
+        train(tmp_path / "run", data, "--optimizer.learning-rate", "1e30", "--steps", "30")
+
+
+def test_validation_shards_without_captions_are_refused_before_the_run(data, tmp_path):
+    samples = [Sample(s.key, s.image, "", {"cls": 1}) for s in pairs(8)]
+    write_shards(samples, tmp_path / "classes")
+    shards = sorted((tmp_path / "classes").glob("*.tar"))
+    assert shards
+    strip_captions(shards[0])
+    with pytest.raises(UserError, match="have no captions"):
+        train(tmp_path / "run", data, "--data.validation", str(tmp_path / "classes"))
+
+
+def strip_captions(shard) -> None:
+    """Rewrite a shard so that it holds classes and no captions, as CLIP_benchmark's do."""
+    with tarfile.open(shard) as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar if m.name.endswith("png")}
+    with tarfile.open(shard, "w") as tar:
+        for name, data in files.items():
+            for member, content in ((name, data), (name.replace("png", "cls"), b"1")):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))

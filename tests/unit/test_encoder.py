@@ -136,6 +136,36 @@ def test_a_timm_tower_takes_the_weights_of_a_timm_model(tmp_path):
         create_encoder({"model_cfg": VIT}, image_weights=str(tmp_path / "trunk.pt"))
 
 
+@pytest.mark.parametrize("way", ["both", "tower"])
+def test_position_embeddings_of_a_timm_tower_are_resized(way, tmp_path):
+    vision = {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": ""}
+    config = {"model_cfg": {**VIT, "vision_cfg": vision}}
+    save_encoder(create_encoder(config), tmp_path)
+    weights = tmp_path / "open_clip_model.safetensors"
+    options = {"weights": weights} if way == "both" else {"image_weights": str(weights)}
+    large = create_encoder(config, image_size=224, **options).eval()
+    assert large(torch.zeros(1, 3, 224, 224, dtype=torch.uint8)).image.shape == (1, 32)
+    save_encoder(large, tmp_path)
+    assert load_encoder(tmp_path).image_size == (224, 224)
+
+
+def test_a_hub_model_brings_its_own_preprocessing(monkeypatch):
+    mine = {"model_cfg": VIT, "preprocess_cfg": {"mean": [0.5] * 3, "resize_mode": "squash"}}
+    monkeypatch.setattr("vlp.encoder._get_hf_config", lambda repository: mine)
+    encoder = create_encoder(read_config("hf-hub:someone/something"))
+    assert encoder.config["preprocess_cfg"]["mean"] == [0.5] * 3
+    assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
+
+
+def test_weights_with_a_bias_load_into_an_encoder_without_and_the_other_way(tmp_path):
+    encoder = create_encoder({"model_cfg": VIT})
+    encoder.set_logits(10.0, -10.0)
+    save_encoder(encoder, tmp_path)
+    weights = tmp_path / "open_clip_model.safetensors"
+    assert not create_encoder({"model_cfg": VIT}, weights=weights).is_sigmoid
+    assert load_encoder(tmp_path).is_sigmoid
+
+
 def test_every_tenth_architecture_of_open_clip_is_read_without_a_network():
     for name in open_clip.list_models()[::10]:
         if name.startswith("coca"):

@@ -1,5 +1,6 @@
 """Pictures of every kind come out as upright RGB."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -62,6 +63,19 @@ def test_the_first_frame_of_an_animation_is_taken():
 def test_what_cannot_be_read_has_a_reason(data, reason):
     with pytest.raises(ImageError, match=reason):
         decode(data)
+
+
+def test_damage_anywhere_in_a_file_never_raises_anything_else():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    whole = encoded(Image.effect_noise((32, 32), 90), "JPEG", exif=exif)
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 200, 3):
+            damaged[place] = rng.integers(256)
+        with contextlib.suppress(ImageError):
+            decode(bytes(damaged))
 
 
 def test_a_decompression_bomb_is_refused_from_its_header():

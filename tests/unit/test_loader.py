@@ -26,7 +26,6 @@ def make(folder, encoder, **changes) -> Loader:
         "image_size": (32, 32),
         "augmentation": Augmentation(scale=(0.4, 1.0), flip=0.5, hue=0.1, brightness=0.3),
         "captions": CaptionChoice.parse("txt"),
-        "faults": shards.faults,
     }
     return Loader(**{**options, **changes})
 
@@ -78,7 +77,7 @@ def test_a_broken_sample_is_counted_and_another_of_its_shard_takes_its_place(hal
     assert not broken & {key for b in one for key in b.keys}
     assert all(len(b.keys) == 16 for b in one)
     take(loaders[0], 0, 4)  # a second epoch meets the same broken samples
-    assert loaders[0].faults.as_dict()["image ends early"]["count"] == 8
+    assert loaders[0].faults().as_dict()["image ends early"]["count"] == 8
 
 
 def test_a_shard_without_a_readable_sample_stops_with_its_name(tmp_path, encoder):
@@ -141,3 +140,18 @@ def test_an_augmentation_out_of_range_is_refused():
         Augmentation(scale=(0.9, 1.2))
     with pytest.raises(UserError, match="hue"):
         Augmentation(hue=0.7)
+
+
+def test_several_captions_a_line_each_are_drawn_in_turn():
+    sample = Sample("k", b"", "one\ntwo \n\nthree", {})
+    choice = CaptionChoice.parse("txt")
+    drawn = {choice.draw(sample, np.random.default_rng(i)) for i in range(50)}
+    assert drawn == {"one", "two", "three"}
+
+
+def test_equal_keys_in_shards_of_equal_names_are_different_samples(tmp_path, encoder):
+    for part in ("a", "b"):
+        write_shards(pairs(8), tmp_path / "two" / part)
+    batch = take(make(tmp_path / "two", encoder, group="none"), 0, 1)[0]
+    assert len(set(batch.group.tolist())) == 16
+    assert len(set(batch.seed.tolist())) == 16

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from vlp.checkpoint import load_encoder, save_encoder
 from vlp.encoder import create_encoder, read_config
+from vlp.tokenizer import Tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "square"]
 
@@ -86,3 +87,16 @@ def test_the_checkpoint_loads_without_the_folder_it_came_from(architecture, bert
             torch.testing.assert_close(again(tokens=tokens).text, wanted)
         finally:
             hidden.rename(bert)
+
+
+def test_a_tokenizer_whose_padding_is_its_end_token_keeps_the_end_and_finds_cuts():
+    """T5's way in SigLIP: both are 1."""
+
+    def tokenize(captions: list[str], length: int) -> torch.Tensor:
+        rows = [[*list(range(2, 2 + len(c.split())))[: length - 1], 1] for c in captions]
+        return torch.tensor([row + [1] * (length - len(row)) for row in rows])
+
+    tokenizer = Tokenizer(tokenize, 6)
+    ids, cut = tokenizer.with_cuts(["a b", "a b c d e", "a b c d e f"])
+    assert ids.tolist() == [[2, 3, 1, 1, 1, 1], [2, 3, 4, 5, 6, 1], [2, 3, 4, 5, 6, 1]]
+    assert cut.tolist() == [False, False, True]

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from training.matches import own, refuse_fields, same_group
+from vlp.errors import UserError
 from vlp.types import Pairs
 
 
@@ -34,6 +35,10 @@ class Softmax:
 
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all pairs that are not left out, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}. Write 0 up to below 1.")
 
     def __call__(
         self,
