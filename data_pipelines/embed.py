@@ -18,10 +18,11 @@ from torch import Tensor
 
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shards import Entry, ShardSet, open_shards, read
-from vlp.checkpoint import encoder_hash, load_encoder
-from vlp.console import progress, say
+from vlp.checkpoint import encoder_hash, load_encoder, paths_of
+from vlp.console import progress, show
 from vlp.encode import batches, encode_texts, to_best_device
 from vlp.encoder import DualEncoder
+from vlp.errors import UserError
 from vlp.image import ImageError, decode
 from vlp.output import output_folder
 from vlp.types import Sample
@@ -109,11 +110,18 @@ def embed_shards(
     ``metadata/metadata_0.parquet`` has a row for each: key, caption, the sample's metadata as
     JSON, and the shard, byte offset and size of its picture.
     """
+    if batch_size < 1:
+        raise UserError(f"The batch size is {batch_size}. Give at least 1.")
     shards = open_shards(source)
     encoder = to_best_device(load_encoder(model))
+    inputs = [*shards.shards, *paths_of(model, source)]
+    # A whole path, so that `vlp search` finds the model from any folder.
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
     config = {"model": model, "model_hash": encoder_hash(encoder), "shards": source}
-    with output_folder(out, "embed", config, inputs=[Path(source)], overwrite=overwrite) as part:
+    with output_folder(out, "embed", config, inputs=inputs, overwrite=overwrite) as part:
         encoded = encode_shards(encoder, shards, batch_size=batch_size)
+        if not encoded.samples:
+            raise UserError(f"No sample of {source} could be read ({encoded.faults.summary()}).")
         for kind in ("image", "text"):
             (part / f"{kind}_emb").mkdir()
             features = getattr(encoded, kind).numpy()
@@ -121,9 +129,9 @@ def embed_shards(
         (part / "metadata").mkdir()
         pq.write_table(_metadata(encoded), part / "metadata" / "metadata_0.parquet")
     count = len(encoded.samples)
-    say(f"Embedded {count} samples of {source} into {out} ({encoder.dim} dimensions).")
+    show(f"Embedded {count} samples of {source} into {out} ({encoder.dim} dimensions).")
     if encoded.faults:
-        say(f"Left out: {encoded.faults.summary()}.")
+        show(f"Left out: {encoded.faults.summary()}.")
     return {"samples": count, "dim": encoder.dim, "out": str(out), **_faults(encoded.faults)}
 
 

@@ -141,8 +141,9 @@ def filter_shards(
     """
     rules = read_rules(keep)
     shards = open_shards(raw)
+    inputs = [*shards.shards, *([Path(raw)] if Path(raw).is_dir() else [])]
     config = {"raw": str(raw), "keep": list(keep), "samples_per_shard": samples_per_shard}
-    with output_folder(clean, "filter", config, inputs=shards.shards, overwrite=overwrite) as part:
+    with output_folder(clean, "filter", config, inputs=inputs, overwrite=overwrite) as part:
         say(f"Scoring {len(shards)} samples of {raw} ...")
         scorers = {rule.column: rule.filter for rule in rules}
         scored = score_shards(shards, scorers, part / "scores", earlier=clean / "scores")

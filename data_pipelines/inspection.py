@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipelines.faults import SampleFault
 from data_pipelines.shards import Entry, ShardSet, image_extension, open_shards, read
-from vlp.console import progress, show, show_table
+from vlp.console import one_line, progress, show, show_table
 from vlp.contact_sheet import contact_sheet
 from vlp.image import ImageError, decode, size
 
@@ -150,7 +150,7 @@ def _show(found: dict[str, Any]) -> None:
     show_table(
         ("key", "pixels", "caption"),
         [
-            (one["key"], "x".join(map(str, one["size"])), _shorten(one["caption"]))
+            (one["key"], "x".join(map(str, one["size"])), one_line(one["caption"], 60))
             for one in found["examples"]
         ],
     )
@@ -168,11 +168,6 @@ def _fields(found: dict[str, Any]) -> str:
         for name, count in found["metadata"].items()
     )
     return ", ".join(named) or "none"
-
-
-def _shorten(caption: str) -> str:
-    line = " / ".join(caption.splitlines())
-    return line if len(line) <= 60 else f"{line[:59]}…"
 
 
 def _size(count: float) -> str:

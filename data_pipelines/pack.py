@@ -181,6 +181,10 @@ def _caption(value: Any) -> str:
     text = "\n".join(str(line) for line in lines if line is not None).strip()
     if not text:
         raise SampleFault("no caption")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can spell
+        raise SampleFault("caption is no UTF-8") from None
     return text
 
 

@@ -98,6 +98,8 @@ def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
     if isinstance(source, list | tuple):
         return [shard for part in source for shard in find_shards(part)]
     text = str(source)
+    if not text.strip():
+        raise UserError("The name of the shards is empty. Give a folder of tar files, or one.")
     if Path(text).is_dir():
         # A hidden name is a folder that a command has not finished, or another system's litter.
         found = [

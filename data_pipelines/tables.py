@@ -44,7 +44,7 @@ def open_table(path: Path, *, text_columns: Sequence[str], faults: Faults) -> Ta
             return Table(table.column_names, rows, table.num_rows)
         rows = _jsonl_rows(path, faults)
         first = list(itertools.islice(rows, ROWS_LOOKED_AT))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
     if not first:
         raise UserError(f"{path} holds no rows{f' ({faults.summary()})' if faults else ''}.")

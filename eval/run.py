@@ -12,7 +12,7 @@ import torch
 from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
 from vlp import spec
-from vlp.checkpoint import encoder_hash, load_encoder
+from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import say, show_table
 from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
@@ -69,8 +69,9 @@ def evaluate(
         "shards": shards,
         "tasks": list(tasks),
     }
+    inputs = [*source.shards, *paths_of(model, shards)]
     if out:
-        check_output(out, "eval", config, inputs=source.shards, overwrite=overwrite)
+        check_output(out, "eval", config, inputs=inputs, overwrite=overwrite)
     start = time.perf_counter()
     encoded = encode_shards(encoder, source, batch_size=batch_size)
     figures = run_evaluators(encoder, encoded, evaluators)
@@ -79,7 +80,7 @@ def evaluate(
     result |= {"versions": _versions(), "faults": encoded.faults.as_dict()}
     _show(result)
     if out:
-        _write(out, result, config, inputs=source.shards, overwrite=overwrite)
+        _write(out, result, config, inputs=inputs, overwrite=overwrite)
     return result
 
 

@@ -1,5 +1,6 @@
 """What a run is told: plain frozen data, checked when it is made, printed, saved and compared."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -78,7 +79,7 @@ class OptimizerConfig:
     """Largest norm of the whole gradient; 0 leaves it as it is."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise UserError(f"The learning rate is {self.learning_rate}. Write one above 0.")
         if self.warmup < 0:
             raise UserError(f"The warm-up is {self.warmup}. Write a share below 1, or steps.")
@@ -122,7 +123,7 @@ class TrainConfig:
         if self.seed < 0:
             raise UserError(f"The seed is {self.seed}. Write 0 or more.")
         unit, amount = self._length()
-        if amount <= 0:
+        if not 0 < amount < math.inf:
             raise UserError(f"The length is {amount} {unit}. Write one above 0.")
         for name in ("log_every", "save_every", "keep"):
             if getattr(self, name) < 1:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from training.schedule import learning_rate
 from training.setup import Parts, build_parts, start_processes
 from training.state import TrainState, restore, save
 from training.validation import validate
+from vlp.checkpoint import list_checkpoints, paths_of
 from vlp.console import progress, say, speaking
 from vlp.encoder import Encoding
 from vlp.errors import UserError
-from vlp.output import check_output, remove_output, write_json, write_record
+from vlp.output import check_output, read_record, remove_output, write_json, write_record
 from vlp.types import Batch, Pairs
 
 
@@ -47,10 +47,12 @@ def _train(
 ) -> dict[str, Any] | None:
     is_main = accelerator.is_main_process
     with accelerator.main_process_first():
-        check_output(out, "train", asdict(config), inputs=_inputs(config), overwrite=overwrite)
+        # A run that ended before its first checkpoint has nothing to lose.
+        is_free = overwrite or (is_run(out) and not list_checkpoints(out))
+        check_output(out, "train", asdict(config), inputs=_inputs(config), overwrite=is_free)
     parts = build_parts(config, accelerator)
     if is_main:
-        _claim(out, config, overwrite=overwrite)
+        _claim(out, config, overwrite=is_free)
     accelerator.wait_for_everyone()
 
     state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler)
@@ -107,13 +109,18 @@ def _forward(encoder: torch.nn.Module, batch: Batch, parts: Parts) -> tuple[Tens
     return parts.loss(local, world, rows, encoding.scale, encoding.bias), encoding
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether `vlp train` wrote the folder."""
+    record = read_record(folder)
+    return record is not None and record["command"] == "train"
+
+
 def _inputs(config: TrainConfig) -> list[Path]:
     """Return every file and folder that the run reads: its output may be none of them."""
     model = config.model
-    named = (model.name, model.weights, model.image_weights, model.text_weights)
-    paths = [Path(name.removeprefix("local-dir:")) for name in named if name]
+    models = paths_of(model.name, model.weights, model.image_weights, model.text_weights)
     shards = [source for source in (config.data.shards, config.data.validation) if source]
-    return [*find_shards(shards), *(path for path in paths if os.path.exists(path))]
+    return [*find_shards(shards), *paths_of(*shards), *models]
 
 
 def _check_finite(loss: float, state: TrainState) -> None:

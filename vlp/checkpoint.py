@@ -52,6 +52,8 @@ def load_encoder(name: str | Path) -> DualEncoder:
     """
     name = str(name)
     if os.path.exists(name):  # and not Path.exists, which raises for names too long
+        if os.path.isfile(name):
+            raise UserError(f"{name} is a file, not a model. Give a run or checkpoint folder.")
         name = f"local-dir:{name}"  # a folder may bear the name of an architecture
     is_whole = name.startswith(("hf-hub:", "local-dir:"))
     architecture, tag = (name, None) if is_whole else name.partition(":")[::2]
@@ -88,6 +90,13 @@ def find_model(name: str, weights: str | None = None) -> ModelSource:
         folder = find_checkpoint(path)
         return ModelSource(read_config(str(folder)), weights or _weights_in(folder), folder)
     return ModelSource(*fetch_weights(name, weights, read_config(name)), None)
+
+
+def paths_of(*names: str | None) -> list[Path]:
+    """Return the files and folders that models or weights are named by, where they are any."""
+    paths = [name.removeprefix("local-dir:").partition(":")[::2] for name in names if name]
+    found = [part for whole in paths for part in whole if part and os.path.exists(part)]
+    return [Path(part) for part in found]
 
 
 def load_weights(encoder: DualEncoder, folder: Path) -> None:

@@ -69,6 +69,8 @@ def run(argv: list[str]) -> Any:
     known = commands()
     if argv[0] not in known:
         raise UserError(f"There is no command {argv[0]!r}. {nearest(argv[0], known)}")
+    if argv[0] == "train" and not {"--help", "-h"} & set(argv):
+        _check_recipe(argv)
     with speaking(voice):
         result = _call(known[argv[0]], argv)
     if voice == "json" and result is not None:
@@ -101,6 +103,17 @@ def _call(command: Callable, argv: list[str]) -> Any:
     return command(*arguments, **options)
 
 
+def _check_recipe(argv: list[str]) -> None:
+    """Raise UserError unless a recipe comes first: tyro would speak of sub-commands."""
+    recipes = importlib.import_module("training.commands").RECIPES
+    if len(argv) < 2 or argv[1].startswith("-"):
+        raise UserError(
+            f"Write a recipe first, as `vlp train toy --out run`. {nearest('', recipes)}"
+        )
+    if argv[1] not in recipes:
+        raise UserError(f"There is no recipe {argv[1]!r}. {nearest(argv[1], recipes)}")
+
+
 def _named(parameter: inspect.Parameter) -> inspect.Parameter:
     """Let the help call a positional by its name, as ``INDEX``, and not by its type."""
     import tyro
@@ -114,12 +127,15 @@ def _named(parameter: inspect.Parameter) -> inspect.Parameter:
 def _one_line(message: str) -> str:
     """Return what tyro says in a box, with its suggestions, as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    first, *rest = "\n".join(lines).split("─" * 20)
-    options = re.findall(r"^--\S+(?: [A-Z]\S*)?", "\n".join([first, *rest]), re.MULTILINE)
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    first, *rest = re.split(r"[─-]{20,}", "\n".join(lines))
+    if "╭" not in text:  # without Unicode there is no box: a title stands over a rule
+        first, *rest = rest
+    first = first.strip()
+    options = re.findall(r"^--[a-z]\S*", "\n".join([first, *rest]), re.MULTILINE)
     if first.startswith("Missing"):
         missing = options or re.findall(r"^[A-Z_]+$", first, re.MULTILINE)
-        return f"Missing: {', '.join(missing)}."
+        return f"Missing: {', '.join(missing) or ' '.join(first.split()[1:]).rstrip('.')}."
     said = " ".join(first.partition("Got errors")[0].split()).rstrip(".")
     if "Perhaps you meant" in message:
         return f"{said}. Did you mean {' or '.join(dict.fromkeys(options))}?"

@@ -56,6 +56,12 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     show("\n".join([line(columns), "  ".join("-" * w for w in widths), *map(line, rows)]))
 
 
+def one_line(text: str, length: int = 80) -> str:
+    """Return data as it may be shown: on one line, not too long, nothing that moves the cursor."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 @contextmanager
 def progress(total: int | None, what: str) -> Iterator[Any]:
     """Yield ``advance(steps=1, **fields)`` that moves a bar; nothing moves where nobody looks."""

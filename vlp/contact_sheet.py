@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vlp.errors import UserError
+
 TILE = 128
 """Side of a picture on the sheet, in pixels."""
 LINE = 14
@@ -15,7 +17,13 @@ CAPTION_LINES = 3
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]]], path: Path
 ) -> None:
-    """Write a PNG: each row a title and its pictures, each picture with its caption below."""
+    """Write a PNG: each row a title and its pictures, each picture with its caption below.
+
+    Raises:
+        UserError: The file cannot be written, or is not called ``.png``.
+    """
+    if path.is_dir() or path.suffix.lower() != ".png":
+        raise UserError(f"The contact sheet {path} is a PNG. Write --sheet sheet.png.")
     columns = max((len(pictures) for _, pictures in rows), default=1) or 1
     width = columns * (TILE + 12) + 12
     height = sum(_row_height(title) for title, _ in rows) + 12
@@ -33,8 +41,11 @@ def contact_sheet(
                 place = (12 + column * (TILE + 12), y + TILE + 4 + number * LINE)
                 draw.text(place, line, fill="#444444", font=font)
         top += _row_height(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise UserError(f"Cannot write the contact sheet {path}: {error.strerror}.") from None
 
 
 def _row_height(title: str) -> int:
@@ -46,5 +57,7 @@ def _paste(sheet: Image.Image, picture: Image.Image, x: int, y: int) -> None:
     ratio = TILE / max(picture.size)
     side = Image.Resampling.NEAREST if ratio > 1 else Image.Resampling.BICUBIC
     size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
-    small = picture.resize(size, side)
-    sheet.paste(small, (x + (TILE - size[0]) // 2, y + (TILE - size[1]) // 2))
+    left, top = x + (TILE - size[0]) // 2, y + (TILE - size[1]) // 2
+    sheet.paste(picture.resize(size, side), (left, top))
+    frame = (left - 1, top - 1, left + size[0], top + size[1])
+    ImageDraw.Draw(sheet).rectangle(frame, outline="#dddddd")

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 12
+"""Names listed where none comes near what was written."""
+
 
 class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to write.
@@ -17,4 +20,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"Known: {', '.join(known)}."
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"Known: {', '.join(known[:SHOWN])}{more}."

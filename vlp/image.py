@@ -56,7 +56,8 @@ def open_image(path: str) -> Image.Image:
         raise UserError(f"Cannot open the image {path}: {error.strerror}.") from None
     except ImageError as error:
         raise UserError(
-            f"Cannot read {path}: the {error}. Give a JPEG, PNG or WebP file."
+            f"Cannot read {path}: the {error}. Give a whole JPEG, PNG or WebP file of at most "
+            f"{MAX_PIXELS:,} pixels."
         ) from None
 
 
@@ -69,9 +70,14 @@ def size(data: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data)).size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            width, height = Image.open(io.BytesIO(data)).size
+    except Image.DecompressionBombError:
+        raise ImageError("image has too many pixels") from None
+    except Exception:  # a damaged header makes decoders raise anything
         raise ImageError("image format is not known" if data else "image is empty") from None
+    if width * height > MAX_PIXELS:
+        raise ImageError("image has too many pixels")
+    return width, height
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int64
 
-from vlp.console import say
+from vlp.console import show
 from vlp.errors import UserError
 from vlp.output import output_folder, read_record
 from vlp.types import Hit
@@ -87,7 +87,7 @@ def build_index(features: Path, out: Path, *, overwrite: bool = False) -> dict[s
         index.add(rows)
         faiss.write_index(index, str(part / "index.faiss"))
         pq.write_table(metadata, part / "metadata.parquet")
-    say(f"Indexed {len(rows)} features of {features} into {out}, exact.")
+    show(f"Indexed {len(rows)} features of {features} into {out}, exact.")
     return {"features": len(rows), "dim": int(rows.shape[1]), "out": str(out)}
 
 

@@ -39,7 +39,7 @@ def output_folder(
     part.mkdir(parents=True)
     try:
         yield part
-    except UserError:
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     write_record(part, command, config)
@@ -61,9 +61,11 @@ def check_output(
 ) -> None:
     """Raise UserError unless this command with this config may write the folder ``path``."""
     for source in inputs:
-        if path.resolve() in (source.resolve(), *source.resolve().parents):
+        out, read = path.resolve(), source.resolve()
+        if out in (read, *read.parents) or read in out.parents:
             raise UserError(
-                f"The output {path} is the input {source} or holds it. Give another output folder."
+                f"The output {path} is the input {source}, holds it or lies in it. "
+                f"Give another output folder."
             )
     if path.is_file():
         raise UserError(f"The output {path} is a file. Give the name of a folder.")

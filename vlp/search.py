@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp.checkpoint import encoder_hash, load_encoder
-from vlp.console import show, show_table
+from vlp.console import one_line, show, show_table
 from vlp.contact_sheet import contact_sheet
 from vlp.encode import encode_images, encode_texts, to_best_device
 from vlp.encoder import DualEncoder
@@ -29,6 +29,8 @@ def search(
         raise UserError(f"k is {k}. Ask for 1 hit or more.")
     if not query.strip():
         raise UserError("The query is empty. Write a text, or the path of an image.")
+    if os.path.isdir(query):
+        raise UserError(f"The query {query} is a folder. Write a text, or the path of an image.")
     index = load_index(folder)
     encoder = open_encoder(index, model)
     if _is_image(query):
@@ -36,7 +38,7 @@ def search(
     else:
         features = encode_texts(encoder, [query])
     hits = index.hits(features[0].numpy(), k)
-    rows = [(f"{hit.score:.3f}", hit.key, hit.metadata["caption"]) for hit in hits]
+    rows = [(f"{hit.score:.3f}", hit.key, one_line(hit.metadata["caption"])) for hit in hits]
     show_table(["cosine", "key", "caption"], rows)
     if sheet:
         pictures = [(decode(index.picture(hit)), _label(hit)) for hit in hits]
@@ -51,7 +53,10 @@ def open_encoder(index: Index, model: str | None = None) -> DualEncoder:
     Raises:
         UserError: The model is gone, or its weights are others than when the features were made.
     """
-    encoder = to_best_device(load_encoder(model or index.model))
+    try:
+        encoder = to_best_device(load_encoder(model or index.model))
+    except UserError as error:
+        raise UserError(f"{error} The index names {index.model}; --model names another.") from None
     if encoder_hash(encoder) != index.model_hash:
         raise UserError(
             f"The index was built with another model than {model or index.model} as it is now. "

@@ -34,6 +34,6 @@ class Tokenizer:
         full = (ids[:, -1] != 0).nonzero().squeeze(1).tolist()
         cut = torch.zeros(len(captions), dtype=torch.bool)
         if full:
-            roomy = self._tokenize([captions[i] for i in full], self.length + 1)
+            roomy = self._tokenize([captions[int(i)] for i in full], self.length + 1)
             cut[full] = (roomy[:, : self.length] != ids[full]).any(dim=1)
         return ids, cut

@@ -115,9 +115,10 @@ def first_line(error: Exception) -> str:
 def _read(weights: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a file, under the names of towers of their own."""
     try:
-        state: Any = dict(load_state_dict(str(weights), weights_only=True))
+        loaded: Any = load_state_dict(str(weights), weights_only=True)
     except Exception as error:
         raise UserError(f"Cannot read the weights {weights}: {first_line(error)}.") from None
+    state = dict(loaded)
     if "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
     # transformers stopped saving these in 4.31.
