@@ -43,7 +43,8 @@ def one_rank(rank: int, processes: int, folder: str) -> None:
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_gathered_losses_have_the_gradient_of_the_whole_batch(processes, tmp_path):
-    mp.spawn(one_rank, (processes, str(tmp_path)), nprocs=processes)
+    # fork: a spawned process would have to import this file by name, and tests are no package.
+    mp.start_processes(one_rank, (processes, str(tmp_path)), nprocs=processes, start_method="fork")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
     for name in names("training.losses"):
         whole = pairs(12)
