@@ -197,7 +197,9 @@ def create_encoder(
         text["hf_model_pretrained"] = text_weights == "hf"
     model = _build(config["model_cfg"], folder)
     if "timm_model_name" in vision:
-        _set_timm_size(model.visual, vision.get("image_size", 224))
+        size = vision.get("image_size", 224)
+        visual: Any = model.visual
+        visual.set_input_size(size if isinstance(size, int) else tuple(size))
     if weights:
         load_both(model, weights)
     if image_weights and image_weights != "timm":
@@ -264,14 +266,6 @@ def _build(model_cfg: dict[str, Any], folder: Path | None) -> open_clip.CustomTe
         return open_clip.CustomTextCLIP(**options)
     except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
         raise UserError(f"Cannot build the architecture: {first_line(error)}.") from None
-
-
-def _set_timm_size(tower: Any, image_size: int | list[int]) -> None:
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    try:
-        tower.set_input_size(size)
-    except (AttributeError, NotImplementedError, TypeError):
-        tower.image_size = size  # a convolutional tower takes any size and has nothing to set
 
 
 def _open_clip_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable:
