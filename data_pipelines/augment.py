@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image, ImageOps
 
 from vlp.errors import UserError
@@ -68,18 +68,18 @@ class Augmentation:
         return not still or self.zoom != (1.0, 1.0)
 
     @property
+    def changes(self) -> bool:
+        """Whether anything follows the crop."""
+        return self.flip > 0 or self.moves or self.recolours
+
+    @property
     def recolours(self) -> bool:
         """Whether colours change."""
         return any((self.brightness, self.contrast, self.saturation, self.hue, self.grayscale))
 
 
-def augment(
-    image: Image.Image, size: tuple[int, int], options: Augmentation, rng: np.random.Generator
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Return an upright RGB picture as a training view of ``size`` (height, width) pixels."""
-    box = crop_box(image.width, image.height, options, rng)
-    # Crop first: `resize(box=...)` would read pixels outside the crop at its border.
-    image = image.crop(box).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+def change(image: Image.Image, options: Augmentation, rng: np.random.Generator) -> Image.Image:
+    """Return a cropped and resized picture after the random changes that follow the crop."""
     if rng.random() < options.flip:
         image = ImageOps.mirror(image)
     if options.moves:
@@ -89,7 +89,7 @@ def augment(
         )
     if options.recolours:
         image = image.convert("RGB", tuple(colour_matrix(options, rng).ravel().tolist()))
-    return np.array(image)
+    return image
 
 
 def crop_box(

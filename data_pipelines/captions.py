@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,47 +24,68 @@ def caption_key(caption: str) -> str:
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """Where captions come from and how often: ``txt`` or fields of ``.json``, with weights."""
+    """Where captions come from and how often.
 
-    fields: tuple[str, ...]
+    Each choice is a chain of fields in order of priority; ``txt`` is the main caption, any other
+    name a field of ``.json``.
+    """
+
+    chains: tuple[tuple[str, ...], ...]
     weights: tuple[float, ...]
 
     @classmethod
     def parse(cls, text: str) -> "CaptionChoice":
-        """Read ``"txt"`` or ``"txt:0.7 keywords:0.3"``.
+        """Read ``"txt"``, ``"txt:0.7 keywords:0.3"`` (by weight) or ``"recap>alt>txt"`` (priority).
 
         Raises:
-            UserError: A weight is no positive number.
+            UserError: A weight is no positive number, or a field has no name.
         """
-        fields, weights = [], []
+        chains, weights = [], []
         for part in text.split():
-            name, _, weight = part.partition(":")
+            names, _, weight = part.partition(":")
             try:
                 weights.append(float(weight or 1))
             except ValueError:
                 weights.append(0.0)
-            fields.append(name)
-        if not fields or min(weights) <= 0:
+            chains.append(tuple(names.split(">")))
+        if not chains or not min(weights) > 0 or not all(all(chain) for chain in chains):
             raise UserError(
-                f"Cannot read the captions {text!r}. Write fields with weights above 0, "
-                f'such as "txt:0.7 keywords:0.3".'
+                f"Cannot read the captions {text!r}. Write fields with weights above 0, such as "
+                f'"txt:0.7 keywords:0.3", or in order of priority, "recap>alt>txt".'
             )
-        return cls(tuple(fields), tuple(w / sum(weights) for w in weights))
+        return cls(tuple(chains), tuple(w / sum(weights) for w in weights))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no field of ``.json`` is ever read."""
+        return all(chain == ("txt",) for chain in self.chains)
 
     def draw(self, sample: "Sample", rng: np.random.Generator) -> str:
-        """Return one caption; a field that the sample lacks gives way to its main caption.
+        """Return one caption: of the drawn chain, or of another where a sample has none of it.
 
         Of several lines, each a caption (CLIP_benchmark), one is drawn. A list, such as keywords,
         becomes a caption of one to all of its entries in random order.
+
+        Raises:
+            SampleFault: The sample has none of the fields.
         """
-        name = self.fields[int(rng.choice(len(self.fields), p=self.weights))]
-        value = None if name == "txt" else sample.metadata.get(name)
-        lines = [line.strip() for line in sample.text.splitlines() if line.strip()] or [""]
-        main = lines[int(rng.integers(len(lines)))] if len(lines) > 1 else lines[0]
-        if isinstance(value, Sequence) and not isinstance(value, str) and value:
-            count = int(rng.integers(1, len(value) + 1))
-            value = " ".join(str(value[i]) for i in rng.permutation(len(value))[:count])
-        caption = str(value or main)
-        if not caption:
-            raise SampleFault("no caption")
-        return caption
+        drawn = int(rng.choice(len(self.chains), p=self.weights)) if len(self.chains) > 1 else 0
+        for chain in self.chains[drawn:] + self.chains[:drawn]:
+            for name in chain:
+                value = sample.text if name == "txt" else sample.metadata.get(name)
+                caption = _one_of(value, rng)
+                if caption:
+                    return caption
+        raise SampleFault("no caption")
+
+
+def _one_of(value: Any, rng: np.random.Generator) -> str:
+    """Return a caption drawn from the lines of a text or the entries of a list; "" for none."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        count = int(rng.integers(1, len(value) + 1))
+        return " ".join(str(value[i]) for i in rng.permutation(len(value))[:count]).strip()
+    lines = [line.strip() for line in str(value or "").splitlines()]
+    lines = [line for line in lines if line]
+    if len(lines) > 1:
+        return lines[int(rng.integers(len(lines)))]
+    return lines[0] if lines else ""

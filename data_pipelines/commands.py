@@ -70,6 +70,7 @@ def filter_(
     /,
     keep: tuple[str, ...],
     samples_per_shard: int = 1000,
+    keep_list: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Score samples, decide which to keep, write them as new shards, and report the drops.
@@ -79,12 +80,18 @@ def filter_(
         clean: Folder to write: shards, ``scores/`` and ``report.json``.
         keep: Filters, in the order they decide, such as ``"caption_words(min=3)"``.
         samples_per_shard: Samples in each shard but the last.
+        keep_list: Write ``keep.parquet`` in place of shards, for `vlp train --data.keep`.
         overwrite: Replace what another command or config wrote.
     """
     from data_pipelines.filter import filter_shards
 
     return filter_shards(
-        raw, clean, keep=keep, samples_per_shard=samples_per_shard, overwrite=overwrite
+        raw,
+        clean,
+        keep=keep,
+        samples_per_shard=samples_per_shard,
+        keep_list=keep_list,
+        overwrite=overwrite,
     )
 
 

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data_pipelines.faults import Faults, SampleFault
-from data_pipelines.shards import Entry, ShardSet, open_shards, read
+from data_pipelines.shards import ShardSet, open_shards, read
+from data_pipelines.tar_index import Entry
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import progress, show
 from vlp.encode import batches, encode_texts, to_best_device

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from data_pipelines.keep_list import FILE, write_keep_list
 from data_pipelines.scores import ScoredSet, ShardScores, column_name, score_shards
 from data_pipelines.shards import ShardSet, open_shards, read, write_shards
+from data_pipelines.tar_index import Entry
 from vlp.console import progress, say, show, show_table
 from vlp.errors import UserError
 from vlp.output import output_folder, write_json
@@ -129,12 +131,14 @@ def filter_shards(
     *,
     keep: Sequence[str],
     samples_per_shard: int = 1000,
+    keep_list: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the samples that pass every rule as new shards, with their scores and a report.
 
     Images go over byte for byte, in the order of the input. Scores that an earlier run left in
-    the output folder are used again where they are still valid.
+    the output folder are used again where they are still valid. ``keep_list`` writes which samples
+    pass (see ``data_pipelines/keep_list.py``) in place of shards.
 
     Raises:
         UserError: There is no rule, a rule cannot be read, or nothing is left.
@@ -142,7 +146,12 @@ def filter_shards(
     rules = read_rules(keep)
     shards = open_shards(raw)
     inputs = [*shards.shards, *([Path(raw)] if Path(raw).is_dir() else [])]
-    config = {"raw": str(raw), "keep": list(keep), "samples_per_shard": samples_per_shard}
+    config = {
+        "raw": str(raw),
+        "keep": list(keep),
+        "samples_per_shard": samples_per_shard,
+        "keep_list": keep_list,
+    }
     with output_folder(clean, "filter", config, inputs=inputs, overwrite=overwrite) as part:
         say(f"Scoring {len(shards)} samples of {raw} ...")
         scorers = {rule.column: rule.filter for rule in rules}
@@ -150,8 +159,14 @@ def filter_shards(
         kept, steps = decide(rules, scored.shards)
         if not steps[-1].left:
             raise UserError(_nothing_left(raw, len(shards), scored, steps))
-        samples = _kept_samples(scored.shards, kept, steps[-1].left)
-        num_samples, num_shards = write_shards(samples, part, samples_per_shard=samples_per_shard)
+        entries = _kept(scored.shards, kept, steps[-1].left)
+        if keep_list:
+            num_samples, num_shards = write_keep_list(entries, shards.shards, part / FILE), 0
+        else:
+            samples = (read(entry) for entry in entries)
+            num_samples, num_shards = write_shards(
+                samples, part, samples_per_shard=samples_per_shard
+            )
         report = {
             "raw": str(raw),
             "out": str(clean),
@@ -222,13 +237,11 @@ def _count(masks: Sequence[np.ndarray]) -> int:
     return sum(int(mask.sum()) for mask in masks)
 
 
-def _kept_samples(
-    shards: Sequence[ShardScores], kept: Sequence[np.ndarray], count: int
-) -> Iterator[Sample]:
+def _kept(shards: Sequence[ShardScores], kept: Sequence[np.ndarray], count: int) -> Iterator[Entry]:
     with progress(count, "write") as advance:
         for scores, mask in zip(shards, kept, strict=True):
             for place in np.flatnonzero(mask):
-                yield read(scores.entries[place])
+                yield scores.entries[place]
                 advance()
 
 
@@ -265,9 +278,12 @@ def _show(report: dict[str, Any]) -> None:
     ]
     show_table(("rule", "drops alone", "dropped", "left"), rows)
     share = report["samples_out"] / report["samples_in"]
+    what = (
+        f"number of shards: {report['shards_out']}" if report["shards_out"] else f"listed in {FILE}"
+    )
     show(
         f"Kept {report['samples_out']} of {report['samples_in']} samples ({share:.1%}) in "
-        f"{report['out']}, number of shards: {report['shards_out']}."
+        f"{report['out']}, {what}."
     )
     if report["faults"]:
         found = (f"{fault['count']} {reason}" for reason, fault in report["faults"].items())

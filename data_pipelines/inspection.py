@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from data_pipelines.faults import SampleFault
-from data_pipelines.shards import Entry, ShardSet, image_extension, open_shards, read
+from data_pipelines.shards import ShardSet, image_extension, open_shards, read
+from data_pipelines.tar_index import Entry
 from vlp.console import one_line, progress, show, show_table
 from vlp.contact_sheet import contact_sheet
 from vlp.image import ImageError, decode, size

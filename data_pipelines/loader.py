@@ -1,157 +1,180 @@
-"""Plan, shards and decoding to batches. The loader's state is one number: the samples seen."""
+"""Batches of training samples from worker processes. The loader's state is one number."""
 
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import multiprocessing
+import time
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import chain, zip_longest
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data_pipelines.augment import Augmentation, augment
-from data_pipelines.captions import CaptionChoice, Group, caption_key
-from data_pipelines.faults import Faults, SampleFault
-from data_pipelines.plan import Place, Plan, hash63, sample_seed
-from data_pipelines.shards import Entry, ShardSet, read
+from data_pipelines.faults import Faults
+from data_pipelines.reader import Part, Reader, Tally
 from vlp.errors import UserError
-from vlp.image import ImageError, decode
-from vlp.tokenizer import Tokenizer
-from vlp.types import Batch, Sample
+from vlp.types import Batch
 
-BATCHES_AHEAD = 4
-TRIES = 50
-"""Draws for a readable sample in the place of a broken one before the data is given up."""
-
-
-class Ready(NamedTuple):
-    """A sample with its picture as the image tower takes it."""
-
-    key: str
-    pixels: Tensor
-    caption: str
-    group: int
-    seed: int
+PARTS_AHEAD = 2
+"""Batches that workers make ahead of use."""
+FIRST_READS = 200
+"""Samples before the share of bad ones is judged."""
 
 
 @dataclass
 class Loader:
-    """Batches of training samples, decoded by threads ahead of use.
+    """Batches by the plan, made by worker processes ahead of use; the same for any number of them.
 
-    Another sample of its shard takes the place of one that cannot be read, drawn by its seed:
-    which one does not depend on threads or processes.
+    Of the rows of a batch, worker ``k`` of ``n`` makes every n-th, from the k-th on.
     """
 
-    shards: ShardSet
-    plan: Plan
-    tokenizer: Tokenizer
-    image_size: tuple[int, int]
-    augmentation: Augmentation
-    captions: CaptionChoice
-    group: Group = "caption"
-    label_key: str = "cls"
+    reader: Reader
     process: int = 0
     num_processes: int = 1
-    threads: int = 2
-    broken: dict[int, str] = field(default_factory=dict)
-    """The samples that could not be read, by number, each with the reason."""
-    captions_read: int = 0
-    captions_cut: int = 0
-    """Captions longer than the context of the text tower."""
+    workers: int = 2
+    """Worker processes; 0 reads in this one."""
+    max_bad: float = 0.05
+    """Share of bad samples above which reading stops."""
+    tally: Tally = field(default_factory=Tally)
+    """What was counted so far."""
+    _recent: Tally = field(default_factory=Tally)
+    _since: float = field(default_factory=time.perf_counter)
 
-    def __post_init__(self) -> None:
-        folders = [str(shard.parent) for shard in self.shards.shards]
-        self._root = os.path.commonpath(folders) if len(set(folders)) > 1 else folders[0]
-        self._by_shard: dict[str, list[int]] = {}
-        for number, entry in enumerate(self.shards.entries):
-            self._by_shard.setdefault(str(entry.shard), []).append(number)
+    def batches(self, samples_seen: int) -> Generator[Batch]:
+        """Yield the batches that follow ``samples_seen``, without end.
 
-    def batches(self, samples_seen: int) -> Iterator[Batch]:
-        """Yield the batches that follow ``samples_seen``, without end."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[list[Future[Ready]]] = deque()
-            position = samples_seen
-            try:
-                while True:
-                    while len(waiting) < BATCHES_AHEAD:
-                        places = self.plan.batch(position, self.process, self.num_processes)
-                        waiting.append([pool.submit(self.load, place) for place in places])
-                        position += self.plan.batch_size
-                    batch = self._collate([future.result() for future in waiting.popleft()])
-                    # Only from pinned memory can a GPU fetch while it computes.
-                    yield _pinned(batch) if torch.cuda.is_available() else batch
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def load(self, place: Place) -> Ready:
-        """Return the sample at a place, or its substitute."""
-        number = place.index
-        seed = self._seed(place.epoch, self.shards.entries[number])
-        draw = np.random.default_rng([seed, 1])
-        for _ in range(TRIES):
-            entry = self.shards.entries[number]
-            try:
-                return self._prepare(entry, self._seed(place.epoch, entry))
-            except (SampleFault, ImageError) as fault:
-                self.broken[number] = str(fault)
-            number = int(draw.choice(self._by_shard[str(entry.shard)]))
-        shard = self.shards.entries[place.index].shard
-        raise UserError(
-            f"{shard} gives no readable sample in {TRIES} draws ({self.faults().summary()}). "
-            f"`vlp inspect {shard}` shows what is wrong; leave the shard out."
-        )
+        Raises:
+            UserError: Too many samples are bad, or a shard gives none.
+        """
+        parts, workers = self._parts(samples_seen)
+        try:
+            while True:
+                found = [self._checked(next(parts)) for _ in range(workers or 1)]
+                start = time.perf_counter()
+                batch = _assembled(found)
+                self._recent.seconds["hand over"] += time.perf_counter() - start
+                yield batch
+        finally:
+            del parts  # ends the workers
 
     def faults(self) -> Faults:
         """Return what was wrong in the headers and with the samples that were met so far."""
         found = Faults()
-        found.merge(self.shards.faults.as_dict())
-        for number, reason in sorted(self.broken.items()):
-            entry = self.shards.entries[number]
-            found.add(reason, entry.shard.name, entry.key)
+        for source in self.reader.sources:
+            found.merge(source.faults.as_dict())
+        for _, headers in sorted(self.tally.headers.items()):
+            found.merge(headers)
+        for fault in sorted(self.tally.faults):
+            found.add(*fault)
         return found
 
-    def _prepare(self, entry: Entry, seed: int) -> Ready:
-        sample = read(entry)
-        rng = np.random.default_rng(seed)
-        caption = self.captions.draw(sample, rng)
-        pixels = augment(decode(sample.image), self.image_size, self.augmentation, rng)
-        chw = torch.from_numpy(pixels).permute(2, 0, 1)  # [3, height, width]
-        return Ready(entry.key, chw, caption, self._group(sample, seed), seed)
+    def speed(self) -> dict[str, float]:
+        """Return what reading took since last asked.
 
-    def _seed(self, epoch: int, entry: Entry) -> int:
-        source = str(entry.shard.relative_to(self._root))
-        return sample_seed(self.plan.seed, epoch, source, entry.key)
+        Milliseconds of a worker per sample for each stage, MB per second of each source, and the
+        slowest read in seconds.
+        """
+        now, tally = time.perf_counter(), self._recent
+        figures = {
+            f"data/{stage.replace(' ', '_')}_ms": 1000 * seconds / max(1, tally.reads)
+            for stage, seconds in tally.seconds.items()
+        }
+        for source, count in tally.bytes_read.items():
+            figures[f"data/source_{source}_mb_per_second"] = count / 1e6 / (now - self._since)
+        figures["data/slowest_read_s"] = tally.slowest[0]
+        self._recent, self._since = Tally(), now
+        return figures
 
-    def _group(self, sample: Sample, seed: int) -> int:
-        if self.group == "caption":
-            return hash63(caption_key(sample.text))
-        if self.group == "image":
-            return hash63(sample.image)
-        if self.group == "label":
-            if self.label_key not in sample.metadata:
-                raise SampleFault(f"metadata has no {self.label_key}")
-            return hash63(str(sample.metadata[self.label_key]))
-        return seed
+    def _parts(self, samples_seen: int) -> tuple[Iterator[Part | UserError], int]:
+        """Start the workers; return their parts, one of each in turn, and how many they are."""
+        workers = min(self.workers, self.reader.plan.batch_size // self.num_processes)
+        with warnings.catch_warnings():  # the user says how many processes there shall be
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            stream = DataLoader(
+                _Stream(self.reader, samples_seen, self.process, self.num_processes),
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=PARTS_AHEAD if workers else None,
+                multiprocessing_context=_context() if workers else None,
+            )
+            return iter(stream), workers
 
-    def _collate(self, ready: list[Ready]) -> Batch:
-        tokens, cut = self.tokenizer.with_cuts([item.caption for item in ready])
-        self.captions_read += len(ready)
-        self.captions_cut += int(cut.sum())
-        return Batch(
-            images=torch.stack([item.pixels for item in ready]),
-            tokens=tokens,
-            keys=[item.key for item in ready],
-            group=torch.tensor([item.group for item in ready]),
-            seed=torch.tensor([item.seed for item in ready]),
-        )
+    def _checked(self, part: Part | UserError) -> Part:
+        if isinstance(part, UserError):
+            raise part
+        for tally in (self.tally, self._recent):
+            tally.add(part.tally)
+        bad, reads = self.tally.substituted, self.tally.reads
+        if reads >= FIRST_READS and bad > self.max_bad * reads:
+            raise UserError(
+                f"{bad} of {reads} samples cannot be read ({self.faults().summary()}); at most "
+                f"{self.max_bad:.0%} may be. Mend the shards, or write --data.max-bad "
+                f"{min(1.0, bad / reads + 0.05):.2f}."
+            )
+        return part
 
 
-def _pinned(batch: Batch) -> Batch:
-    return batch._replace(
-        images=batch.images.pin_memory(),
-        tokens=batch.tokens.pin_memory(),
-        group=batch.group.pin_memory(),
-        seed=batch.seed.pin_memory(),
+class _Stream(IterableDataset):
+    """A worker's parts of the batches, in order; an error for the user comes as an item."""
+
+    def __init__(self, reader: Reader, start: int, process: int, num_processes: int) -> None:
+        self.reader, self.start = reader, start
+        self.process, self.num_processes = process, num_processes
+
+    def __iter__(self) -> Iterator[Part | UserError]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        first = self.start + self.process + self.num_processes * worker
+        end, step = self.start + self.reader.plan.batch_size, self.num_processes * workers
+        while True:
+            try:
+                part = self.reader.part(range(first, end, step))
+            except UserError as error:
+                yield error
+                return
+            yield part
+            first, end = (edge + self.reader.plan.batch_size for edge in (first, end))
+
+
+def _context() -> str | None:
+    """Return how workers start: as forks, which need not load everything again."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+
+
+def _assembled(parts: Sequence[Part]) -> Batch:
+    """Return one batch of the workers' parts, in pinned memory where there is a GPU."""
+    images = _interleaved([part.images for part in parts])
+    tokens = _interleaved([part.tokens for part in parts])
+    return Batch(
+        images=images[0],
+        tokens=tokens[0],
+        keys=_in_turn([part.keys for part in parts]),
+        group=torch.tensor(_in_turn([part.group for part in parts])),
+        seed=torch.tensor(_in_turn([part.seed for part in parts])),
+        image_views=images[1:] if len(images) > 1 else None,
+        text_views=tokens[1:] if len(tokens) > 1 else None,
     )
+
+
+def _interleaved(parts: Sequence[Tensor]) -> Tensor:
+    """Return ``[views, batch, ...]`` of parts ``[views, part, ...]``, a row from each in turn."""
+    # Only from pinned memory can a GPU fetch while it computes.
+    has_gpu = torch.cuda.is_available()
+    if len(parts) == 1 and not has_gpu:
+        return parts[0]
+    views, _, *rest = parts[0].shape
+    count = sum(part.shape[1] for part in parts)
+    whole = torch.empty((views, count, *rest), dtype=parts[0].dtype, pin_memory=has_gpu)
+    for number, part in enumerate(parts):
+        whole[:, number :: len(parts)] = part
+    return whole
+
+
+def _in_turn(parts: Sequence[list]) -> list:
+    """Return an item from each list in turn."""
+    rows = zip_longest(*parts, fillvalue=_MISSING)
+    return [item for item in chain.from_iterable(rows) if item is not _MISSING]
+
+
+_MISSING = object()

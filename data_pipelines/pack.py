@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.faults import Faults, SampleFault
-from data_pipelines.shards import IMAGE_EXTENSIONS, write_shards
+from data_pipelines.shards import write_shards
 from data_pipelines.tables import TABLES, Table, open_table, parse_object
+from data_pipelines.tar_index import IMAGE_EXTENSIONS
 from vlp.console import progress, show
 from vlp.errors import UserError, nearest
 from vlp.output import output_folder

@@ -1,29 +1,146 @@
 """Which sample stands where in which batch: arithmetic on (seed, samples seen), without any I/O.
 
-The plan is one endless row of epochs. Each epoch holds every sample once, in an order of its own;
-a batch may straddle two epochs and nothing is dropped. Processes take contiguous parts of a
-global batch, so their number changes nothing about what a batch holds.
+Each source of shards is an endless row of epochs: an epoch holds every sample exactly as often as
+it should, in an order of its own; a batch may straddle two epochs and nothing is dropped. The plan
+is one row, or several mixed by weight. Processes and their workers take every n-th sample of a
+batch, so their number changes nothing about what a batch holds.
+
+An epoch shuffles shards and cuts the row of their samples into ``lanes`` of equal length, whatever
+the sizes of the shards; a lane is read in windows of ``WINDOW`` samples, shuffled inside.
+Neighbours in a batch come from different lanes, so a reader of every n-th sample needs few shards
+at a time. Sets of up to ``lanes * WINDOW`` samples are shuffled whole.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64, UInt64
 
 from vlp.errors import UserError
+
+LANES = 16
+WINDOW = 8192
+SLOTS = 10_000
+"""Mixed sources share this many places of a lane by their weights, again and again."""
+VISIT = 1000
+"""With replacement, this many samples in a row of a lane are of one shard."""
 
 
 class Place(NamedTuple):
     """A sample at its place in the plan."""
 
     epoch: int
+    source: int
+    shard: int
+    """Number of the shard in its source, from 0."""
     index: int
-    """Number of the sample among the samples of the set, from 0."""
+    """Number of the sample in its shard, from 0; with replacement, to be taken modulo its size."""
+    copy: int
+    """0 for a sample that stands in an epoch once, else from 0 to its multiplicity less 1."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The endless row of epochs of one source.
+
+    Samples that stand in an epoch several times are dealt to as many passes through the source,
+    evenly; all passes of an epoch keep one order, so copies are about a pass apart.
+    """
+
+    counts: Int64[np.ndarray, "shards"]
+    """Samples in each shard."""
+    seed: int
+    lanes: int = LANES
+    copies: Sequence[Int64[np.ndarray, "_"]] | None = None
+    """For each shard, how often each of its samples stands in an epoch; None: every one once."""
+
+    def __len__(self) -> int:
+        """Return the number of samples in an epoch, copies counted."""
+        return int(self._pass_ends[-1])
+
+    def place(self, position: int) -> tuple[int, int, int, int]:
+        """Return (epoch, shard, index, copy) at a position of the row."""
+        epoch, rest = divmod(position, len(self))
+        number = int(np.searchsorted(self._pass_ends, rest, side="right"))
+        size = self._pass_size(number)
+        rest -= int(self._pass_ends[number]) - size
+        lanes = self.lanes if size > self.lanes * WINDOW else 1
+        window = WINDOW if lanes > 1 else size
+        offset, lane = divmod(rest, lanes)
+        part, offset = divmod(offset, window)
+        start = lane * (size // lanes) + min(lane, size % lanes) + part * window
+        end = (lane + 1) * (size // lanes) + min(lane + 1, size % lanes)
+        shards, indexes = _window(self, epoch, number, start, min(start + window, end))
+        shard, index = int(shards[offset]), int(indexes[offset])
+        return epoch, shard, index, self._copy(number, shard, index)
+
+    @cached_property
+    def _pass_ends(self) -> Int64[np.ndarray, "passes"]:
+        if self.copies is None:
+            return np.array([self.counts.sum()])
+        sizes = np.zeros(self._num_passes, np.int64)
+        for shard in range(len(self.counts)):
+            sizes += self._dealt[shard].sum(1)
+        return np.cumsum(sizes)
+
+    @cached_property
+    def _num_passes(self) -> int:
+        return max((int(c.max()) for c in self.copies or () if len(c)), default=1)
+
+    @cached_property
+    def _dealt(self) -> list[np.ndarray]:
+        """For each shard, bool [passes, samples]: which samples stand in which pass."""
+        dealt = []
+        for shard, copies in enumerate(self.copies or ()):
+            phase = _mix(_identity(shard, np.arange(len(copies)))) % np.uint64(self._num_passes)
+            inside = np.zeros((self._num_passes, len(copies)), bool)
+            for copy in range(self._num_passes):
+                own = np.flatnonzero(copies > copy)
+                inside[(copy * self._num_passes + phase[own].astype(int)) // copies[own], own] = (
+                    True
+                )
+            dealt.append(inside)
+        return dealt
+
+    def _pass_size(self, number: int) -> int:
+        return int(self._pass_ends[number] - (self._pass_ends[number - 1] if number else 0))
+
+    def pass_counts(self, number: int) -> Int64[np.ndarray, "shards"]:
+        """Return how many samples of each shard stand in a pass."""
+        if self.copies is None:
+            return self.counts
+        return np.array([inside[number].sum() for inside in self._dealt])
+
+    def entries(self, number: int, shard: int, indexes: np.ndarray) -> np.ndarray:
+        """Return the numbers in the shard of samples that are numbered within a pass."""
+        if self.copies is None:
+            return indexes
+        return np.flatnonzero(self._dealt[shard][number])[indexes]
+
+    def _copy(self, number: int, shard: int, index: int) -> int:
+        return 0 if self.copies is None else int(self._dealt[shard][:number, index].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """Shards drawn with replacement, for a source that is not counted: there are no epochs."""
+
+    num_shards: int
+    seed: int
+    lanes: int = LANES
+
+    def place(self, position: int) -> tuple[int, int, int, int]:
+        """Return (draw, shard, index, 0); the index goes modulo the size of the shard."""
+        offset, lane = divmod(position, self.lanes)
+        shard = hash63(f"{self.seed} shard {lane} {offset // VISIT}") % self.num_shards
+        return position, shard, hash63(f"{self.seed} sample {position}"), 0
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The order of training samples.
 
@@ -31,28 +148,71 @@ class Plan:
         UserError: The batch is larger than the data.
     """
 
-    num_samples: int
+    rows: Sequence[Row | Resampled]
     batch_size: int
     """Pairs in a step over all processes."""
-    seed: int
+    weights: Sequence[float] = (1.0,)
+    """Share of each row in what is read."""
+    lanes: int = LANES
 
     def __post_init__(self) -> None:
-        if self.batch_size > self.num_samples:
+        num_samples = self.num_samples
+        if num_samples is not None and self.batch_size > num_samples:
             raise UserError(
-                f"The batch of {self.batch_size} is larger than the data, {self.num_samples} "
-                f"samples. Write --data.batch-size {self.num_samples} or less."
+                f"The batch of {self.batch_size} is larger than the data, {num_samples} "
+                f"samples. Write --data.batch-size {num_samples} or less."
             )
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples in an epoch of all rows together; None where one is drawn with replacement."""
+        lengths = [len(row) for row in self.rows if isinstance(row, Row)]
+        return sum(lengths) if len(lengths) == len(self.rows) else None
 
     def batch(self, samples_seen: int, process: int = 0, num_processes: int = 1) -> list[Place]:
         """Return what this process reads of the global batch that follows ``samples_seen``."""
-        share = self.batch_size // num_processes
-        start = samples_seen + process * share
-        return [self.place(position) for position in range(start, start + share)]
+        stop = samples_seen + self.batch_size
+        return [self.place(p) for p in range(samples_seen + process, stop, num_processes)]
 
     def place(self, position: int) -> Place:
-        """Return the sample at a position of the endless row of epochs."""
-        epoch, rank = divmod(position, self.num_samples)
-        return Place(epoch, int(_order(self.seed, epoch, self.num_samples)[rank]))
+        """Return the sample at a position of the endless row."""
+        source = 0
+        if len(self.rows) > 1:
+            offset, lane = divmod(position, self.lanes)
+            block, slot = divmod(offset, SLOTS)
+            sources, before = _slots(self._shares, self.rows[0].seed, lane, block)
+            source = int(sources[slot])
+            position = (block * self._shares[source] + int(before[slot])) * self.lanes + lane
+        epoch, shard, index, copy = self.rows[source].place(position)
+        return Place(epoch, source, shard, index, copy)
+
+    def epochs(self, samples_seen: int) -> list[float | None]:
+        """Return how often each row has been read through; None for one without epochs."""
+        total = sum(self._shares)
+        return [
+            samples_seen * share / total / len(row) if isinstance(row, Row) else None
+            for row, share in zip(self.rows, self._shares, strict=True)
+        ]
+
+    def identity(self) -> str:
+        """Return what two plans share that hold the same samples in the same order."""
+        told = [f"{self.weights} {self.lanes}".encode()]
+        for row in self.rows:
+            told.append(f"{type(row).__name__} {row.seed}".encode())
+            if isinstance(row, Row):
+                told += [row.counts.tobytes(), *(c.tobytes() for c in row.copies or ())]
+            else:
+                told.append(str(row.num_shards).encode())
+        return f"{hash63(b'|'.join(told)):016x}"
+
+    @cached_property
+    def _shares(self) -> tuple[int, ...]:
+        """Slots of each row: its weight, rounded so that they add up and no row goes without."""
+        exact = np.array(self.weights) / sum(self.weights) * SLOTS
+        shares = np.maximum(1, np.floor(exact).astype(int))
+        shares[np.argsort(shares - exact, kind="stable")[: max(0, SLOTS - shares.sum())]] += 1
+        shares[shares.argmax()] += SLOTS - shares.sum()
+        return tuple(shares.tolist())
 
 
 def check_processes(batch_size: int, num_processes: int) -> None:
@@ -78,6 +238,52 @@ def hash63(data: str | bytes) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-@lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+@lru_cache(maxsize=8)
+def _shard_order(row: Row, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shards of an epoch in their order, and where the samples of each one end."""
+    order = np.random.default_rng([row.seed, epoch]).permutation(len(row.counts))
+    return order, np.cumsum(row.pass_counts(number)[order])
+
+
+@lru_cache(maxsize=256)
+def _window(
+    row: Row, epoch: int, number: int, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (shard, index) of the samples from ``start`` to ``stop`` of a pass, shuffled."""
+    order, ends = _shard_order(row, epoch, number)
+    ranks = np.arange(start, stop)
+    at = np.searchsorted(ends, ranks, side="right")
+    shards = order[at]
+    indexes = ranks - np.where(at > 0, ends[at - 1], 0)
+    for place in np.unique(at) if row.copies is not None else ():
+        own = at == place
+        indexes[own] = row.entries(number, int(order[place]), indexes[own])
+    # By what a sample is, not where it stands: all passes of an epoch keep the same order.
+    drawn = _mix(_identity(shards, indexes) ^ np.uint64(hash63(f"{row.seed} {epoch}")))
+    shuffled = np.argsort(drawn, kind="stable")
+    return shards[shuffled].astype(np.int32), indexes[shuffled]
+
+
+@lru_cache(maxsize=64)
+def _slots(
+    shares: tuple[int, ...], seed: int, lane: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row of each slot, and how many slots before it are of the same row."""
+    rows = np.repeat(np.arange(len(shares)), shares)
+    rows = np.random.default_rng([seed, lane, block]).permutation(rows)
+    before = np.empty(len(rows), np.int64)
+    before[np.argsort(rows, kind="stable")] = np.concatenate([np.arange(n) for n in shares])
+    return rows, before
+
+
+def _identity(shards: int | np.ndarray, indexes: np.ndarray) -> UInt64[np.ndarray, "samples"]:
+    return (np.asarray(shards, np.uint64) << np.uint64(32)) + indexes.astype(np.uint64)
+
+
+def _mix(numbers: UInt64[np.ndarray, "samples"]) -> UInt64[np.ndarray, "samples"]:
+    """Return numbers that look random, each from its own (splitmix64; Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return numbers ^ (numbers >> np.uint64(31))

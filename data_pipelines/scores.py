@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.faults import Faults, SampleFault
-from data_pipelines.shards import Entry, ShardSet, read
+from data_pipelines.shards import ShardSet, read
+from data_pipelines.tar_index import Entry
 from data_pipelines.toy import MARK
 from vlp.console import progress
 from vlp.image import ImageError

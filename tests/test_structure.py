@@ -23,7 +23,9 @@ FAMILIES = {
 }
 DOORS = {
     "webdataset": ("data_pipelines/shards.py",),
-    "tarfile": ("data_pipelines/shards.py",),
+    "tarfile": ("data_pipelines/tar_index.py",),
+    "fsspec": ("data_pipelines/sources.py",),
+    "simplejpeg": ("data_pipelines/decode.py",),
     "open_clip": ("vlp/encoder.py", "vlp/weights.py"),
     "timm": ("vlp/weights.py",),
     "transformers": ("vlp/encoder.py", "vlp/export.py"),

@@ -37,7 +37,10 @@ def rows(run: Path) -> list[dict]:
     """Return metrics.jsonl less what the clock decides."""
     clock = {"samples_per_second", "data_wait_share"}
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in clock and not k.startswith("data/")}
+        for line in lines
+    ]
 
 
 def one_thread() -> dict[str, str]:

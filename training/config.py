@@ -7,6 +7,7 @@ from typing import Literal
 
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice, Group
+from data_pipelines.plan import LANES
 from vlp.errors import UserError
 
 
@@ -14,22 +15,35 @@ from vlp.errors import UserError
 class DataConfig:
     """Where samples come from and how they are batched."""
 
-    shards: str = ""
-    """Training shards: a folder, a tar file, a glob or a brace range."""
+    shards: tuple[str, ...] = ()
+    """Training shards: folders, tar files, globs, brace ranges, URLs or ``pipe:`` commands."""
+    weights: tuple[float, ...] = ()
+    """Share of each source in what is read; none: all samples are one pool."""
+    keep: str | None = None
+    """Keep-list of `vlp filter --keep-list`: which samples, and how often in an epoch."""
+    resample: bool = False
+    """Draw shards with replacement: nothing is counted first, and there are no epochs."""
     validation: str | None = None
     """Shards for the validation loss and retrieval."""
     batch_size: int = 256
     """Pairs in a step over all processes."""
     captions: str = "txt"
-    """Where captions come from: ``txt`` or fields of ``.json`` with weights, as
-    ``"txt:0.7 keywords:0.3"``; one is drawn each time a sample is read."""
+    """Where captions come from: ``txt`` or fields of ``.json``, by weight
+    (``"txt:0.7 keywords:0.3"``) or priority (``"recap>alt>txt"``); one is drawn at each read."""
     group: Group = "caption"
     """What makes two pairs of a batch match: an equal caption, class or image; none: only a pair
     itself."""
     label_key: str = "cls"
     """Field of ``.json`` that holds the class, for ``--data.group label``."""
-    threads: int = 2
-    """Threads that decode pictures, in each process."""
+    workers: int = 2
+    """Processes that read and decode, for each training process; 0: none of their own."""
+    lanes: int = LANES
+    """Places in the data that are read side by side. More mix better; a stream keeps a few shards
+    open for each, and serves at most as many processes times workers without reading twice."""
+    scaled_decode: bool = False
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, not quite the same pixels."""
+    max_bad: float = 0.05
+    """Share of bad samples above which the run stops."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """What is changed about training pictures."""
 
@@ -38,8 +52,18 @@ class DataConfig:
             raise UserError(
                 f"The batch size is {self.batch_size}; a contrastive loss needs at least 2 pairs."
             )
-        if self.threads < 1:
-            raise UserError(f"data.threads is {self.threads}. Write 1 or more.")
+        if self.workers < 0 or self.lanes < 1:
+            name, least = ("workers", 0) if self.workers < 0 else ("lanes", 1)
+            raise UserError(f"data.{name} is {getattr(self, name)}. Write {least} or more.")
+        if (self.weights and len(self.weights) != len(self.shards)) or min(
+            self.weights, default=1
+        ) <= 0:
+            raise UserError(
+                f"The weights are {self.weights} for {len(self.shards)} sources. Write a number "
+                f"above 0 for each of --data.shards."
+            )
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"data.max-bad is {self.max_bad}. Write a share from 0 to 1.")
         CaptionChoice.parse(self.captions)
 
 
@@ -129,12 +153,18 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}. Write 1 or more.")
 
-    def num_steps(self, num_samples: int) -> int:
-        """Return the length in steps for a set of this many samples."""
+    def num_steps(self, num_samples: int | None) -> int:
+        """Return the length in steps for a set of this many samples; None: not known.
+
+        Raises:
+            UserError: The length is in epochs of data that is not counted.
+        """
         unit, amount = self._length()
         if unit == "steps":
             return int(amount)
-        samples = amount if unit == "samples" else amount * num_samples
+        if unit == "epochs" and num_samples is None:
+            raise UserError("Data that is drawn with replacement has no epochs. Write --samples.")
+        samples = amount if unit == "samples" else amount * (num_samples or 0)
         return max(1, -(-int(samples) // self.data.batch_size))
 
     def warmup_steps(self, steps: int) -> int:

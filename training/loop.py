@@ -1,7 +1,7 @@
 """train(config): the loop, top to bottom."""
 
-import contextlib
 import math
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from data_pipelines.loader import Loader
-from data_pipelines.plan import hash63
-from data_pipelines.shards import find_shards
+from data_pipelines.plan import Plan, hash63
+from data_pipelines.reader import Tally
+from data_pipelines.sources import find_shards
 from training.config import TrainConfig
 from training.gather import gather
 from training.log import RunLog, note
@@ -38,7 +39,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         UserError: Anything in the config, the data or the folder that the user can mend.
     """
     accelerator = start_processes(config)
-    with contextlib.nullcontext() if accelerator.is_main_process else speaking("quiet"):
+    with nullcontext() if accelerator.is_main_process else speaking("quiet"):
         return _train(config, out, accelerator, overwrite=overwrite)
 
 
@@ -55,17 +56,18 @@ def _train(
         _claim(out, config, overwrite=is_free)
     accelerator.wait_for_everyone()
 
-    state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler)
+    plan = parts.loader.reader.plan
+    state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, plan.identity())
     restore(state, out)
     encoder, optimizer = accelerator.prepare(state.encoder, state.optimizer)
     encoder.train()
-    steps = config.num_steps(len(parts.shards))
+    steps = config.num_steps(plan.num_samples)
     _announce(config, parts, state, steps)
 
     log = RunLog(out, state.step, is_main=is_main)
-    batches = parts.loader.batches(state.samples_seen)
     figures = log.figures
-    with progress(steps, "train") as advance:
+    batches = parts.loader.batches(state.samples_seen)
+    with closing(batches), progress(steps, "train") as advance:
         advance(state.step)
         while state.step < steps:
             with log.waiting():
@@ -85,7 +87,7 @@ def _train(
 
             if state.step % config.log_every == 0 or state.step == steps:
                 values = _values(accelerator, loss, encoding, norm) | {"learning_rate": rate}
-                figures |= log.row(state, values | log.speed())
+                figures |= log.row(state, values | log.speed() | parts.loader.speed())
                 _check_finite(figures["loss"], state)
                 log.line(state.step, steps, figures)
                 advance(0, note(figures))
@@ -119,8 +121,9 @@ def _inputs(config: TrainConfig) -> list[Path]:
     """Return every file and folder that the run reads: its output may be none of them."""
     model = config.model
     models = paths_of(model.name, model.weights, model.image_weights, model.text_weights)
-    shards = [source for source in (config.data.shards, config.data.validation) if source]
-    return [*find_shards(shards), *paths_of(*shards), *models]
+    data = config.data
+    shards = [source for source in (*data.shards, data.validation) if source]
+    return [*find_shards(shards), *paths_of(*shards, data.keep), *models]
 
 
 def _check_finite(loss: float, state: TrainState) -> None:
@@ -143,9 +146,11 @@ def _announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) 
     count = sum(p.numel() for p in parts.encoder.parameters())
     say(
         f"Training {config.model.name} ({count / 1e6:.1f} M parameters) with {config.loss} on "
-        f"{len(parts.shards)} samples of {config.data.shards}: {steps} steps of "
+        f"{_amount(parts.loader.reader.plan)} of {' '.join(config.data.shards)}: {steps} steps of "
         f"{config.data.batch_size}."
     )
+    if config.data.weights:
+        _announce_mix(config, parts, steps)
     if state.step:
         say(f"Going on from step {state.step}, {state.samples_seen} samples seen.")
 
@@ -201,31 +206,51 @@ def _is_due(every: int, step: int, steps: int) -> bool:
     return step == steps or bool(every and step % every == 0)
 
 
+def _amount(plan: Plan) -> str:
+    return (
+        "shards drawn with replacement"
+        if plan.num_samples is None
+        else f"{plan.num_samples} samples"
+    )
+
+
+def _announce_mix(config: TrainConfig, parts: Parts, steps: int) -> None:
+    """Say how often each source of a mix will have been read through."""
+    epochs = parts.loader.reader.plan.epochs(steps * config.data.batch_size)
+    for source, number in zip(config.data.shards, epochs, strict=True):
+        if number is not None:
+            say(f"  {source}: {number:.3g} epochs")
+
+
 def _share_counts(loader: Loader) -> None:
     """Bring together what every process counted while it read."""
-    counts = gather_object([(loader.captions_read, loader.captions_cut, loader.broken)])
-    loader.captions_read = sum(read for read, _, _ in counts)
-    loader.captions_cut = sum(cut for _, cut, _ in counts)
-    for _, _, broken in counts:
-        loader.broken |= broken
+    whole = Tally()
+    for tally in gather_object([loader.tally]):
+        whole.add(tally)
+    loader.tally = whole
 
 
 def _report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
     loader = parts.loader
-    cut = loader.captions_cut / max(1, loader.captions_read)
+    tally = loader.tally
+    cut = tally.captions_cut / max(1, tally.reads)
     faults = loader.faults()
     write_json(out / "faults.json", faults.as_dict())
     say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
     if cut:
-        length = loader.tokenizer.length
+        length = loader.reader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
     if faults:
-        say(f"Broken samples: {faults.summary()}. Others of their shard took their place.")
+        say(
+            f"Faults of the data: {faults.summary()}. {tally.substituted} times another sample of "
+            f"the shard took a broken one's place."
+        )
     return {
         "out": str(out),
         "steps": state.step,
         "samples_seen": state.samples_seen,
         "captions_cut": cut,
         "faults": faults.as_dict(),
+        "substituted": tally.substituted,
         "metrics": figures,
     }

@@ -8,7 +8,7 @@ def toy() -> TrainConfig:
     """The drawn shapes of `vlp quickstart`: a tiny encoder, a minute on two cores."""
     return TrainConfig(
         model=ModelConfig(name="tiny"),
-        data=DataConfig(batch_size=128),
+        data=DataConfig(batch_size=128, workers=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.1, weight_decay=0.1),
         length="10 epochs",
     )
@@ -47,7 +47,7 @@ def vit_b32_softmax() -> TrainConfig:
     """CLIP ViT-B/32 (Radford et al. 2021, table 18): batch 32,768, 32 epochs, 5e-4."""
     return TrainConfig(
         model=ModelConfig(name="ViT-B-32"),
-        data=DataConfig(batch_size=32768, threads=8),
+        data=DataConfig(batch_size=32768, workers=8),
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup=2000, weight_decay=0.2),
         length="32 epochs",
     )
@@ -58,7 +58,7 @@ def vit_b16_sigmoid() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="ViT-B-16-SigLIP"),
         data=DataConfig(
-            batch_size=32768, threads=8, augmentation=Augmentation(scale=(0.9, 1.0), flip=0.5)
+            batch_size=32768, workers=8, augmentation=Augmentation(scale=(0.9, 1.0), flip=0.5)
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05, weight_decay=1e-4, beta2=0.95),
         loss="sigmoid",

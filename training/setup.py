@@ -10,10 +10,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from data_pipelines.captions import CaptionChoice
+from data_pipelines.keep_list import read_copies
 from data_pipelines.loader import Loader
-from data_pipelines.plan import Plan, check_processes
-from data_pipelines.shards import ShardSet, open_shards
-from training.config import ModelConfig, TrainConfig
+from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
+from data_pipelines.reader import Reader
+from data_pipelines.shards import ShardSet, name_shards, open_shards
+from training.config import DataConfig, ModelConfig, TrainConfig
 from training.schedule import parameter_groups
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
@@ -25,7 +27,6 @@ from vlp.spec import build
 class Parts:
     """The parts of a run; only the encoder changes while it lasts."""
 
-    shards: ShardSet
     validation: ShardSet | None
     loader: Loader
     encoder: DualEncoder
@@ -63,25 +64,50 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     loss = build("training.losses", config.loss)
-    shards = open_shards(config.data.shards)
-    plan = Plan(len(shards), config.data.batch_size, config.seed)
+    sources, plan = open_sources(config.data, config.seed)
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, loss).to(accelerator.device)
-    loader = Loader(
-        shards=shards,
+    reader = Reader(
+        sources=sources,
         plan=plan,
         tokenizer=encoder.tokenizer,
         image_size=encoder.image_size,
         augmentation=config.data.augmentation,
         captions=CaptionChoice.parse(config.data.captions),
+        seed=config.seed,
         group=config.data.group,
         label_key=config.data.label_key,
+        is_scaled=config.data.scaled_decode,
+    )
+    loader = Loader(
+        reader,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        threads=config.data.threads,
+        workers=config.data.workers,
+        max_bad=config.data.max_bad,
     )
-    return Parts(shards, validation, loader, encoder, _optimizer(encoder, config), loss)
+    return Parts(validation, loader, encoder, _optimizer(encoder, config), loss)
+
+
+def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
+    """Return the sources of training samples, one for each weight or all in one, and their plan.
+
+    Raises:
+        UserError: There are no samples, or fewer than a batch.
+    """
+    sources = list(data.shards) if data.weights else [data.shards]
+    opened = [(name_shards if data.resample else open_shards)(source) for source in sources]
+    rows: list[Row | Resampled] = []
+    for number, shards in enumerate(opened):
+        own = hash63(f"{seed} {number}")
+        if data.resample:
+            rows.append(Resampled(len(shards.shards), own, data.lanes))
+        else:
+            copies = read_copies(data.keep, shards) if data.keep else None
+            rows.append(Row(shards.counts, own, data.lanes, copies))
+    weights = data.weights or (1.0,)
+    return opened, Plan(rows, data.batch_size, weights, data.lanes)
 
 
 def open_validation(source: str) -> ShardSet:

@@ -22,6 +22,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     """Of fp16: its scale grows and shrinks with the run."""
+    data: str = ""
+    """Identity of the plan: a run goes on only with the data that it began with."""
     step: int = 0
     samples_seen: int = 0
 
@@ -38,6 +40,7 @@ def save(state: TrainState, run: Path, *, keep: int) -> Path:
         "optimizer": state.optimizer.state_dict(),
         "step": state.step,
         "samples_seen": state.samples_seen,
+        "data": state.data,
         "scaler": state.scaler.state_dict() if state.scaler else None,
     }
     torch.save(content, part / STATE)
@@ -68,6 +71,11 @@ def restore(state: TrainState, run: Path) -> bool:
             f"The checkpoint {saved[-1]} is damaged ({line}). Remove it to go on from the one "
             f"before, or use --overwrite to start anew."
         ) from None
+    if content["data"] != state.data:
+        raise UserError(
+            f"The training shards are no longer those that {run} began with: their names may be "
+            f"the same, their samples are not. Bring the old ones back, or use --overwrite."
+        )
     state.step, state.samples_seen = content["step"], content["samples_seen"]
     return True
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import pil_to_tensor
 
+from vlp.bpe import Bpe
 from vlp.errors import UserError, nearest
-from vlp.tokenizer import Tokenizer
+from vlp.tokenizer import Tokenizer, tokenize_twice
 from vlp.weights import first_line, load_both, load_tower, or_user_error
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -74,7 +76,8 @@ class DualEncoder(nn.Module):
         self.hf_tokenizer = getattr(tokenizer, "tokenizer", None)
         # A Hugging Face tower has room for more tokens than the captions that it is given.
         length = config["model_cfg"]["text_cfg"].get("context_length", 77)
-        self.tokenizer = Tokenizer(tokenizer, min(length, model.context_length))
+        encode = Bpe(tokenizer) if _is_clip_bpe(tokenizer) else partial(tokenize_twice, tokenizer)
+        self.tokenizer = Tokenizer(encode, min(length, model.context_length))
         for name in ("mean", "std"):
             value = torch.tensor(preprocess[name]).reshape(3, 1, 1) * 255
             self.register_buffer(f"pixel_{name}", value, persistent=False)
@@ -282,6 +285,16 @@ def _open_clip_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Calla
             source, context_length=length, tokenizer_mode=mode, **options
         ),
         f"the tokenizer {source}",
+    )
+
+
+def _is_clip_bpe(tokenizer: Callable) -> bool:
+    """Whether it does what CLIP's did: no other cleaning, special tokens or masking of captions."""
+    return (
+        type(tokenizer) is open_clip.SimpleTokenizer
+        and tokenizer.clean_fn is open_clip.tokenizer.get_clean_fn("lower")
+        and len(tokenizer.all_special_ids) == 2
+        and tokenizer.reduction_fn is None
     )
 
 

@@ -11,6 +11,10 @@ MAX_PIXELS = 100_000_000
 """Larger pictures are refused from the header: a small file can unpack to gigabytes."""
 
 
+ORIENTATION = 0x0112
+"""EXIF's tag of how a picture is turned; 1 is upright."""
+
+
 class ImageError(Exception):
     """An image that cannot be read; the message says why, in few words."""
 
@@ -29,8 +33,7 @@ def decode(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError("image has too many pixels")
+            check_size(*image.size)
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
@@ -75,9 +78,22 @@ def size(data: bytes) -> tuple[int, int]:
         raise ImageError("image has too many pixels") from None
     except Exception:  # a damaged header makes decoders raise anything
         raise ImageError("image format is not known" if data else "image is empty") from None
+    check_size(width, height)
+    return width, height
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ImageError where a header says more than ``MAX_PIXELS``."""
     if width * height > MAX_PIXELS:
         raise ImageError("image has too many pixels")
-    return width, height
+
+
+def is_upright(data: bytes) -> bool:
+    """Return whether the pixels of an encoded picture lie as they are to be seen (EXIF)."""
+    try:
+        return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1) == 1
+    except Exception:  # a damaged header makes decoders raise anything
+        return False
 
 
 def _rgb(image: Image.Image) -> Image.Image:

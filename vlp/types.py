@@ -31,6 +31,10 @@ class Batch(NamedTuple):
     """Pairs of equal group match each other."""
     seed: Int64[Tensor, "batch"]
     """What is random about a pair follows from this number alone."""
+    image_views: UInt8[Tensor, "views batch 3 height width"] | None = None
+    """More views of each picture, where asked for."""
+    text_views: Int[Tensor, "views batch length"] | None = None
+    """More captions of each pair, where asked for."""
 
 
 class Pairs(NamedTuple):

@@ -7,27 +7,31 @@ import pytest
 import torch
 from tests_support import pairs, picture
 
-from data_pipelines.augment import Augmentation, augment
+from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice
+from data_pipelines.decode import training_views
 from data_pipelines.loader import Loader
-from data_pipelines.plan import Plan
+from data_pipelines.plan import Plan, Row
+from data_pipelines.reader import Reader
 from data_pipelines.shards import open_shards, write_shards
 from vlp.errors import UserError
-from vlp.image import decode
 from vlp.types import Sample
 
 
 def make(folder, encoder, **changes) -> Loader:
+    own = {"workers": 0}
     shards = open_shards(folder)
+    for name in ("process", "num_processes", "workers", "max_bad"):
+        own |= {name: changes.pop(name)} if name in changes else {}
     options = {
-        "shards": shards,
-        "plan": Plan(len(shards), 16, 0),
+        "sources": [shards],
+        "plan": Plan([Row(shards.counts, 0)], 16),
         "tokenizer": encoder.tokenizer,
         "image_size": (32, 32),
         "augmentation": Augmentation(scale=(0.4, 1.0), flip=0.5, hue=0.1, brightness=0.3),
         "captions": CaptionChoice.parse("txt"),
     }
-    return Loader(**{**options, **changes})
+    return Loader(Reader(**{**options, **changes}), **own)
 
 
 def take(loader: Loader, samples_seen: int, count: int) -> list:
@@ -37,7 +41,7 @@ def take(loader: Loader, samples_seen: int, count: int) -> list:
 
 def test_a_run_that_goes_on_gets_the_batches_that_would_have_followed(shards, encoder):
     whole = take(make(shards, encoder), 0, 8)
-    rest = take(make(shards, encoder, threads=3), 5 * 16, 3)
+    rest = take(make(shards, encoder, workers=3), 5 * 16, 3)
     for one, other in zip(whole[5:], rest, strict=True):
         assert one.keys == other.keys
         assert torch.equal(one.images, other.images)
@@ -49,7 +53,7 @@ def test_processes_split_the_batch_that_one_process_reads(shards, encoder):
     whole = take(make(shards, encoder), 0, 2)
     halves = [take(make(shards, encoder, process=p, num_processes=2), 0, 2) for p in range(2)]
     for step in range(2):
-        images = torch.cat([halves[p][step].images for p in range(2)])
+        images = torch.stack([halves[p][step].images for p in range(2)], 1).flatten(0, 1)
         assert torch.equal(images, whole[step].images)
 
 
@@ -70,7 +74,7 @@ def half_broken(tmp_path):
 
 
 def test_a_broken_sample_is_counted_and_another_of_its_shard_takes_its_place(half_broken, encoder):
-    loaders = [make(half_broken, encoder, threads=t) for t in (1, 3)]
+    loaders = [make(half_broken, encoder, workers=w) for w in (0, 3)]
     one, other = (take(loader, 0, 2) for loader in loaders)
     assert [b.keys for b in one] == [b.keys for b in other]
     broken = {f"{i:05d}" for i in range(0, 32, 4)}
@@ -108,7 +112,7 @@ def test_captions_cut_off_are_counted(tmp_path, encoder):
     write_shards(samples, tmp_path / "s")
     loader = make(tmp_path / "s", encoder)
     take(loader, 0, 1)
-    assert (loader.captions_read, loader.captions_cut) == (16, 8)
+    assert (loader.tally.reads, loader.tally.captions_cut) == (16, 8)
 
 
 def test_captions_are_drawn_by_weight():
@@ -131,8 +135,9 @@ def test_an_augmented_picture_has_the_size_asked_for_whatever_its_own(encoder):
         rotate=20, shift=0.2, zoom=(0.5, 2), hue=0.3, contrast=0.4, grayscale=0.5
     )
     for size in ((1, 1), (3, 500), (500, 3), (64, 64)):
-        pixels = augment(decode(picture(size=size)), (24, 40), options, np.random.default_rng(0))
-        assert pixels.shape == (24, 40, 3)
+        draws = [np.random.default_rng(seed) for seed in range(2)]
+        for view in training_views(picture(size=size), (24, 40), options, draws):
+            assert view.shape == (3, 24, 40)
 
 
 def test_an_augmentation_out_of_range_is_refused():

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.faults import SampleFault
-from data_pipelines.shards import find_shards, image_extension, open_shards, read, write_shards
+from data_pipelines.shards import image_extension, open_shards, read, write_shards
+from data_pipelines.sources import find_shards
 from vlp.errors import UserError
 from vlp.types import Sample
 

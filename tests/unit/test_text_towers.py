@@ -1,6 +1,7 @@
 """A Hugging Face text tower starts from its own weights, and travels with the checkpoint."""
 
 import json
+from functools import partial
 
 import open_clip
 import pytest
@@ -9,7 +10,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from vlp.checkpoint import load_encoder, save_encoder
 from vlp.encoder import create_encoder, read_config
-from vlp.tokenizer import Tokenizer
+from vlp.tokenizer import Tokenizer, tokenize_twice
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "square"]
 
@@ -96,7 +97,7 @@ def test_a_tokenizer_whose_padding_is_its_end_token_keeps_the_end_and_finds_cuts
         rows = [[*list(range(2, 2 + len(c.split())))[: length - 1], 1] for c in captions]
         return torch.tensor([row + [1] * (length - len(row)) for row in rows])
 
-    tokenizer = Tokenizer(tokenize, 6)
+    tokenizer = Tokenizer(partial(tokenize_twice, tokenize), 6)
     ids, cut = tokenizer.with_cuts(["a b", "a b c d e", "a b c d e f"])
     assert ids.tolist() == [[2, 3, 1, 1, 1, 1], [2, 3, 4, 5, 6, 1], [2, 3, 4, 5, 6, 1]]
     assert cut.tolist() == [False, False, True]

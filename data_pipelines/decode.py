@@ -1,0 +1,120 @@
+"""Pictures for training: decoded fast, cropped, resized and changed as generators draw it."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import simplejpeg
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from data_pipelines.augment import Augmentation, change, crop_box
+from vlp.image import check_size, decode, is_upright
+
+JPEG = b"\xff\xd8\xff"
+EXIF_WITHIN = 1 << 16
+"""Bytes from the start in which an orientation would stand."""
+
+
+def training_views(
+    data: bytes,
+    size: tuple[int, int],
+    options: Augmentation,
+    rngs: Sequence[np.random.Generator],
+    *,
+    is_scaled: bool = False,
+    tick: Callable[[str], object] = str,
+) -> list[UInt8[Tensor, "3 height width"]]:
+    """Return a view of a picture for each generator.
+
+    Args:
+        data: The encoded picture.
+        size: Height and width of a view.
+        options: What is changed at random.
+        rngs: What is random about each view.
+        is_scaled: Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, in the DCT, where no view
+            needs more pixels. Crops then lie on the coarser grid.
+        tick: Told of a stage, ``decode`` or ``transform``, when it ends.
+
+    Raises:
+        ImageError: The picture cannot be read, or has too many pixels.
+    """
+    sides = _jpeg_size(data) if is_scaled else None
+    if sides:
+        boxes = [crop_box(*sides, options, rng) for rng in rngs]
+        shrink = _largest_shrink(boxes, size)
+        pixels = decode_pixels(data, shrink)
+        if pixels.shape[1] == sides[0]:  # a damaged one may be Pillow's, in full
+            shrink = 1
+        boxes = [tuple(side // shrink for side in box) for box in boxes]
+    else:
+        pixels = decode_pixels(data)
+        height, width = pixels.shape[:2]
+        boxes = [crop_box(width, height, options, rng) for rng in rngs]
+    tick("decode")
+    views = [_resized(pixels, box, size) for box in boxes]
+    if options.changes:
+        views = [_changed(view, options, rng) for view, rng in zip(views, rngs, strict=True)]
+    tick("transform")
+    return views
+
+
+def decode_pixels(data: bytes, shrink: int = 1) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the pixels of a picture as ``vlp.image.decode`` does, JPEG within 2 of 255 levels.
+
+    Args:
+        data: The encoded picture.
+        shrink: Decode a JPEG that lies upright at 1/2, 1/4 or 1/8 of its size, sides rounded up.
+
+    Raises:
+        ImageError: The picture cannot be read, or has too many pixels.
+    """
+    sides = _jpeg_size(data)
+    if sides:
+        check_size(*sides)
+        width, height = (-(-side // shrink) if shrink > 1 else 0 for side in sides)
+        try:
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+        except ValueError:
+            pass  # Pillow judges what is damaged, so that every command names it alike
+    return np.array(decode(data))
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return (width, height) of a JPEG that the fast decoder takes as it stands, else None."""
+    if not data.startswith(JPEG):
+        return None
+    if b"Exif\0" in data[:EXIF_WITHIN] and not is_upright(data):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (int(width), int(height)) if space in ("YCbCr", "Gray") else None
+
+
+def _largest_shrink(boxes: Sequence[tuple[int, ...]], size: tuple[int, int]) -> int:
+    """Return the largest of 8, 4, 2, 1 that leaves every crop as many pixels as its view has."""
+    times_wide = min(right - left for left, _, right, _ in boxes) // size[1]
+    times_high = min(bottom - top for _, top, _, bottom in boxes) // size[0]
+    return next(n for n in (8, 4, 2, 1) if n == 1 or n <= min(times_wide, times_high))
+
+
+def _resized(
+    pixels: UInt8[np.ndarray, "height width 3"],
+    box: tuple[int, ...],
+    size: tuple[int, int],
+) -> UInt8[Tensor, "3 out_height out_width"]:
+    left, top, right, bottom = box
+    # A view of rows of pixels: torch's kernel for bytes is several times faster on that layout.
+    crop = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]
+    return interpolate(crop, size=size, mode="bicubic", antialias=True)[0]
+
+
+def _changed(
+    view: UInt8[Tensor, "3 height width"], options: Augmentation, rng: np.random.Generator
+) -> UInt8[Tensor, "3 height width"]:
+    image = Image.fromarray(view.permute(1, 2, 0).contiguous().numpy())
+    return torch.from_numpy(np.array(change(image, options, rng))).permute(2, 0, 1)

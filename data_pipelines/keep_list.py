@@ -1,0 +1,76 @@
+"""Which samples of shards are read, and how often in an epoch, without rewriting the shards."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from data_pipelines.shards import ShardSet
+from data_pipelines.sources import relative_names
+from data_pipelines.tar_index import Entry, open_index
+from vlp.errors import UserError
+
+FILE = "keep.parquet"
+COLUMNS = ("shard", "key", "copies")
+
+
+def write_keep_list(entries: Iterable[Entry], shards: Sequence[Path], path: Path) -> int:
+    """Write the samples to keep, each once, and return their number.
+
+    A row is the shard (its path below the folder of all of them), the key and ``copies``, how
+    often the sample stands in an epoch: another program may write other numbers there.
+    """
+    names = dict(zip(shards, relative_names(shards), strict=True))
+    rows = [(names[entry.shard], entry.key, 1) for entry in entries]
+    columns = zip(*rows, strict=True)
+    pq.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), path)
+    return len(rows)
+
+
+def read_copies(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
+    """Return how often each sample of each shard stands in an epoch, by a keep-list.
+
+    Args:
+        path: ``keep.parquet`` or the folder that holds it; ``copies`` may be left out for 1 each.
+        shards: The shards that the list was made of, wherever they are now.
+
+    Raises:
+        UserError: The list cannot be read, or names samples that the shards do not hold.
+    """
+    wanted = _read(Path(path))
+    total, copies = sum(map(len, wanted.values())), []
+    for shard, name in zip(shards.shards, relative_names(shards.shards), strict=True):
+        kept = wanted.get(name, {})
+        copies.append(np.array([kept.pop(key, 0) for key in open_index(shard).keys], np.int64))
+    missing = [(name, key) for name, kept in wanted.items() for key in kept]
+    if missing:
+        raise UserError(
+            f"{path} keeps {len(missing)} of its {total} samples from shards that do not hold "
+            f"them, such as {missing[0][1]} of {missing[0][0]}. Name the shards it was made of."
+        )
+    return copies
+
+
+def _read(path: Path) -> dict[str, dict[str, int]]:
+    """Return the copies by shard and key."""
+    path = path / FILE if path.is_dir() else path
+    try:
+        table = pq.ParquetFile(path).read()
+        names, keys = (table[name].to_pylist() for name in COLUMNS[:2])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UserError(
+            f"Cannot read the keep-list {path}: {str(error).splitlines()[0]}. It is a Parquet file "
+            f"with the columns shard, key and copies; `vlp filter --keep-list` writes one."
+        ) from None
+    has_copies = "copies" in table.column_names
+    copies = table["copies"].to_pylist() if has_copies else [1] * len(keys)
+    found: dict[str, dict[str, int]] = {}
+    for name, key, count in zip(names, keys, copies, strict=True):
+        if count < 0:
+            raise UserError(f"{path} keeps {key} of {name} {count} times. Write 0 or more.")
+        own = found.setdefault(name, {})
+        own[key] = own.get(key, 0) + count
+    return found

@@ -1,0 +1,292 @@
+"""Places of the plan to parts of a batch: read, replaced where broken, decoded, tokenised."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from data_pipelines.augment import Augmentation
+from data_pipelines.captions import CaptionChoice, Group, caption_key
+from data_pipelines.decode import training_views
+from data_pipelines.faults import SampleFault
+from data_pipelines.plan import WINDOW, Place, Plan, Row, hash63, sample_seed
+from data_pipelines.shards import ShardSet, read
+from data_pipelines.sources import relative_names, url_of
+from data_pipelines.tar_index import Entry, TarIndex, open_index
+from vlp.errors import UserError
+from vlp.image import ImageError
+from vlp.tokenizer import Tokenizer
+from vlp.types import Sample
+
+TRIES = 50
+"""Draws for a readable sample in the place of a broken one before the data is given up."""
+INDEXES = 64
+"""Indexes of shards that a worker keeps in memory."""
+FETCHES = 4
+"""Shards with URLs that a worker fetches at a time, ahead of use."""
+
+
+class Fault(NamedTuple):
+    """Something wrong that a worker met."""
+
+    reason: str
+    shard: str
+    key: str
+
+
+@dataclass
+class Tally:
+    """What a worker counted while it read."""
+
+    reads: int = 0
+    substituted: int = 0
+    captions_cut: int = 0
+    faults: dict[Fault, None] = field(default_factory=dict)
+    """Each once, in the order met."""
+    headers: dict[str, dict] = field(default_factory=dict)
+    """By shard, what its headers have wrong, where that was not known from the start."""
+    seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
+    """By stage: fetch, read, decode, transform, tokenise, hand over."""
+    bytes_read: dict[int, int] = field(default_factory=partial(defaultdict, int))
+    """By source."""
+    slowest: tuple[float, str] = (0.0, "")
+    """Seconds of the slowest read, and its shard."""
+    _since: float = field(default_factory=time.perf_counter)
+
+    def tick(self, stage: str) -> float:
+        """Count the time since the last tick as this stage's, and return it."""
+        now = time.perf_counter()
+        spent, self._since = now - self._since, now
+        self.seconds[stage] += spent
+        return spent
+
+    def add(self, other: "Tally") -> None:
+        """Add what was counted elsewhere."""
+        self.reads += other.reads
+        self.substituted += other.substituted
+        self.captions_cut += other.captions_cut
+        self.faults |= other.faults
+        self.headers |= other.headers
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
+        for source, count in other.bytes_read.items():
+            self.bytes_read[source] += count
+        self.slowest = max(self.slowest, other.slowest)
+
+
+class Part(NamedTuple):
+    """What one worker makes of a batch; the first view of each kind is the batch's own."""
+
+    images: UInt8[Tensor, "image_views part 3 height width"]
+    tokens: Int64[Tensor, "text_views part length"]
+    keys: list[str]
+    group: list[int]
+    seed: list[int]
+    tally: Tally
+
+
+class Ready(NamedTuple):
+    """A sample before it is part of a batch."""
+
+    key: str
+    views: list[UInt8[Tensor, "3 height width"]]
+    captions: list[str]
+    group: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads samples of the plan. What it makes of one follows from the plan's seed and the sample.
+
+    Another sample of its shard takes the place of one that cannot be read, drawn by its seed:
+    which one does not depend on workers or processes.
+    """
+
+    sources: Sequence[ShardSet]
+    plan: Plan
+    tokenizer: Tokenizer
+    image_size: tuple[int, int]
+    augmentation: Augmentation
+    captions: CaptionChoice
+    seed: int = 0
+    group: Group = "caption"
+    label_key: str = "cls"
+    image_views: int = 1
+    text_views: int = 1
+    is_scaled: bool = False
+    """Decode large JPEGs at a reduced size, see ``training_views``."""
+
+    def part(self, positions: range) -> Part:
+        """Return the samples at these positions of the plan, in memory that processes share.
+
+        Raises:
+            UserError: A shard cannot be fetched, or no sample can be read.
+        """
+        tally = Tally()
+        self._fetch_ahead(positions)
+        height, width = self.image_size
+        shape = (self.image_views, len(positions), 3, height, width)
+        images = _shared(shape)
+        ready = []
+        for number, position in enumerate(positions):
+            item = self._filled(self.plan.place(position), tally)
+            for view, pixels in enumerate(item.views):
+                images[view, number] = pixels
+            ready.append(item._replace(views=[]))
+            tally.tick("hand over")
+        captions = [item.captions[view] for view in range(self.text_views) for item in ready]
+        tokens, cut = self.tokenizer.with_cuts(captions)
+        tally.captions_cut = int(cut.sum())
+        tally.reads = len(ready)
+        tally.tick("tokenise")
+        return Part(
+            images,
+            tokens.view(self.text_views, len(ready), -1),
+            [item.key for item in ready],
+            [item.group for item in ready],
+            [item.seed for item in ready],
+            tally,
+        )
+
+    def _filled(self, place: Place, tally: Tally) -> Ready:
+        """Return the sample at a place, or its substitute."""
+        draw = found = None
+        for _ in range(TRIES):
+            index = self._open(place, tally)
+            try:
+                entry = self._entry(place, index)
+                return self._prepare(entry, place, tally)
+            except (SampleFault, ImageError) as fault:
+                named = index.keys[place.index] if place.index < len(index) else str(place.index)
+                found = Fault(str(fault), index.shard.name, named)
+                tally.faults[found] = None
+                tally.substituted += draw is None
+            draw = draw or np.random.default_rng([self.seed, *place])
+            place = self._another(place, index, draw)
+        assert found is not None
+        raise UserError(
+            f"{index.shard} gives no readable sample in {TRIES} draws ({found.reason}). "
+            f"`vlp inspect {index.shard}` shows what is wrong; leave the shard out."
+        )
+
+    def _open(self, place: Place, tally: Tally) -> TarIndex:
+        source = self.sources[place.source]
+        shard = source.shards[place.shard]
+        index = self._index(shard)
+        if source.is_stated[place.shard] and shard not in self._met:
+            self._met.add(shard)
+            faults = index.faults
+            extra = len(index) - int(source.counts[place.shard])
+            if extra > 0 and source.counts[place.shard]:
+                faults.add("sample beyond the stated count", shard.name, "", extra)
+            tally.headers[str(shard)] = faults.as_dict()
+        tally.tick("fetch")
+        return index
+
+    @cached_property
+    def _met(self) -> set:
+        return set()
+
+    @cached_property
+    def _index(self) -> Callable[[Path], TarIndex]:
+        return lru_cache(maxsize=INDEXES)(open_index)
+
+    def _entry(self, place: Place, index: TarIndex) -> Entry:
+        number = place.index
+        if not isinstance(self.plan.rows[place.source], Row) and len(index):
+            number %= len(index)
+        if number >= len(index):
+            raise SampleFault("shard holds fewer samples than stated")
+        return index[number]
+
+    def _another(self, place: Place, index: TarIndex, draw: np.random.Generator) -> Place:
+        """Return a place drawn from the same shard, or from any where it holds nothing."""
+        row = self.plan.rows[place.source]
+        copies = row.copies if isinstance(row, Row) else None
+        kept = np.flatnonzero(copies[place.shard]) if copies else range(len(index))
+        if len(kept):
+            return place._replace(index=int(draw.choice(kept)))
+        shard = int(draw.integers(len(self.sources[place.source].shards)))
+        return place._replace(shard=shard, index=int(draw.integers(1 << 32)))
+
+    def _prepare(self, entry: Entry, place: Place, tally: Tally) -> Ready:
+        sample = read(
+            entry,
+            with_metadata=not self.captions.is_plain or self.group == "label",
+            needs_caption=self.captions.is_plain,
+        )
+        spent = tally.tick("read")
+        tally.slowest = max(tally.slowest, (spent, str(entry.shard)))
+        tally.bytes_read[place.source] += len(sample.image) + len(sample.text)
+        name = self._names[place.source][place.shard]
+        seed = sample_seed(self.seed, place.epoch, name, entry.key, place.copy)
+        draws = np.random.default_rng(seed)
+        captions = [self.captions.draw(sample, draws) for _ in range(self.text_views)]
+        views = training_views(
+            sample.image,
+            self.image_size,
+            self.augmentation,
+            [np.random.default_rng([seed, view]) for view in range(self.image_views)],
+            is_scaled=self.is_scaled,
+            tick=tally.tick,
+        )
+        return Ready(entry.key, views, captions, self._group(sample, seed), seed)
+
+    def _group(self, sample: Sample, seed: int) -> int:
+        if self.group == "caption":
+            return hash63(caption_key(sample.text))
+        if self.group == "image":
+            return hash63(sample.image)
+        if self.group == "label":
+            if self.label_key not in sample.metadata:
+                raise SampleFault(f"metadata has no {self.label_key}")
+            return hash63(str(sample.metadata[self.label_key]))
+        return seed
+
+    @cached_property
+    def _names(self) -> list[list[str]]:
+        """What tells each shard from all others, wherever the data has been moved."""
+        return [
+            [f"{number}/{name}" for name in relative_names(source.shards)]
+            for number, source in enumerate(self.sources)
+        ]
+
+    def _fetch_ahead(self, positions: range) -> None:
+        """Start to fetch the shards of these positions, and those a window further on."""
+        if not any(url_of(source.shards[0]) for source in self.sources):
+            return
+        ahead = range(
+            positions.start + self.plan.lanes * WINDOW,
+            positions.stop + self.plan.lanes * WINDOW,
+            positions.step,
+        )
+        for place in map(self.plan.place, [*positions, *ahead]):
+            shard = self.sources[place.source].shards[place.shard]
+            if shard not in self._fetched:
+                self._fetched[shard] = True
+                self._fetchers.submit(open_index, shard)
+
+    @cached_property
+    def _fetched(self) -> dict:
+        return {}
+
+    @cached_property
+    def _fetchers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(FETCHES)
+
+
+def _shared(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
+    """Return memory that reaches another process without a copy."""
+    memory: Any = torch.empty(0, dtype=torch.uint8)
+    return memory.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)

@@ -1,0 +1,213 @@
+"""The names of shards to tar files on this machine: folders, globs, brace ranges, URLs, commands.
+
+A shard that is elsewhere is a path in the cache that may not be there yet; its path says its URL,
+and ``ensure`` fetches it whole. ``VLP_CACHE`` names the cache folder, ``VLP_CACHE_GB`` its cap.
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import braceexpand
+import fsspec
+
+from vlp.errors import UserError
+
+Source = str | Path | Sequence[str | Path]
+
+SECONDS_BETWEEN_TRIES = (1, 2, 4, 8)
+NAME_LENGTH = 200
+"""Characters of a command in one part of a path; file systems take 255."""
+
+
+def find_shards(source: Source) -> list[Path]:
+    """Return the tar files that a source names, sorted by name; those of URLs are in the cache.
+
+    A source is a folder, a tar file, a glob, a brace range such as ``{000..009}.tar``, a URL
+    (``https``, ``s3``, ``gs``, ``hf``) with or without a range, ``pipe:COMMAND``, or several.
+
+    Raises:
+        UserError: There is none, or one that was named is missing.
+    """
+    if isinstance(source, list | tuple):
+        return [shard for part in source for shard in find_shards(part)]
+    text = str(source)
+    if not text.strip():
+        raise UserError("The name of the shards is empty. Give a folder of tar files, or one.")
+    if os.path.isdir(text):
+        return _in_folder(text)
+    try:
+        names = list(braceexpand.braceexpand(text))
+    except ValueError:
+        raise UserError(
+            f"Cannot read {text}: a brace has no partner. Write {{000..009}}.tar."
+        ) from None
+    if is_remote(text):
+        return [cached_path(name) for name in names]
+    found = []
+    for name in names:
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        files = [Path(match) for match in matches if os.path.isfile(match)]
+        if not files:
+            raise UserError(f"There are no shards at {name}. Give a folder of tar files, or one.")
+        found += files
+    return found
+
+
+def relative_names(shards: Sequence[Path]) -> list[str]:
+    """Return the path of each shard below the folder of all of them: as told wherever they are."""
+    paths = [str(shard) for shard in shards]
+    root = len(os.path.commonpath({os.path.dirname(path) for path in paths}))
+    return [path[root:].lstrip(os.sep) for path in paths]
+
+
+def is_remote(name: str) -> bool:
+    """Return whether a name is a URL or a command and no path."""
+    return name.startswith("pipe:") or "://" in name
+
+
+def cache_folder() -> Path:
+    """Return the folder of shards and indexes that have no better place on this machine."""
+    default = Path(tempfile.gettempdir()) / f"vlp-cache-{os.getuid()}"
+    return Path(os.environ.get("VLP_CACHE") or default)
+
+
+def cached_path(url: str) -> Path:
+    """Return where the cache keeps a URL or ``pipe:`` command; ``url_of`` is its inverse."""
+    if url.startswith("pipe:"):
+        command = quote(url.removeprefix("pipe:"), safe=" ")
+        parts = [command[i : i + NAME_LENGTH] for i in range(0, len(command), NAME_LENGTH)]
+        return cache_folder().joinpath("pipe", *parts)
+    scheme, _, rest = url.partition("://")
+    return cache_folder().joinpath(scheme, *rest.split("/"))
+
+
+def url_of(path: Path) -> str | None:
+    """Return the URL of a path in the cache, or None for any other path."""
+    try:
+        scheme, *parts = path.relative_to(cache_folder()).parts
+    except ValueError:
+        return None
+    if scheme == "pipe":
+        return "pipe:" + unquote("".join(parts))
+    return None if scheme == "local" else f"{scheme}://{'/'.join(parts)}"
+
+
+def ensure(path: Path) -> Path:
+    """Return the path once its shard is there, fetched where it has a URL.
+
+    Processes of a machine that want the same shard fetch it once. The shards that were used least
+    recently make room: one that is open somewhere can be read to its end all the same.
+
+    Raises:
+        UserError: The shard cannot be fetched, or a file that has no URL is gone.
+    """
+    url = url_of(path)
+    if path.exists():
+        if url:
+            _touch(path)
+        return path
+    if not url:
+        raise UserError(f"The shard {path} is gone. Put it back, or leave it out.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if not path.exists():
+            part = path.with_name(f".{path.name}.part")
+            _fetch(url, part)
+            _make_room(part.stat().st_size)
+            part.rename(path)
+    return path
+
+
+def read_small(url: str) -> bytes | None:
+    """Return a small file at a URL, or None where there is none."""
+    try:
+        file_system, name = fsspec.core.url_to_fs(url)
+        return file_system.cat_file(name)
+    except (OSError, ValueError, ImportError):
+        return None
+
+
+def _in_folder(folder: str) -> list[Path]:
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        # A hidden name is a folder that a command has not finished, or another system's litter.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        tars = (name for name in files if name.endswith(".tar") and not name.startswith("."))
+        found += [os.path.join(place, name) for name in tars]
+    if not found:
+        raise UserError(
+            f"{folder} holds no tar files. Give a folder with 000000.tar, "
+            f"such as `vlp pack` or `vlp filter` writes."
+        )
+    return [Path(path) for path in sorted(found)]
+
+
+def _fetch(url: str, part: Path) -> None:
+    for seconds in (*SECONDS_BETWEEN_TRIES, None):
+        try:
+            return _download(url, part)
+        except ImportError as error:
+            raise UserError(f'{error}. Or: pip install "vlp[remote]".') from None
+        except FileNotFoundError:
+            raise UserError(f"There is no shard at {url}.") from None
+        except Exception as error:  # fsspec's file systems raise what their libraries raise
+            if seconds is None:
+                tries = len(SECONDS_BETWEEN_TRIES) + 1
+                raise UserError(f"Cannot fetch {url} in {tries} tries: {error}") from None
+            time.sleep(seconds)
+
+
+def _download(url: str, part: Path) -> None:
+    if url.startswith("pipe:"):
+        with part.open("wb") as file:
+            command = url.removeprefix("pipe:")
+            done = subprocess.run(command, shell=True, stdout=file, stderr=subprocess.PIPE)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise OSError(f"exit code {done.returncode}" + (f", {said[-1]}" if said else ""))
+        return
+    file_system, name = fsspec.core.url_to_fs(url)
+    file_system.get_file(name, str(part))
+    size = file_system.size(name)
+    if size is not None and size != part.stat().st_size:
+        raise OSError(f"got {part.stat().st_size} of {size} bytes")
+
+
+def _make_room(wanted: int) -> None:
+    """Remove the fetched shards that were used least recently, until the cap is kept."""
+    cap = float(os.environ.get("VLP_CACHE_GB") or 20) * 1e9
+    found = []
+    for place, folders, files in os.walk(cache_folder()):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "local"]
+        found += [os.path.join(place, name) for name in files if not name.startswith(".")]
+    states = []
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            states.append((os.stat(path), path))
+    total = wanted + sum(state.st_size for state, _ in states)
+    for state, path in sorted(states, key=lambda item: item[0].st_atime_ns):
+        if total <= cap:
+            return
+        Path(path).unlink(missing_ok=True)
+        total -= state.st_size
+
+
+def _touch(path: Path) -> None:
+    """Say that a shard was used just now, and keep the time it was fetched."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

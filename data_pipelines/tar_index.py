@@ -1,0 +1,214 @@
+"""Where each file of each sample lies in a tar: read from its headers once, then kept on disk.
+
+The only file that reads tar headers. The index of ``a/000000.tar`` is beside it, in
+``a/.index/000000.tar.parquet``, or in the cache where the folder is read-only.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.faults import Faults
+from data_pipelines.sources import cache_folder, ensure, url_of
+from vlp.errors import UserError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+CAPTION_EXTENSIONS = ("txt", "json", "cls")
+FOLDER = ".index"
+ORIGIN = b"vlp_index"
+FORM = "1"
+"""Of the index; another form is not read."""
+
+
+class Member(NamedTuple):
+    """Where one file of a sample lies inside its shard, in bytes."""
+
+    offset: int
+    size: int
+
+
+class Entry(NamedTuple):
+    """One sample of a shard, not yet read."""
+
+    shard: Path
+    key: str
+    members: dict[str, Member]
+    """By extension without the first dot, lower case: ``jpg``, ``txt``, ``json``."""
+
+    def extension(self) -> str | None:
+        """Return the extension of the image, or None where there is none."""
+        return next((e for e in IMAGE_EXTENSIONS if e in self.members), None)
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The usable samples of one shard, in the order of the tar; a row for each of their files."""
+
+    shard: Path
+    keys: list[str]
+    starts: np.ndarray
+    """Number of the first file of each sample, and of all files."""
+    extensions: list[str]
+    """Of each file, as ``jpg``."""
+    offsets: np.ndarray
+    sizes: np.ndarray
+    faults: Faults
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, number: int) -> Entry:
+        files = range(self.starts[number], self.starts[number + 1])
+        members = {
+            self.extensions[i]: Member(int(self.offsets[i]), int(self.sizes[i])) for i in files
+        }
+        return Entry(self.shard, self.keys[number], members)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[number] for number in range(len(self)))
+
+
+def open_index(shard: Path) -> TarIndex:
+    """Return the index of a shard, made and written where there is none that is valid.
+
+    Raises:
+        UserError: The shard is elsewhere and cannot be fetched.
+    """
+    path = index_folder(shard) / f"{shard.name}.parquet"
+    found = _load(path, shard)
+    if found is None:
+        ensure(shard)
+        found = _build(shard)
+        _save(found, path)
+    return found
+
+
+def origin(shard: Path) -> str:
+    """Return what changes when a shard changes. One with a URL is taken never to change."""
+    if url_of(shard):
+        return FORM
+    try:
+        state = shard.stat()
+    except OSError:
+        raise UserError(f"The shard {shard} is gone. Put it back, or leave it out.") from None
+    return f"{FORM} {state.st_size} {state.st_mtime_ns}"
+
+
+def index_folder(shard: Path) -> Path:
+    """Return the folder of a shard's index: beside it, or in the cache where that is read-only."""
+    beside = shard.parent / FOLDER
+    if url_of(shard) or _is_writable(beside if beside.exists() else shard.parent):
+        return beside
+    return cache_folder() / "local" / beside.absolute().relative_to("/")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether a folder may be written to; root may, but respects one that nobody may."""
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def _build(shard: Path) -> TarIndex:
+    faults = Faults()
+    keys, starts, names, members = [], [0], [], []
+    for key, found in _find_members(shard, faults).items():
+        if not any(extension in found for extension in IMAGE_EXTENSIONS):
+            faults.add("no image", shard.name, key)
+        elif not any(extension in found for extension in CAPTION_EXTENSIONS):
+            faults.add("no caption", shard.name, key)
+        else:
+            keys.append(key)
+            names += found
+            members += found.values()
+            starts.append(len(names))
+    spans = np.array(members, np.int64).reshape(-1, 2)
+    return TarIndex(shard, keys, np.array(starts), names, spans[:, 0], spans[:, 1], faults)
+
+
+def _load(path: Path, shard: Path) -> TarIndex | None:
+    """Return a written index, or None where it is missing, damaged or of another shard."""
+    try:
+        table = pq.ParquetFile(path).read()
+        told = json.loads((table.schema.metadata or {})[ORIGIN])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None
+    if told["origin"] != origin(shard):
+        return None
+    faults = Faults()
+    faults.merge(told["faults"])
+    numbers = table["sample"].to_numpy()
+    starts = np.searchsorted(numbers, np.arange(len(told["keys"]) + 1))
+    extensions = table["extension"].to_pylist()
+    offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
+    return TarIndex(shard, told["keys"], starts, extensions, offset, size, faults)
+
+
+def _save(index: TarIndex, path: Path) -> None:
+    """Write an index for the next time; where nothing can be written, do without."""
+    table = pa.table(
+        {
+            "sample": np.repeat(np.arange(len(index)), np.diff(index.starts)),
+            "extension": pa.array(index.extensions, pa.string()).dictionary_encode(),
+            "offset": index.offsets,
+            "size": index.sizes,
+        }
+    )
+    told = {"origin": origin(index.shard), "keys": index.keys, "faults": index.faults.as_dict()}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata({ORIGIN: json.dumps(told)}), part)
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def _find_members(shard: Path, faults: Faults) -> dict[str, dict[str, Member]]:
+    """Return by key, then by extension, where the files of a shard lie; the first of equals."""
+    found: dict[str, dict[str, Member]] = {}
+    repeated: set[str] = set()
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in _headers(tar, shard, faults):
+                folder, _, name = info.name.removeprefix("./").rpartition("/")
+                stem, _, extension = name.partition(".")
+                if not info.isreg() or not stem:  # `._a.jpg` and its like are macOS's litter
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                members = found.setdefault(key, {})
+                if extension.lower() in members:
+                    repeated.add(key)
+                else:
+                    members[extension.lower()] = Member(info.offset_data, info.size)
+    except (tarfile.TarError, OSError) as error:
+        with shard.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        reason = "shard is compressed, not a plain tar" if is_gzip else "shard is no tar file"
+        faults.add(reason, shard.name, str(error))
+    for key in sorted(repeated):
+        faults.add("key stands twice", shard.name, key)
+    return found
+
+
+def _headers(tar: tarfile.TarFile, shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers whose data is all there; a cut-off tail is counted once."""
+    length = shard.stat().st_size
+    try:
+        for info in tar:
+            if info.offset_data + info.size > length:
+                raise tarfile.ReadError("unexpected end of data")
+            yield info
+        # tarfile takes a damaged header for the end; a real end is a block of zeros.
+        with shard.open("rb") as file:
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
+    except (tarfile.ReadError, tarfile.HeaderError) as error:
+        faults.add("shard is cut off or damaged", shard.name, str(error))
