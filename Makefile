@@ -34,4 +34,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) quickstart
+	rm -rf $(VENV) quickstart .bench

@@ -1,11 +1,8 @@
 """Shards and an encoder to features, in memory for evaluation or on disk for an index."""
 
 import json
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from data_pipelines.ahead import map_ahead
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shards import ShardSet, open_shards, read
 from data_pipelines.tar_index import Entry
@@ -28,8 +26,6 @@ from vlp.image import ImageError, decode
 from vlp.output import output_folder
 from vlp.types import Sample
 
-THREADS = 4
-"""Pictures decoded at once, beside the encoder."""
 AHEAD = 1024
 """Pictures decoded before they are asked for, so that threads work while the encoder does."""
 
@@ -88,18 +84,12 @@ def decoded(encoder: DualEncoder, shards: ShardSet, faults: Faults) -> Iterator[
         except (SampleFault, ImageError) as fault:
             return str(fault), entry
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting: deque[Future] = deque()
-        entries = iter(shards.entries)
-        waiting.extend(pool.submit(prepare, entry) for entry in islice(entries, AHEAD))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(prepare, entry) for entry in islice(entries, 1))
-            if isinstance(result, Decoded):
-                yield result
-            else:
-                reason, entry = result
-                faults.add(reason, entry.shard.name, entry.key)
+    for result in map_ahead(prepare, shards.entries, ahead=AHEAD):
+        if isinstance(result, Decoded):
+            yield result
+        else:
+            reason, entry = result
+            faults.add(reason, entry.shard.name, entry.key)
 
 
 def embed_shards(

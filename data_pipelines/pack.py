@@ -1,17 +1,20 @@
-"""Pack a folder of images or a table of image-text pairs into shards, bytes as they are."""
+"""Pack a folder of images, a table of image-text pairs or other shards into shards."""
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.ahead import map_ahead
 from data_pipelines.faults import Faults, SampleFault
-from data_pipelines.shards import write_shards
+from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.tables import TABLES, Table, open_table, parse_object
 from data_pipelines.tar_index import IMAGE_EXTENSIONS
 from vlp.console import progress, show
 from vlp.errors import UserError, nearest
+from vlp.image import ImageError, shrink_image
 from vlp.output import output_folder
 from vlp.types import Sample
 
@@ -34,28 +37,34 @@ def pack(
     image: str = "image",
     caption: str = "caption",
     samples_per_shard: int = 1000,
+    short_side: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write image-text pairs as shards; a pair without an image or a caption is counted, not fatal.
 
     Images go in byte for byte and are not opened: a broken one is found by `vlp inspect`,
-    `vlp filter` and the loader.
+    `vlp filter` and the loader. With ``short_side``, those whose shorter side is longer are made
+    that small, as JPEG of quality 90, and one that cannot be read is left out.
 
     Raises:
         UserError: The source is missing or cannot be read, a column is missing, or no pair is left.
     """
     faults = Faults()
+    if short_side is not None and short_side < 1:
+        raise UserError(f"short_side is {short_side}. Give 1 pixel or more.")
     config = {
         "source": str(source),
         "image": image,
         "caption": caption,
         "samples_per_shard": samples_per_shard,
+        "short_side": short_side,
     }
     pairs = open_source(source, image=image, caption=caption, faults=faults)
     with output_folder(shards, "pack", config, inputs=[source], overwrite=overwrite) as part:
-        num_samples, num_shards = write_shards(
-            _with_progress(pairs), part, samples_per_shard=samples_per_shard
-        )
+        samples = _with_progress(pairs)
+        if short_side:
+            samples = _smaller(samples, short_side, faults)
+        num_samples, num_shards = write_shards(samples, part, samples_per_shard=samples_per_shard)
         if not num_samples:
             raise UserError(
                 f"Nothing of {source} can be packed: {faults.summary() or 'it has no rows'}."
@@ -73,6 +82,10 @@ def open_source(source: Path, *, image: str, caption: str, faults: Faults) -> So
     Raises:
         UserError: There is no such folder or table, or it lacks images or a column.
     """
+    if source.suffix == ".tar" or (source.is_dir() and next(source.rglob("*.tar"), None)):
+        shards = open_shards(source)
+        shards.faults = faults
+        return Source(iter(shards), len(shards))
     if source.is_dir():
         return _open_folder(source, caption, faults)
     if not source.is_file():
@@ -98,13 +111,29 @@ def _with_progress(pairs: Source) -> Iterator[Sample]:
             advance()
 
 
+def _smaller(samples: Iterable[Sample], short_side: int, faults: Faults) -> Iterator[Sample]:
+    """Yield the samples with large pictures made small, by threads; count those not readable."""
+
+    def shrink(sample: Sample) -> Sample | tuple[str, str]:
+        try:
+            return replace(sample, image=shrink_image(sample.image, short_side))
+        except ImageError as fault:
+            return str(fault), sample.key
+
+    for result in map_ahead(shrink, samples):
+        if isinstance(result, Sample):
+            yield result
+        else:
+            reason, key = result
+            faults.add(reason, "", key)
+
+
 def _open_folder(folder: Path, caption: str, faults: Faults) -> Source:
     files = [file for file in _walk(folder) if not file.name.startswith(".")]
     images = [file for file in files if file.suffix.lower()[1:] in IMAGE_EXTENSIONS]
     if not images:
-        hint = " It holds shards already." if any(f.suffix == ".tar" for f in files) else ""
         raise UserError(
-            f"{folder} holds no images.{hint} Give a folder with KEY.jpg (or png, webp) and "
+            f"{folder} holds no images. Give a folder with KEY.jpg (or png, webp) and "
             f"KEY.txt, or a table: {', '.join(TABLES)}."
         )
     stems = {image.with_suffix("") for image in images}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlp.console import say, show, show_table
 from vlp.errors import UserError
-from vlp.output import check_output, write_json, write_record
+from vlp.output import check_output, remove_output, write_json, write_record
 
 if TYPE_CHECKING:  # loads torch, and `vlp --help` must not
     from vlp.types import Sample
@@ -76,6 +76,8 @@ def run(out: Path, *, samples: int, seed: int, overwrite: bool) -> dict[str, Any
         )
     config = {"samples": samples, "seed": seed}
     check_output(out, "quickstart", config, overwrite=overwrite)
+    if overwrite:
+        remove_output(out)
     # `vlp train` goes on with a run that it finds, and another tour is to train anew.
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)

@@ -26,7 +26,7 @@ DOORS = {
     "tarfile": ("data_pipelines/tar_index.py",),
     "fsspec": ("data_pipelines/sources.py",),
     "simplejpeg": ("data_pipelines/decode.py",),
-    "open_clip": ("vlp/encoder.py", "vlp/weights.py"),
+    "open_clip": ("vlp/encoder.py", "vlp/tokenizer.py", "vlp/weights.py"),
     "timm": ("vlp/weights.py",),
     "transformers": ("vlp/encoder.py", "vlp/export.py"),
     "faiss": ("vlp/index.py",),

@@ -1,6 +1,7 @@
 """The dual encoder: an image tower, a text tower, a logit scale and bias, and their preprocessing.
 
-With weights.py the door to open_clip, and through it to timm and transformers. An encoder is built
+With weights.py and tokenizer.py the door to open_clip, and through it to timm and transformers. An
+encoder is built
 from a config of open_clip's own form, ``{"model_cfg": ..., "preprocess_cfg": ...}``, so that
 whatever open_clip can build can be trained here, and what is trained here loads there.
 """
@@ -11,7 +12,6 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import pil_to_tensor
 
-from vlp.bpe import Bpe
 from vlp.errors import UserError, nearest
-from vlp.tokenizer import Tokenizer, tokenize_twice
+from vlp.tokenizer import Tokenizer, create_tokenizer
 from vlp.weights import first_line, load_both, load_tower, or_user_error
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -59,7 +58,7 @@ class DualEncoder(nn.Module):
         self,
         model: open_clip.CustomTextCLIP,
         config: dict[str, Any],
-        tokenizer: Callable,
+        tokenizer: Tokenizer,
     ) -> None:
         super().__init__()
         # Convolutions take 0.6 times the time with channels last (CPU, measured; GPUs gain too).
@@ -73,11 +72,7 @@ class DualEncoder(nn.Module):
         preprocess["size"] = list(size) if isinstance(size, tuple) else size
         self.config = {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess}
         self.transform = _pixels_only(image_transform_v2(PreprocessCfg(**preprocess), False))
-        self.hf_tokenizer = getattr(tokenizer, "tokenizer", None)
-        # A Hugging Face tower has room for more tokens than the captions that it is given.
-        length = config["model_cfg"]["text_cfg"].get("context_length", 77)
-        encode = Bpe(tokenizer) if _is_clip_bpe(tokenizer) else partial(tokenize_twice, tokenizer)
-        self.tokenizer = Tokenizer(encode, min(length, model.context_length))
+        self.tokenizer = tokenizer
         for name in ("mean", "std"):
             value = torch.tensor(preprocess[name]).reshape(3, 1, 1) * 255
             self.register_buffer(f"pixel_{name}", value, persistent=False)
@@ -209,7 +204,7 @@ def create_encoder(
         load_tower(model, "visual", image_weights)
     if text_weights and text_weights != "hf":
         load_tower(model, "text", text_weights)
-    return DualEncoder(model, config, _open_clip_tokenizer(text, folder))
+    return DualEncoder(model, config, create_tokenizer(text, folder, room=model.context_length))
 
 
 def open_clip_weights(encoder: DualEncoder) -> dict[str, Tensor]:
@@ -236,8 +231,8 @@ def open_clip_config(encoder: DualEncoder) -> dict[str, Any]:
 
 def save_text_files(encoder: DualEncoder, folder: Path) -> None:
     """Write the Hugging Face config and tokenizer that the text tower needs, where it has them."""
-    if encoder.hf_tokenizer is not None:
-        encoder.hf_tokenizer.save_pretrained(folder)
+    if encoder.tokenizer.hugging_face is not None:
+        encoder.tokenizer.hugging_face.save_pretrained(folder)
     config: Any = getattr(encoder.text, "config", None)
     if config is not None:
         config.save_pretrained(folder)
@@ -269,33 +264,6 @@ def _build(model_cfg: dict[str, Any], folder: Path | None) -> open_clip.CustomTe
         return open_clip.CustomTextCLIP(**options)
     except (TypeError, RuntimeError, ValueError, AssertionError, OSError) as error:
         raise UserError(f"Cannot build the architecture: {first_line(error)}.") from None
-
-
-def _open_clip_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Callable:
-    options = dict(text_cfg.get("tokenizer_kwargs") or {})
-    length = text_cfg.get("context_length", 77)
-    source = text_cfg.get("hf_tokenizer_name")
-    if not source:
-        return open_clip.SimpleTokenizer(context_length=length, **options)
-    if folder and (folder / "tokenizer_config.json").is_file():
-        source = str(folder)
-    mode = text_cfg.get("tokenizer_mode")
-    return or_user_error(
-        lambda: open_clip.tokenizer.HFTokenizer(
-            source, context_length=length, tokenizer_mode=mode, **options
-        ),
-        f"the tokenizer {source}",
-    )
-
-
-def _is_clip_bpe(tokenizer: Callable) -> bool:
-    """Whether it does what CLIP's did: no other cleaning, special tokens or masking of captions."""
-    return (
-        type(tokenizer) is open_clip.SimpleTokenizer
-        and tokenizer.clean_fn is open_clip.tokenizer.get_clean_fn("lower")
-        and len(tokenizer.all_special_ids) == 2
-        and tokenizer.reduction_fn is None
-    )
 
 
 def _pixels_only(transform: Any) -> Callable[[Image.Image], Tensor]:

@@ -82,6 +82,22 @@ def size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def shrink_image(data: bytes, short_side: int) -> bytes:
+    """Return a picture with this shorter side as JPEG of quality 90; a smaller one as it is.
+
+    Raises:
+        ImageError: The picture cannot be read.
+    """
+    if min(size(data)) <= short_side:
+        return data
+    image = decode(data)
+    factor = short_side / min(image.size)
+    sides = (round(image.width * factor), round(image.height * factor))
+    buffer = io.BytesIO()
+    image.resize(sides, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 def check_size(width: int, height: int) -> None:
     """Raise ImageError where a header says more than ``MAX_PIXELS``."""
     if width * height > MAX_PIXELS:
