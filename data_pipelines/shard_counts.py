@@ -1,5 +1,6 @@
 """How many samples each shard holds: as stated beside it, else counted once and kept on disk."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -41,14 +42,14 @@ def count_samples(
     A count that is stated goes first: ``sizes.json`` beside the shards, or img2dataset's
     ``000000_stats.json``. What is not stated is counted by the headers, once.
     """
-    folders: dict[Path, list[int]] = {}
+    folders: dict[str, list[int]] = {}
     for number, shard in enumerate(shards):
-        folders.setdefault(shard.parent, []).append(number)
+        folders.setdefault(os.path.dirname(shard), []).append(number)
     counts, faults = np.zeros(len(shards), np.int64), Faults()
     is_stated = np.zeros(len(shards), bool)
     with progress(len(shards), "count") as advance:
         for folder, numbers in folders.items():
-            found = _count_folder(folder, [shards[n] for n in numbers], advance)
+            found = _count_folder(Path(folder), [shards[n] for n in numbers], advance)
             counts[numbers] = [count.samples for count in found]
             is_stated[numbers] = [count.is_stated for count in found]
             for count in found:
@@ -62,9 +63,8 @@ def _count_folder(folder: Path, shards: Sequence[Path], advance: Any) -> list[Co
     path = index_folder(shards[0]) / COUNTS
     known = _load(path)
     names = set() if url_of(shards[0]) else set(os.listdir(folder))
-    found, is_new = [], False
-    for shard in shards:
-        advance()
+    found, is_new, done = [], False, 0
+    for number, shard in enumerate(shards):
         if shard.name in sizes:
             found.append(Count("", sizes[shard.name], True))
             continue
@@ -74,7 +74,10 @@ def _count_folder(folder: Path, shards: Sequence[Path], advance: Any) -> list[Co
             count = _stated(folder / stats, shard) if stats in names else _counted(shard)
             known[shard.name] = count
             is_new = True
+            advance(number - done)
+            done = number
         found.append(count)
+    advance(len(shards) - done)
     if is_new:
         _save(known, path)
     return found
@@ -89,9 +92,10 @@ def _counted(shard: Path) -> Count:
 def _stated(stats: Path, shard: Path) -> Count:
     """Return the count of img2dataset's statistics of a shard."""
     try:
-        return Count(origin(shard), int(json.loads(stats.read_bytes())["successes"]), True)
-    except (ValueError, KeyError, TypeError):
+        count = int(json.loads(stats.read_bytes())["successes"])
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):
         return _counted(shard)
+    return Count(origin(shard), count, True) if count >= 0 else _counted(shard)
 
 
 def _stated_sizes(folder: Path, shard: Path) -> dict[str, int]:
@@ -103,8 +107,11 @@ def _stated_sizes(folder: Path, shard: Path) -> dict[str, int]:
     if found is None:
         return {}
     try:
-        return {name: int(size) for name, size in json.loads(found).items()}
-    except (ValueError, AttributeError, TypeError):
+        sizes = {name: int(size) for name, size in json.loads(found).items()}
+        if any(size < 0 for size in sizes.values()):
+            raise ValueError
+        return sizes
+    except (ValueError, OverflowError, AttributeError, TypeError):
         raise UserError(
             f'{folder / SIZES} is damaged. Write {{"000000.tar": 1000, ...}}, or remove it.'
         ) from None
@@ -129,4 +136,5 @@ def _save(known: dict[str, Count], path: Path) -> None:
         pq.write_table(table, part)
         part.rename(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -19,8 +19,8 @@ from webdataset.writer import TarWriter
 
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shard_counts import count_samples
-from data_pipelines.sources import Source, ensure, find_shards
-from data_pipelines.tar_index import Entry, open_index
+from data_pipelines.sources import Source, find_shards
+from data_pipelines.tar_index import Entry, open_index, open_shard
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -128,15 +128,12 @@ def read_members(entry: Entry, extensions: Sequence[str]) -> dict[str, bytes]:
         SampleFault: The disk cannot give them.
     """
     try:
-        file = _open(entry.shard)
-        try:
+        with open_shard(entry.shard) as file:
             return {
-                extension: os.pread(file, member.size, member.offset)
+                extension: os.pread(file.fileno(), member.size, member.offset)
                 for extension in extensions
                 if (member := entry.members.get(extension))
             }
-        finally:
-            os.close(file)
     except OSError as error:
         raise SampleFault(f"shard cannot be read: {error.strerror}") from None
 
@@ -172,13 +169,6 @@ def write_shards(
     if writer:
         writer.close()
     return count, -(-count // samples_per_shard)
-
-
-def _open(shard: Path) -> int:
-    try:
-        return os.open(shard, os.O_RDONLY)
-    except FileNotFoundError:  # made room for others in the cache
-        return os.open(ensure(shard), os.O_RDONLY)
 
 
 def image_extension(data: bytes) -> str:

@@ -1,18 +1,21 @@
 """The names of shards to tar files on this machine: folders, globs, brace ranges, URLs, commands.
 
 A shard that is elsewhere is a path in the cache that may not be there yet; its path says its URL,
-and ``ensure`` fetches it whole. ``VLP_CACHE`` names the cache folder, ``VLP_CACHE_GB`` its cap.
+and ``ensure`` fetches it whole. The cache is in the folder ``VLP_CACHE``; ``VLP_CACHE_GB`` caps it.
 """
 
 import contextlib
 import fcntl
 import glob
+import importlib.util
 import os
+import string
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import braceexpand
@@ -21,10 +24,19 @@ import fsspec
 from vlp.errors import UserError
 
 Source = str | Path | Sequence[str | Path]
+Result = TypeVar("Result")
 
 SECONDS_BETWEEN_TRIES = (1, 2, 4, 8)
+SECONDS_OF_SILENCE = 60
+"""After which a connection is given up; how long a shard may take is not limited."""
 NAME_LENGTH = 200
-"""Characters of a command in one part of a path; file systems take 255."""
+"""Characters of a URL in one part of a path; file systems take 255."""
+GOES_ON = "%"
+"""Ends a part of a path that the next part goes on with."""
+EMPTY = "%00"
+"""Stands for nothing between two slashes of a URL."""
+PLAIN = "".join(sorted({*string.punctuation, " "} - {"%", "/"}))
+"""Signs that a path holds as they are, beside letters and digits."""
 
 
 def find_shards(source: Source) -> list[Path]:
@@ -43,8 +55,11 @@ def find_shards(source: Source) -> list[Path]:
         raise UserError("The name of the shards is empty. Give a folder of tar files, or one.")
     if os.path.isdir(text):
         return _in_folder(text)
+    if os.path.isfile(text):  # whatever braces and brackets are in its name
+        return [Path(text)]
     try:
-        names = list(braceexpand.braceexpand(text))
+        # A command keeps its backslashes.
+        names = list(braceexpand.braceexpand(text, escape=not text.startswith("pipe:")))
     except ValueError:
         raise UserError(
             f"Cannot read {text}: a brace has no partner. Write {{000..009}}.tar."
@@ -63,7 +78,7 @@ def find_shards(source: Source) -> list[Path]:
 
 def relative_names(shards: Sequence[Path]) -> list[str]:
     """Return the path of each shard below the folder of all of them: as told wherever they are."""
-    paths = [str(shard) for shard in shards]
+    paths = [os.path.abspath(shard) for shard in shards]
     root = len(os.path.commonpath({os.path.dirname(path) for path in paths}))
     return [path[root:].lstrip(os.sep) for path in paths]
 
@@ -74,30 +89,32 @@ def is_remote(name: str) -> bool:
 
 
 def cache_folder() -> Path:
-    """Return the folder of shards and indexes that have no better place on this machine."""
-    default = Path(tempfile.gettempdir()) / f"vlp-cache-{os.getuid()}"
-    return Path(os.environ.get("VLP_CACHE") or default)
+    """Return the folder of shards and indexes that have no better place on this machine.
+
+    It holds nothing else: what ``VLP_CACHE`` holds beside it is never removed.
+    """
+    place = os.environ.get("VLP_CACHE") or tempfile.gettempdir()
+    return Path(os.path.abspath(place), f"vlp-cache-{os.getuid()}")
 
 
 def cached_path(url: str) -> Path:
     """Return where the cache keeps a URL or ``pipe:`` command; ``url_of`` is its inverse."""
-    if url.startswith("pipe:"):
-        command = quote(url.removeprefix("pipe:"), safe=" ")
-        parts = [command[i : i + NAME_LENGTH] for i in range(0, len(command), NAME_LENGTH)]
-        return cache_folder().joinpath("pipe", *parts)
-    scheme, _, rest = url.partition("://")
-    return cache_folder().joinpath(scheme, *rest.split("/"))
+    scheme, _, rest = url.partition(":" if url.startswith("pipe:") else "://")
+    parts = [name for part in rest.split("/") for name in _file_names(part)]
+    return cache_folder().joinpath(scheme, *parts)
 
 
 def url_of(path: Path) -> str | None:
     """Return the URL of a path in the cache, or None for any other path."""
-    try:
-        scheme, *parts = path.relative_to(cache_folder()).parts
-    except ValueError:
+    folder = f"{cache_folder()}/"
+    if not str(path).startswith(folder):
         return None
-    if scheme == "pipe":
-        return "pipe:" + unquote("".join(parts))
-    return None if scheme == "local" else f"{scheme}://{'/'.join(parts)}"
+    scheme, _, rest = str(path).removeprefix(folder).partition("/")
+    if scheme.startswith("."):
+        return None
+    parts = rest.replace(f"{GOES_ON}/", "").split("/")
+    said = ("" if part == EMPTY else unquote(part, errors="surrogateescape") for part in parts)
+    return scheme + (":" if scheme == "pipe" else "://") + "/".join(said)
 
 
 def ensure(path: Path) -> Path:
@@ -127,12 +144,24 @@ def ensure(path: Path) -> Path:
 
 
 def read_small(url: str) -> bytes | None:
-    """Return a small file at a URL, or None where there is none."""
-    try:
-        file_system, name = fsspec.core.url_to_fs(url)
-        return file_system.cat_file(name)
-    except (OSError, ValueError, ImportError):
-        return None
+    """Return a small file at a URL, or None where there is none.
+
+    Raises:
+        UserError: Nobody can say, since the source does not answer.
+    """
+
+    def read() -> bytes | None:
+        try:
+            file_system, name = _file_system(url)
+            return file_system.cat_file(name)
+        except (FileNotFoundError, PermissionError, ValueError, ImportError):
+            return None
+        except Exception as error:
+            if 400 <= getattr(error, "status", 0) < 500:  # some hide what is not there
+                return None
+            raise
+
+    return _tried(read, url)
 
 
 def _in_folder(folder: str) -> list[Path]:
@@ -150,19 +179,39 @@ def _in_folder(folder: str) -> list[Path]:
     return [Path(path) for path in sorted(found)]
 
 
+def _file_names(part: str) -> list[str]:
+    """Return what stands in a path for a part of a URL: most often itself, never hidden."""
+    text = quote(part, safe=PLAIN, errors="surrogateescape") or EMPTY
+    pieces = [text[i : i + NAME_LENGTH] for i in range(0, len(text), NAME_LENGTH)]
+    pieces[:-1] = [piece + GOES_ON for piece in pieces[:-1]]
+    return [f"%2E{piece[1:]}" if piece.startswith(".") else piece for piece in pieces]
+
+
 def _fetch(url: str, part: Path) -> None:
+    try:
+        _tried(lambda: _download(url, part), url)
+    except ImportError as error:
+        raise UserError(f'{error}. Or: pip install "vlp[remote]".') from None
+    except FileNotFoundError:
+        raise UserError(f"There is no shard at {url}.") from None
+    except ValueError as error:  # no such protocol
+        raise UserError(f"Cannot fetch {url}: {error}") from None
+
+
+def _tried(call: Callable[[], Result], url: str) -> Result:
+    """Return what a call gives, tried again where that may help."""
     for seconds in (*SECONDS_BETWEEN_TRIES, None):
         try:
-            return _download(url, part)
-        except ImportError as error:
-            raise UserError(f'{error}. Or: pip install "vlp[remote]".') from None
-        except FileNotFoundError:
-            raise UserError(f"There is no shard at {url}.") from None
+            return call()
+        except (ImportError, FileNotFoundError, ValueError):
+            raise
         except Exception as error:  # fsspec's file systems raise what their libraries raise
             if seconds is None:
                 tries = len(SECONDS_BETWEEN_TRIES) + 1
-                raise UserError(f"Cannot fetch {url} in {tries} tries: {error}") from None
+                said = " ".join(f"{error}".split()) or type(error).__name__
+                raise UserError(f"Cannot fetch {url} in {tries} tries: {said}") from None
             time.sleep(seconds)
+    raise AssertionError
 
 
 def _download(url: str, part: Path) -> None:
@@ -174,19 +223,35 @@ def _download(url: str, part: Path) -> None:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise OSError(f"exit code {done.returncode}" + (f", {said[-1]}" if said else ""))
         return
-    file_system, name = fsspec.core.url_to_fs(url)
+    file_system, name = _file_system(url)
     file_system.get_file(name, str(part))
-    size = file_system.size(name)
+    try:
+        size = file_system.size(name)
+    except FileNotFoundError:  # fsspec's word for a server that does not tell
+        size = None
     if size is not None and size != part.stat().st_size:
         raise OSError(f"got {part.stat().st_size} of {size} bytes")
 
 
+def _file_system(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the name in it."""
+    options = {}
+    if url.startswith(("http://", "https://")) and importlib.util.find_spec("aiohttp"):
+        from aiohttp import ClientTimeout  # its own default ends every download after 5 minutes
+
+        silence = ClientTimeout(
+            total=None, sock_connect=SECONDS_OF_SILENCE, sock_read=SECONDS_OF_SILENCE
+        )
+        options["client_kwargs"] = {"timeout": silence}
+    return fsspec.core.url_to_fs(url, **options)
+
+
 def _make_room(wanted: int) -> None:
     """Remove the fetched shards that were used least recently, until the cap is kept."""
-    cap = float(os.environ.get("VLP_CACHE_GB") or 20) * 1e9
+    cap = _cap()
     found = []
     for place, folders, files in os.walk(cache_folder()):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "local"]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(place, name) for name in files if not name.startswith(".")]
     states = []
     for path in found:
@@ -198,6 +263,15 @@ def _make_room(wanted: int) -> None:
             return
         Path(path).unlink(missing_ok=True)
         total -= state.st_size
+
+
+def _cap() -> float:
+    """Return how many bytes of shards the cache may hold."""
+    text = os.environ.get("VLP_CACHE_GB") or "20"
+    try:
+        return float(text) * 1e9
+    except ValueError:
+        raise UserError(f"VLP_CACHE_GB is {text}. Write a number of gigabytes.") from None
 
 
 def _touch(path: Path) -> None:

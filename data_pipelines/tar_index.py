@@ -4,13 +4,15 @@ The only file that reads tar headers. The index of ``a/000000.tar`` is beside it
 ``a/.index/000000.tar.parquet``, or in the cache where the folder is read-only.
 """
 
+import contextlib
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from threading import get_ident
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +26,10 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 CAPTION_EXTENSIONS = ("txt", "json", "cls")
 FOLDER = ".index"
 ORIGIN = b"vlp_index"
-FORM = "1"
+FORM = "2"
 """Of the index; another form is not read."""
+TRIES = 20
+"""To open a shard that others' shards push out of the cache."""
 
 
 class Member(NamedTuple):
@@ -80,15 +84,34 @@ def open_index(shard: Path) -> TarIndex:
     """Return the index of a shard, made and written where there is none that is valid.
 
     Raises:
-        UserError: The shard is elsewhere and cannot be fetched.
+        UserError: The shard is elsewhere and cannot be fetched, or may not be read.
     """
     path = index_folder(shard) / f"{shard.name}.parquet"
     found = _load(path, shard)
     if found is None:
-        ensure(shard)
-        found = _build(shard)
+        try:
+            found = _build(shard)
+        except OSError as error:
+            raise UserError(f"Cannot read the shard {shard}: {error.strerror}.") from None
         _save(found, path)
     return found
+
+
+def open_shard(shard: Path) -> BinaryIO:
+    """Return a shard, open for reading, fetched where it has a URL.
+
+    Raises:
+        UserError: It cannot be fetched, or a file that has no URL is gone.
+        OSError: It may not be read.
+    """
+    for _ in range(TRIES):
+        try:
+            return open(shard, "rb", buffering=0)
+        except FileNotFoundError:  # not fetched yet, or made room for others in the cache
+            ensure(shard)
+    raise UserError(
+        f"The cache lost {shard} {TRIES} times before it was read. Set VLP_CACHE_GB to more."
+    )
 
 
 def origin(shard: Path) -> str:
@@ -107,7 +130,7 @@ def index_folder(shard: Path) -> Path:
     beside = shard.parent / FOLDER
     if url_of(shard) or _is_writable(beside if beside.exists() else shard.parent):
         return beside
-    return cache_folder() / "local" / beside.absolute().relative_to("/")
+    return cache_folder() / FOLDER / beside.absolute().relative_to("/")
 
 
 def _is_writable(folder: Path) -> bool:
@@ -135,19 +158,18 @@ def _build(shard: Path) -> TarIndex:
 def _load(path: Path, shard: Path) -> TarIndex | None:
     """Return a written index, or None where it is missing, damaged or of another shard."""
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
         told = json.loads((table.schema.metadata or {})[ORIGIN])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
+        faults = Faults()
+        faults.merge(told["faults"])
+        numbers, extensions = table["sample"].to_numpy(), table["extension"].to_pylist()
+        offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
+        if told["origin"] != origin(shard):
+            return None
+        starts = np.searchsorted(numbers, np.arange(len(told["keys"]) + 1))
+        return TarIndex(shard, told["keys"], starts, extensions, offset, size, faults)
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError):
         return None
-    if told["origin"] != origin(shard):
-        return None
-    faults = Faults()
-    faults.merge(told["faults"])
-    numbers = table["sample"].to_numpy()
-    starts = np.searchsorted(numbers, np.arange(len(told["keys"]) + 1))
-    extensions = table["extension"].to_pylist()
-    offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
-    return TarIndex(shard, told["keys"], starts, extensions, offset, size, faults)
 
 
 def _save(index: TarIndex, path: Path) -> None:
@@ -161,54 +183,60 @@ def _save(index: TarIndex, path: Path) -> None:
         }
     )
     told = {"origin": origin(index.shard), "keys": index.keys, "faults": index.faults.as_dict()}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata({ORIGIN: json.dumps(told)}), part)
+        pq.write_table(
+            table.replace_schema_metadata({ORIGIN: json.dumps(told)}),
+            part,
+            write_page_checksum=True,
+        )
         part.rename(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _find_members(shard: Path, faults: Faults) -> dict[str, dict[str, Member]]:
     """Return by key, then by extension, where the files of a shard lie; the first of equals."""
     found: dict[str, dict[str, Member]] = {}
     repeated: set[str] = set()
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in _headers(tar, shard, faults):
-                folder, _, name = info.name.removeprefix("./").rpartition("/")
-                stem, _, extension = name.partition(".")
-                if not info.isreg() or not stem:  # `._a.jpg` and its like are macOS's litter
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                members = found.setdefault(key, {})
-                if extension.lower() in members:
-                    repeated.add(key)
-                else:
-                    members[extension.lower()] = Member(info.offset_data, info.size)
-    except (tarfile.TarError, OSError) as error:
-        with shard.open("rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        reason = "shard is compressed, not a plain tar" if is_gzip else "shard is no tar file"
-        faults.add(reason, shard.name, str(error))
+    with open_shard(shard) as file:
+        for info in _headers(file, shard, faults):
+            folder, _, name = info.name.removeprefix("./").rpartition("/")
+            stem, _, extension = name.partition(".")
+            if info.isdir() or not stem:  # `._a.jpg` and its like are macOS's litter
+                continue
+            if not info.isreg():
+                faults.add("file is a link or no file", shard.name, info.name)
+                continue
+            key = f"{folder}/{stem}" if folder else stem
+            members = found.setdefault(key, {})
+            if extension.lower() in members:
+                repeated.add(key)
+            else:
+                members[extension.lower()] = Member(info.offset_data, info.size)
     for key in sorted(repeated):
         faults.add("key stands twice", shard.name, key)
     return found
 
 
-def _headers(tar: tarfile.TarFile, shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
-    """Yield the headers whose data is all there; a cut-off tail is counted once."""
-    length = shard.stat().st_size
+def _headers(file: BinaryIO, shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers whose data is all there; what is no tar, or no whole one, is counted."""
+    length, tar = file.seek(0, os.SEEK_END), None
+    file.seek(0)
     try:
+        tar = tarfile.TarFile(fileobj=file)
         for info in tar:
-            if info.offset_data + info.size > length:
+            if info.size < 0 or info.offset_data + info.size > length:
                 raise tarfile.ReadError("unexpected end of data")
             yield info
         # tarfile takes a damaged header for the end; a real end is a block of zeros.
-        with shard.open("rb") as file:
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
-    except (tarfile.ReadError, tarfile.HeaderError) as error:
-        faults.add("shard is cut off or damaged", shard.name, str(error))
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        file.seek(0)
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        reason = "shard is compressed, not a plain tar" if is_gzip else "shard is no tar file"
+        faults.add(reason if tar is None else "shard is cut off or damaged", shard.name, str(error))
