@@ -4,7 +4,7 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 
 import torch
@@ -56,7 +56,8 @@ class Loader:
                 self._recent.seconds["hand over"] += time.perf_counter() - start
                 yield batch
         finally:
-            del parts  # ends the workers
+            # At once: left to its last reference, an error's traceback would keep workers alive.
+            getattr(parts, "_shutdown_workers", lambda: None)()
 
     def faults(self) -> Faults:
         """Return what was wrong in the headers and with the samples that were met so far."""
@@ -92,7 +93,7 @@ class Loader:
         with warnings.catch_warnings():  # the user says how many processes there shall be
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             stream = DataLoader(
-                _Stream(self.reader, samples_seen, self.process, self.num_processes),
+                _Stream(replace(self.reader), samples_seen, self.process, self.num_processes),
                 batch_size=None,
                 num_workers=workers,
                 prefetch_factor=PARTS_AHEAD if workers else None,
@@ -144,7 +145,7 @@ def _context() -> str | None:
 
 def _assembled(parts: Sequence[Part]) -> Batch:
     """Return one batch of the workers' parts, in pinned memory where there is a GPU."""
-    images = _interleaved([part.images for part in parts])
+    images = _interleaved([part.images.movedim(2, -1) for part in parts]).movedim(-1, 2)
     tokens = _interleaved([part.tokens for part in parts])
     return Batch(
         images=images[0],

@@ -1,13 +1,15 @@
 """Places of the plan to parts of a batch: read, replaced where broken, decoded, tokenised."""
 
+import contextlib
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +21,9 @@ from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice, Group, caption_key
 from data_pipelines.decode import training_views
 from data_pipelines.faults import SampleFault
-from data_pipelines.plan import WINDOW, Place, Plan, Row, hash63, sample_seed
+from data_pipelines.plan import VISIT, WINDOW, Place, Plan, Row, hash63, sample_seed
 from data_pipelines.shards import ShardSet, read
-from data_pipelines.sources import relative_names, url_of
+from data_pipelines.sources import ensure, relative_names, url_of
 from data_pipelines.tar_index import Entry, TarIndex, open_index
 from vlp.errors import UserError
 from vlp.image import ImageError
@@ -135,9 +137,9 @@ class Reader:
         """
         tally = Tally()
         self._fetch_ahead(positions)
-        height, width = self.image_size
-        shape = (self.image_views, len(positions), 3, height, width)
-        images = _shared(shape)
+        # Channels last: as pictures come from resizing, and as convolutions take them fastest.
+        memory = _shared((self.image_views, len(positions), *self.image_size, 3))
+        images = memory.movedim(-1, 2)
         ready = []
         for number, position in enumerate(positions):
             item = self._filled(self.plan.place(position), tally)
@@ -168,12 +170,14 @@ class Reader:
                 entry = self._entry(place, index)
                 return self._prepare(entry, place, tally)
             except (SampleFault, ImageError) as fault:
-                named = index.keys[place.index] if place.index < len(index) else str(place.index)
-                found = Fault(str(fault), index.shard.name, named)
+                found = Fault(str(fault), index.shard.name, self._name(place, index))
                 tally.faults[found] = None
                 tally.substituted += draw is None
             draw = draw or np.random.default_rng([self.seed, *place])
-            place = self._another(place, index, draw)
+            other = self._another(place, tally, draw)
+            if other is None:
+                break
+            place = other
         assert found is not None
         raise UserError(
             f"{index.shard} gives no readable sample in {TRIES} draws ({found.reason}). "
@@ -203,22 +207,31 @@ class Reader:
         return lru_cache(maxsize=INDEXES)(open_index)
 
     def _entry(self, place: Place, index: TarIndex) -> Entry:
-        number = place.index
-        if not isinstance(self.plan.rows[place.source], Row) and len(index):
-            number %= len(index)
+        number = self._number(place, index)
         if number >= len(index):
             raise SampleFault("shard holds fewer samples than stated")
         return index[number]
 
-    def _another(self, place: Place, index: TarIndex, draw: np.random.Generator) -> Place:
+    def _number(self, place: Place, index: TarIndex) -> int:
+        is_counted = isinstance(self.plan.rows[place.source], Row)
+        return place.index if is_counted else place.index % max(1, len(index))
+
+    def _name(self, place: Place, index: TarIndex) -> str:
+        number = self._number(place, index)
+        return index.keys[number] if number < len(index) else f"number {number}"
+
+    def _another(self, place: Place, tally: Tally, draw: np.random.Generator) -> Place | None:
         """Return a place drawn from the same shard, or from any where it holds nothing."""
         row = self.plan.rows[place.source]
         copies = row.copies if isinstance(row, Row) else None
-        kept = np.flatnonzero(copies[place.shard]) if copies else range(len(index))
-        if len(kept):
-            return place._replace(index=int(draw.choice(kept)))
-        shard = int(draw.integers(len(self.sources[place.source].shards)))
-        return place._replace(shard=shard, index=int(draw.integers(1 << 32)))
+        for _ in range(TRIES):
+            index = self._open(place, tally)
+            kept = np.flatnonzero(copies[place.shard]) if copies else range(len(index))
+            if len(kept):
+                return place._replace(index=int(draw.choice(kept)))
+            shard = int(draw.integers(len(self.sources[place.source].shards)))
+            place = place._replace(shard=shard)
+        return None
 
     def _prepare(self, entry: Entry, place: Place, tally: Tally) -> Ready:
         sample = read(
@@ -241,11 +254,11 @@ class Reader:
             is_scaled=self.is_scaled,
             tick=tally.tick,
         )
-        return Ready(entry.key, views, captions, self._group(sample, seed), seed)
+        return Ready(entry.key, views, captions, self._group(sample, captions[0], seed), seed)
 
-    def _group(self, sample: Sample, seed: int) -> int:
+    def _group(self, sample: Sample, caption: str, seed: int) -> int:
         if self.group == "caption":
-            return hash63(caption_key(sample.text))
+            return hash63(caption_key(sample.text or caption))
         if self.group == "image":
             return hash63(sample.image)
         if self.group == "label":
@@ -264,7 +277,7 @@ class Reader:
 
     def _fetch_ahead(self, positions: range) -> None:
         """Start to fetch the shards of these positions, and those a window further on."""
-        if not any(url_of(source.shards[0]) for source in self.sources):
+        if not self._is_remote:
             return
         ahead = range(
             positions.start + self.plan.lanes * WINDOW,
@@ -273,17 +286,36 @@ class Reader:
         )
         for place in map(self.plan.place, [*positions, *ahead]):
             shard = self.sources[place.source].shards[place.shard]
-            if shard not in self._fetched:
-                self._fetched[shard] = True
-                self._fetchers.submit(open_index, shard)
+            is_counted = isinstance(self.plan.rows[place.source], Row)
+            turn = place.epoch if is_counted else place.epoch // (self.plan.lanes * VISIT)
+            # Once in an epoch, since the cache may have made room for others meanwhile.
+            if self._fetched.get(shard, -1) < turn:
+                self._fetched[shard] = turn
+                self._wanted.put(shard)
 
     @cached_property
-    def _fetched(self) -> dict:
+    def _is_remote(self) -> bool:
+        return any(url_of(shard) for source in self.sources for shard in source.shards)
+
+    @cached_property
+    def _fetched(self) -> dict[Path, int]:
         return {}
 
     @cached_property
-    def _fetchers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(FETCHES)
+    def _wanted(self) -> SimpleQueue:
+        """The shards to fetch; the threads that do end with the process, whatever is left."""
+        wanted = SimpleQueue()
+        for _ in range(FETCHES):
+            Thread(target=_fetch_each, args=(wanted,), daemon=True).start()
+        return wanted
+
+
+def _fetch_each(wanted: SimpleQueue) -> None:
+    while True:
+        shard = wanted.get()
+        with contextlib.suppress(Exception):  # met again, and told, where the shard is read
+            ensure(shard)
+            open_index(shard)
 
 
 def _shared(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
