@@ -1,5 +1,6 @@
 """Which of a sample's captions is read, and when two captions are the same."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +49,8 @@ class CaptionChoice:
             except ValueError:
                 weights.append(0.0)
             chains.append(tuple(names.split(">")))
-        if not chains or not min(weights) > 0 or not all(all(chain) for chain in chains):
+        is_share = all(0 < weight < math.inf for weight in weights)
+        if not chains or not is_share or not all(all(chain) for chain in chains):
             raise UserError(
                 f"Cannot read the captions {text!r}. Write fields with weights above 0, such as "
                 f'"txt:0.7 keywords:0.3", or in order of priority, "recap>alt>txt".'
@@ -81,9 +83,11 @@ class CaptionChoice:
 
 def _one_of(value: Any, rng: np.random.Generator) -> str:
     """Return a caption drawn from the lines of a text or the entries of a list; "" for none."""
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        count = int(rng.integers(1, len(value) + 1))
-        return " ".join(str(value[i]) for i in rng.permutation(len(value))[:count]).strip()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = [str(entry).strip() for entry in value if entry is not None]
+        value = [entry for entry in value if entry]
+        count = int(rng.integers(1, len(value) + 1)) if value else 0
+        return " ".join(value[i] for i in rng.permutation(len(value))[:count])
     lines = [line.strip() for line in str(value or "").splitlines()]
     lines = [line for line in lines if line]
     if len(lines) > 1:

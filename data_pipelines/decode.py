@@ -14,8 +14,10 @@ from data_pipelines.augment import Augmentation, change, crop_box
 from vlp.image import check_size, decode, is_upright
 
 JPEG = b"\xff\xd8\xff"
-EXIF_WITHIN = 1 << 16
-"""Bytes from the start in which an orientation would stand."""
+ENOUGH = 0.95
+"""Pixels along a side of a crop for each pixel of its view, where decoding is scaled."""
+SCAN, METADATA = 0xDA, 0xE1
+"""Markers of a JPEG: its pixels follow; EXIF or XMP follows, which may say that it is turned."""
 
 
 def training_views(
@@ -86,7 +88,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a JPEG that the fast decoder takes as it stands, else None."""
     if not data.startswith(JPEG):
         return None
-    if b"Exif\0" in data[:EXIF_WITHIN] and not is_upright(data):
+    if _has_metadata(data) and not is_upright(data):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -95,11 +97,22 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return (int(width), int(height)) if space in ("YCbCr", "Gray") else None
 
 
+def _has_metadata(data: bytes) -> bool:
+    """Return whether a JPEG may say how it is turned; true of one that is damaged."""
+    at = len(JPEG) - 1
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != METADATA:
+        if data[at + 1] == SCAN:
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
+
+
 def _largest_shrink(boxes: Sequence[tuple[int, ...]], size: tuple[int, int]) -> int:
-    """Return the largest of 8, 4, 2, 1 that leaves every crop as many pixels as its view has."""
-    times_wide = min(right - left for left, _, right, _ in boxes) // size[1]
-    times_high = min(bottom - top for _, top, _, bottom in boxes) // size[0]
-    return next(n for n in (8, 4, 2, 1) if n == 1 or n <= min(times_wide, times_high))
+    """Return the largest of 8, 4, 2, 1 that leaves every crop about as many pixels as its view."""
+    times_wide = min(right - left for left, _, right, _ in boxes) / size[1]
+    times_high = min(bottom - top for _, top, _, bottom in boxes) / size[0]
+    most = min(times_wide, times_high) / ENOUGH
+    return next(n for n in (8, 4, 2, 1) if n == 1 or n <= most)
 
 
 def _resized(

@@ -69,8 +69,10 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
     copies = table["copies"].to_pylist() if has_copies else [1] * len(keys)
     found: dict[str, dict[str, int]] = {}
     for name, key, count in zip(names, keys, copies, strict=True):
-        if count < 0:
-            raise UserError(f"{path} keeps {key} of {name} {count} times. Write 0 or more.")
+        if not isinstance(count, int | float) or not count >= 0 or count % 1:
+            raise UserError(
+                f"{path} keeps {key} of {name} {count} times. Write a whole number from 0 on."
+            )
         own = found.setdefault(name, {})
-        own[key] = own.get(key, 0) + count
+        own[key] = own.get(key, 0) + int(count)
     return found
