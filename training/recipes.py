@@ -19,7 +19,7 @@ def emoji() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="emoji"),
         data=DataConfig(
-            batch_size=256,
+            batch_size=128,
             captions="txt:0.85 keywords:0.15",
             augmentation=Augmentation(
                 scale=(1.0, 1.0),
@@ -34,10 +34,11 @@ def emoji() -> TrainConfig:
                 brightness=0.2,
                 contrast=0.3,
                 grayscale=0.15,
+                outline=0.5,
             ),
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.05),
-        length="60 epochs",
+        length="55 epochs",
         precision="bf16",
         save_every=500,
     )
