@@ -38,7 +38,7 @@ def emoji() -> TrainConfig:
             ),
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.05),
-        length="55 epochs",
+        length="45 epochs",
         precision="bf16",
         save_every=500,
     )
