@@ -1,10 +1,10 @@
-"""Pictures for training, changed at random: a crop, one affine map, one matrix on the colours."""
+"""Pictures for training, changed at random: a crop, outlines, one affine map, one colour matrix."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from vlp.errors import UserError
@@ -13,6 +13,13 @@ WHITE = (255, 255, 255)
 YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 """RGB to luma and two axes of colour (NTSC); a turn of the last two changes the hue."""
 RGB = np.linalg.inv(YIQ)
+LINE_CHANGE = (0.08, 0.3)
+"""Change of a channel, as a share of the full range, from which on an outline is drawn."""
+LINE_RISE = 8
+"""An outline is whole where the change is an eighth of the full range above that."""
+LINE_DARKNESS = (0.6, 1.0)
+WIDE_LINES = 0.3
+"""Share of outlines 4 pixels wide instead of 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,8 @@ class Augmentation:
     """Largest turn of the colour circle either way, as a share of it, up to 0.5."""
     grayscale: float = 0.0
     """Share of pictures without colour."""
+    outline: float = 0.0
+    """Share of pictures with dark lines drawn where colours change, as in comics."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -55,7 +64,7 @@ class Augmentation:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"The range {name} is {low} {high}. Write two factors, as 0.8 1.2.")
-        for name in ("flip", "grayscale", "shift"):
+        for name in ("flip", "grayscale", "shift", "outline"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"The share {name} is {getattr(self, name)}. Write 0 to 1.")
         if not 0 <= self.hue <= 0.5:
@@ -70,7 +79,7 @@ class Augmentation:
     @property
     def changes(self) -> bool:
         """Whether anything follows the crop."""
-        return self.flip > 0 or self.moves or self.recolours
+        return self.flip > 0 or self.outline > 0 or self.moves or self.recolours
 
     @property
     def recolours(self) -> bool:
@@ -82,6 +91,8 @@ def change(image: Image.Image, options: Augmentation, rng: np.random.Generator) 
     """Return a cropped and resized picture after the random changes that follow the crop."""
     if rng.random() < options.flip:
         image = ImageOps.mirror(image)
+    if options.outline and rng.random() < options.outline:
+        image = Image.fromarray(outlined(np.array(image), rng))
     if options.moves:
         data = tuple(affine_map(image.width, image.height, options, rng).ravel().tolist())
         image = image.transform(
@@ -112,6 +123,24 @@ def crop_box(
     return left, top, left + w, top + h
 
 
+def outlined(
+    pixels: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the picture with dark lines where a 3 x 3 neighbourhood changes colour.
+
+    How large a change makes a line, how dark and how wide it is are drawn once for a picture.
+    """
+    smallest_change, darkness = rng.uniform(*LINE_CHANGE), rng.uniform(*LINE_DARKNESS)
+    red, green, blue = np.moveaxis(
+        _largest_nearby(pixels) - (255 - _largest_nearby(255 - pixels)), 2, 0
+    )
+    change = np.maximum(np.maximum(red, green), blue) / np.float32(255)  # [height, width]
+    line = np.clip((change - smallest_change) * LINE_RISE, 0, 1)
+    if rng.random() < WIDE_LINES:
+        line = _largest_nearby(line)
+    return (pixels * (1 - darkness * line)[..., None]).astype(np.uint8)
+
+
 def affine_map(
     width: int, height: int, options: Augmentation, rng: np.random.Generator
 ) -> Float[np.ndarray, "2 3"]:
@@ -140,6 +169,17 @@ def colour_matrix(options: Augmentation, rng: np.random.Generator) -> Float[np.n
     matrix = contrast * RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ YIQ
     middle = np.full(3, 127.5)  # contrast and brightness are around mid-grey
     return np.column_stack([matrix, middle + 255 * brightness - matrix @ middle])
+
+
+def _largest_nearby(values: np.ndarray) -> np.ndarray:
+    """Return the largest value of each 3 x 3 neighbourhood, less of it at the border."""
+    for axis in (0, 1):
+        largest = values.copy()
+        before, after = np.moveaxis(values, axis, 0), np.moveaxis(largest, axis, 0)
+        np.maximum(after[1:], before[:-1], out=after[1:])
+        np.maximum(after[:-1], before[1:], out=after[:-1])
+        values = largest
+    return values
 
 
 def _drawn_factor(low: float, high: float, rng: np.random.Generator) -> float:

@@ -9,11 +9,13 @@ import fcntl
 import glob
 import importlib.util
 import os
+import re
 import string
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -35,6 +37,7 @@ GOES_ON = "%"
 """Ends a part of a path that the next part goes on with."""
 EMPTY = "%00"
 """Stands for nothing between two slashes of a URL."""
+MOST_NAMES = re.compile(r"[\w-][\w.-]*", re.ASCII)
 PLAIN = "".join(sorted({*string.punctuation, " "} - {"%", "/"}))
 """Signs that a path holds as they are, beside letters and digits."""
 
@@ -94,14 +97,19 @@ def cache_folder() -> Path:
     It holds nothing else: what ``VLP_CACHE`` holds beside it is never removed.
     """
     place = os.environ.get("VLP_CACHE") or tempfile.gettempdir()
-    return Path(os.path.abspath(place), f"vlp-cache-{os.getuid()}")
+    return _folder_in(place if os.path.isabs(place) else os.path.abspath(place))
+
+
+@lru_cache(maxsize=1)
+def _folder_in(place: str) -> Path:
+    return Path(os.path.normpath(place), f"vlp-cache-{os.getuid()}")
 
 
 def cached_path(url: str) -> Path:
     """Return where the cache keeps a URL or ``pipe:`` command; ``url_of`` is its inverse."""
     scheme, _, rest = url.partition(":" if url.startswith("pipe:") else "://")
     parts = [name for part in rest.split("/") for name in _file_names(part)]
-    return cache_folder().joinpath(scheme, *parts)
+    return Path("/".join([str(cache_folder()), scheme, *parts]))
 
 
 def url_of(path: Path) -> str | None:
@@ -181,6 +189,8 @@ def _in_folder(folder: str) -> list[Path]:
 
 def _file_names(part: str) -> list[str]:
     """Return what stands in a path for a part of a URL: most often itself, never hidden."""
+    if len(part) <= NAME_LENGTH and MOST_NAMES.fullmatch(part):
+        return [part]
     text = quote(part, safe=PLAIN, errors="surrogateescape") or EMPTY
     pieces = [text[i : i + NAME_LENGTH] for i in range(0, len(text), NAME_LENGTH)]
     pieces[:-1] = [piece + GOES_ON for piece in pieces[:-1]]

@@ -6,21 +6,38 @@
 DATA holds train/, test_style/, test_concepts/ and classes.json (README says where from). Options
 after `--options` go to `vlp train`. `--select` is how hyper-parameters are chosen, without the test
 shards: a tenth of the train concepts (by hash) and one vendor are held apart, and the run on the
-rest is scored on the tenth (unseen concepts) and on the vendor's drawings (unseen style).
+rest is scored on the tenth (unseen concepts), on the vendor's drawings (unseen style) and on the
+same drawings redrawn in the manner of OpenMoji: flat fills of its palette, dark outlines (unseen
+outlines). The redrawing shares no code with the augmentation, but both draw dark lines at edges.
 """
 
 import argparse
+import io
 import json
+import math
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
 
 from data_pipelines.plan import hash63
 from data_pipelines.shards import open_shards, write_shards
 from vlp.cli import run
 from vlp.console import show_table
+from vlp.image import decode
+from vlp.types import Sample
 
 HELD_VENDOR = "twitter"
+PALETTE = bytes.fromhex(
+    "92d3f561b2e41e50a0ea5a47d22f27781e32b1cc335c9e31186648fcea2bf1b31cf4aa41e27022b399c88967aa"
+    "61418bffa7c0e67a94a579396a462fd0cfce9b9b9a3f3f3fffffff000000fadcbcdebb903e2b1c"
+)
+"""OpenMoji's colours as its style guide gives them, and three of its skin colours."""
+REDRAWN_SIDE = 144
+"""Redrawings are made at twice their size in pixels, so that a line of 2 pixels is smooth."""
 AS_TRAINED = "('{}',)"
 """Captions are names without a template, so class names are too."""
 SHOWN = {
@@ -67,7 +84,8 @@ def test_sets(data: Path) -> dict[str, tuple[str, str]]:
 
 def selection_sets(options: argparse.Namespace) -> dict[str, tuple[str, str]]:
     """Split the train shards; write each part and its class names under OUT/select."""
-    folder, parts = options.out / "select", {"train": [], "style": [], "concepts": []}
+    folder = options.out / "select"
+    parts = {"train": [], "style": [], "outlines": [], "concepts": []}
     names: dict[str, dict[int, str]] = {part: {} for part in parts}
     for sample in open_shards(options.data / "train"):
         concept = sample.metadata["concept_id"]
@@ -76,6 +94,9 @@ def selection_sets(options: argparse.Namespace) -> dict[str, tuple[str, str]]:
         part = "concepts" if is_held else "style" if is_style else "train"
         parts[part].append(sample)
         names[part][concept] = sample.text
+        if part == "style":
+            parts["outlines"].append(redrawn(sample))
+            names["outlines"][concept] = sample.text
     found = {}
     for part, samples in parts.items():
         write_shards(samples, folder / part)
@@ -88,6 +109,41 @@ def selection_sets(options: argparse.Namespace) -> dict[str, tuple[str, str]]:
         (folder / f"{part}.json").write_text(json.dumps(classes))
         found[part] = (str(folder / part), str(folder / f"{part}.json"))
     return found
+
+
+def redrawn(sample: Sample) -> Sample:
+    """Return the sample drawn in the manner of OpenMoji, bent and shrunk a little."""
+    rng = np.random.default_rng(hash63(sample.key))
+    image = decode(sample.image).resize((REDRAWN_SIDE, REDRAWN_SIDE), Image.Resampling.BICUBIC)
+    image = image.filter(ImageFilter.MedianFilter(5))
+    regions = image.quantize(int(rng.integers(5, 9)), dither=Image.Dither.NONE)
+    regions = regions.convert("RGB").filter(ImageFilter.ModeFilter(5))
+    colours = Image.new("P", (1, 1))
+    colours.putpalette(PALETTE)
+    flat = regions.quantize(palette=colours, dither=Image.Dither.NONE).convert("RGB")
+    change = ImageChops.difference(
+        flat.filter(ImageFilter.MaxFilter(3)), flat.filter(ImageFilter.MinFilter(3))
+    )
+    line = change.convert("L").point([0] * 11 + [255] * 245)
+    drawing = Image.composite(Image.new("RGB", flat.size), flat, line)
+    data = io.BytesIO()
+    bent(drawing, rng).save(data, "PNG")
+    return replace(sample, image=data.getvalue())
+
+
+def bent(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return the drawing at half its size, turned, slanted, stretched and shrunk a little."""
+    angle, slant = math.radians(rng.uniform(-6, 6)), rng.uniform(-0.08, 0.08)
+    zoom, stretch = rng.uniform(0.78, 0.95), math.exp(rng.uniform(-0.08, 0.08))
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ [[1.0, slant], [0.0, 1.0]] @ np.diag([1 / stretch, stretch]) / zoom
+    centre = np.array(drawing.size) / 2
+    offset = centre - matrix @ (centre + rng.uniform(-5, 5, 2))
+    data = tuple(np.column_stack([matrix, offset]).ravel().tolist())
+    drawing = drawing.transform(
+        drawing.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor="white"
+    )
+    return drawing.resize((drawing.width // 2, drawing.height // 2), Image.Resampling.LANCZOS)
 
 
 def one_run(options: argparse.Namespace, seed: int, sets: dict) -> dict[str, float]:

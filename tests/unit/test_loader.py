@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests_support import pairs, picture
 
-from data_pipelines.augment import Augmentation
+from data_pipelines.augment import Augmentation, change, outlined
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.decode import training_views
 from data_pipelines.loader import Loader
@@ -140,7 +141,32 @@ def test_an_augmented_picture_has_the_size_asked_for_whatever_its_own(encoder):
             assert view.shape == (3, 24, 40)
 
 
+def two_colours():
+    pixels = np.full((32, 32, 3), 200, np.uint8)
+    pixels[:, 16:] = (40, 90, 200)
+    return pixels
+
+
+def test_outlines_are_dark_lines_where_colours_change_and_nowhere_else():
+    pixels = two_colours()
+    drawn = outlined(pixels, np.random.default_rng(0))
+    assert (drawn[:, 14:18].max(2) < pixels[:, 14:18].max(2)).any(1).all()
+    assert np.array_equal(drawn[:, :13], pixels[:, :13])
+    assert np.array_equal(drawn[:, 19:], pixels[:, 19:])
+
+
+def test_outlines_are_drawn_on_their_share_of_pictures():
+    image = Image.fromarray(two_colours())
+    for share, is_drawn in ((0.0, False), (1.0, True)):
+        options = Augmentation(outline=share)
+        assert options.changes == is_drawn
+        pixels = np.array(change(image, options, np.random.default_rng(0)))
+        assert np.array_equal(pixels, two_colours()) != is_drawn
+
+
 def test_an_augmentation_out_of_range_is_refused():
+    with pytest.raises(UserError, match="outline"):
+        Augmentation(outline=1.5)
     with pytest.raises(UserError, match="crop scale"):
         Augmentation(scale=(0.9, 1.2))
     with pytest.raises(UserError, match="hue"):
