@@ -129,7 +129,7 @@ class TrainConfig:
     seed: int = 0
     """Order, crops, drawn captions, initial weights and dropout follow from it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """``auto``: bf16 on a GPU that has it, else fp32."""
+    """``auto``: bf16 where the GPU or CPU has it (AMX, AVX512-BF16), else fp32."""
     log_every: int = 10
     """Steps between rows of ``metrics.jsonl``."""
     save_every: int = 1000

@@ -10,7 +10,7 @@ def toy() -> TrainConfig:
         model=ModelConfig(name="tiny"),
         data=DataConfig(batch_size=128, workers=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.1, weight_decay=0.1),
-        length="10 epochs",
+        length="12 epochs",
     )
 
 
@@ -39,7 +39,6 @@ def emoji() -> TrainConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.05),
         length="45 epochs",
-        precision="bf16",
         save_every=500,
     )
 

@@ -41,7 +41,7 @@ def start_processes(config: TrainConfig) -> Accelerator:
     has_gpu = torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if _computes_bf16(has_gpu=has_gpu) else "fp32"
     if precision == "fp16" and not has_gpu:
         raise UserError("fp16 needs a GPU. Write --precision fp32, or bf16.")
     # The other processes wait while the main one validates.
@@ -53,6 +53,13 @@ def start_processes(config: TrainConfig) -> Accelerator:
     )
     check_processes(config.data.batch_size, accelerator.num_processes)
     return accelerator
+
+
+def _computes_bf16(*, has_gpu: bool) -> bool:
+    """Return whether the hardware multiplies bf16 faster than fp32, and does not imitate it."""
+    if has_gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:

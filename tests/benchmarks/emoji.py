@@ -50,6 +50,9 @@ SHOWN = {
 
 def main() -> None:
     options = parse()
+    if not (options.data and options.out):
+        print("Skipped: the emoji set is not part of this project; README says where it is from.")
+        return
     sets = selection_sets(options) if options.select else test_sets(options.data)
     figures: dict[str, list[float]] = {}
     for seed in options.seeds:
@@ -65,8 +68,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--select", action="store_true")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[])

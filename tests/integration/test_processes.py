@@ -21,7 +21,16 @@ VIT = {
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_of_gloo_train_as_one_process_does(loss, processes, tmp_path):
     data = colours(tmp_path / "shards", 96)
-    options = ["--loss", loss, "--steps", "3", "--optimizer.clip-norm", "0.5"]
+    options = [
+        "--loss",
+        loss,
+        "--steps",
+        "3",
+        "--optimizer.clip-norm",
+        "0.5",
+        "--precision",
+        "fp32",
+    ]
     # Without batch norm: its statistics are those of a process, in every data-parallel trainer.
     (tmp_path / "vit.json").write_text(json.dumps(VIT))
     options += ["--model.name", str(tmp_path / "vit.json")]
