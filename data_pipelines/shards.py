@@ -50,7 +50,13 @@ class ShardSet:
     @cached_property
     def entries(self) -> list[Entry]:
         """Every sample's place, from the headers; for sets that fit into memory."""
-        return [entry for shard in self.shards for entry in open_index(shard)]
+        found = []
+        for shard, is_stated in zip(self.shards, self.is_stated, strict=True):
+            index = open_index(shard)
+            found += index
+            if is_stated:  # its headers are read here for the first time
+                self.faults.merge(index.faults.as_dict())
+        return found
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield every sample; one that cannot be read is counted under its reason."""

@@ -295,6 +295,16 @@ def test_a_broken_shard_with_a_stated_count_is_filled_from_others_and_counted(
         assert all(example.startswith("bad.tar: ") for example in fault["examples"])
 
 
+def test_a_broken_shard_with_a_stated_count_is_counted_where_all_samples_are_read(tmp_path):
+    write_shards(pairs(4), tmp_path)
+    (tmp_path / "bad.tar").write_bytes(b"<html>" * 200)
+    (tmp_path / "sizes.json").write_text('{"bad.tar": 8, "000000.tar": 4}')
+    shards = open_shards(tmp_path)
+    assert not shards.faults
+    assert len(list(shards)) == len(list(shards)) == 4
+    assert reasons(shards.faults.as_dict()) == {"shard is no tar file": 1}
+
+
 def test_a_missing_shard_is_named(tmp_path):
     write_shards(pairs(4), tmp_path)
     with pytest.raises(UserError, match=r"There are no shards at .*000001.tar"):
