@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.faults import Faults
 from data_pipelines.reader import Part, Reader, Tally
-from vlp.errors import UserError
+from vlp.errors import UserError, first_line
 from vlp.types import Batch
 
 PARTS_AHEAD = 2
@@ -45,12 +45,12 @@ class Loader:
         """Yield the batches that follow ``samples_seen``, without end.
 
         Raises:
-            UserError: Too many samples are bad, or a shard gives none.
+            UserError: Too many samples are bad, a shard gives none, or a worker was killed.
         """
         parts, workers = self._parts(samples_seen)
         try:
             while True:
-                found = [self._checked(next(parts)) for _ in range(workers or 1)]
+                found = [self._checked(_next(parts)) for _ in range(workers or 1)]
                 start = time.perf_counter()
                 batch = _assembled(found)
                 self._recent.seconds["hand over"] += time.perf_counter() - start
@@ -136,6 +136,18 @@ class _Stream(IterableDataset):
                 return
             yield part
             first, end = (edge + self.reader.plan.batch_size for edge in (first, end))
+
+
+def _next(parts: Iterator[Part | UserError]) -> Part | UserError:
+    try:
+        return next(parts)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "Traceback" in str(error):
+            raise
+        return UserError(
+            f"A worker that reads samples was killed ({first_line(error)}). If memory ran out, "
+            f"write fewer --data.workers or a smaller batch."
+        )
 
 
 def _context() -> str | None:

@@ -32,6 +32,8 @@ from vlp.types import Sample
 
 TRIES = 50
 """Draws for a readable sample in the place of a broken one before the data is given up."""
+TRIES_NEARBY = 20
+"""Of these, draws from the same shard before any shard of its source will do."""
 INDEXES = 64
 """Indexes of shards that a worker keeps in memory."""
 FETCHES = 4
@@ -163,8 +165,8 @@ class Reader:
 
     def _filled(self, place: Place, tally: Tally) -> Ready:
         """Return the sample at a place, or its substitute."""
-        draw = found = None
-        for _ in range(TRIES):
+        draw = first = None
+        for attempt in range(TRIES):
             index = self._open(place, tally)
             try:
                 entry = self._entry(place, index)
@@ -172,16 +174,18 @@ class Reader:
             except (SampleFault, ImageError) as fault:
                 found = Fault(str(fault), index.shard.name, self._name(place, index))
                 tally.faults[found] = None
+                first = first or (index.shard, found.reason)
                 tally.substituted += draw is None
             draw = draw or np.random.default_rng([self.seed, *place])
-            other = self._another(place, tally, draw)
+            other = self._another(place, tally, draw, is_near=attempt < TRIES_NEARBY)
             if other is None:
                 break
             place = other
-        assert found is not None
+        assert first is not None
+        shard, reason = first
         raise UserError(
-            f"{index.shard} gives no readable sample in {TRIES} draws ({found.reason}). "
-            f"`vlp inspect {index.shard}` shows what is wrong; leave the shard out."
+            f"{shard} gives no readable sample in {TRIES_NEARBY} draws ({reason}), nor do others. "
+            f"`vlp inspect {shard}` shows what is wrong; leave such shards out."
         )
 
     def _open(self, place: Place, tally: Tally) -> TarIndex:
@@ -220,17 +224,20 @@ class Reader:
         number = self._number(place, index)
         return index.keys[number] if number < len(index) else f"number {number}"
 
-    def _another(self, place: Place, tally: Tally, draw: np.random.Generator) -> Place | None:
-        """Return a place drawn from the same shard, or from any where it holds nothing."""
+    def _another(
+        self, place: Place, tally: Tally, draw: np.random.Generator, *, is_near: bool
+    ) -> Place | None:
+        """Return a place drawn from the same shard; from any where it holds nothing or too few."""
         row = self.plan.rows[place.source]
         copies = row.copies if isinstance(row, Row) else None
-        for _ in range(TRIES):
+        num_shards = len(self.sources[place.source].shards)
+        for attempt in range(TRIES):
+            if attempt or not is_near:
+                place = place._replace(shard=int(draw.integers(num_shards)))
             index = self._open(place, tally)
             kept = np.flatnonzero(copies[place.shard]) if copies else range(len(index))
             if len(kept):
                 return place._replace(index=int(draw.choice(kept)))
-            shard = int(draw.integers(len(self.sources[place.source].shards)))
-            place = place._replace(shard=shard)
         return None
 
     def _prepare(self, entry: Entry, place: Place, tally: Tally) -> Ready:

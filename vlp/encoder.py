@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import pil_to_tensor
 
-from vlp.errors import UserError, nearest
+from vlp.errors import UserError, first_line, nearest
 from vlp.tokenizer import Tokenizer, create_tokenizer
-from vlp.weights import first_line, load_both, load_tower, or_user_error
+from vlp.weights import load_both, load_tower, or_user_error
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 SHORT_TEXT = 32

@@ -22,3 +22,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"Did you mean {' or '.join(close)}?"
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     return f"Known: {', '.join(known[:SHOWN])}{more}."
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without its full stop."""
+    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__

@@ -107,7 +107,9 @@ def check_size(width: int, height: int) -> None:
 def is_upright(data: bytes) -> bool:
     """Return whether the pixels of an encoded picture lie as they are to be seen (EXIF)."""
     try:
-        return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1) == 1
     except Exception:  # a damaged header makes decoders raise anything
         return False
 

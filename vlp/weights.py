@@ -23,7 +23,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from vlp.errors import UserError, nearest
+from vlp.errors import UserError, first_line, nearest
 
 TIMM_POSITIONS = "visual.trunk.pos_embed"
 
@@ -105,11 +105,6 @@ def or_user_error(action: Callable[[], Any], what: str) -> Any:
         return action()
     except Exception as error:
         raise UserError(f"Cannot load {what}: {first_line(error)}.") from None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without its full stop."""
-    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
 
 
 def _read(weights: str | Path) -> dict[str, torch.Tensor]:

@@ -472,7 +472,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_an_error(folder, encoder):
         os.kill(min(worker.pid for worker in started), signal.SIGKILL)
         deque(batches, maxlen=0)
 
-    with pytest.raises(RuntimeError, match=r"worker .*(killed|exited unexpectedly)") as error:
+    with pytest.raises(UserError, match=r"worker .*(killed|exited unexpectedly)") as error:
         read_on_without_one()
     batches.close()
     assert not set(active_children()) & started
