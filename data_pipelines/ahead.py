@@ -14,12 +14,13 @@ def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 4, ahead: int = 64
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for each item in order, at most ``ahead`` of them before use."""
-    with ThreadPoolExecutor(threads) as pool:
-        left = iter(items)
-        waiting: deque[Future[Result]] = deque(
-            pool.submit(function, item) for item in islice(left, ahead)
-        )
+    left, waiting = iter(items), deque[Future[Result]]()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting.extend(pool.submit(function, item) for item in islice(left, ahead))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in islice(left, 1))
             yield result
+    finally:  # after an error nothing that waits is begun
+        pool.shutdown(cancel_futures=True)

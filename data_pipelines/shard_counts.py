@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
 
+from data_pipelines.ahead import map_ahead
 from data_pipelines.faults import Faults
 from data_pipelines.sources import read_small, url_of
 from data_pipelines.tar_index import index_folder, open_index, origin
@@ -21,6 +24,8 @@ from vlp.errors import UserError
 SIZES = "sizes.json"
 """open_clip's: ``{"000000.tar": 1000, ...}``."""
 COUNTS = "counts.parquet"
+MANY = 32
+"""Shards from which on several processes read headers."""
 
 
 class Count(NamedTuple):
@@ -59,28 +64,40 @@ def count_samples(
 
 
 def _count_folder(folder: Path, shards: Sequence[Path], advance: Any) -> list[Count]:
-    sizes = _stated_sizes(folder, shards[0])
+    found = {name: Count("", size, True) for name, size in _stated_sizes(shards[0]).items()}
     path = index_folder(shards[0]) / COUNTS
     known = _load(path)
-    names = set() if url_of(shards[0]) else set(os.listdir(folder))
-    found, is_new, done = [], False, 0
-    for number, shard in enumerate(shards):
-        if shard.name in sizes:
-            found.append(Count("", sizes[shard.name], True))
-            continue
+    for shard in shards:
         count = known.get(shard.name)
-        if not count or count.origin != origin(shard):
-            stats = f"{shard.stem}_stats.json"
-            count = _stated(folder / stats, shard) if stats in names else _counted(shard)
-            known[shard.name] = count
-            is_new = True
-            advance(number - done)
-            done = number
-        found.append(count)
-    advance(len(shards) - done)
-    if is_new:
+        if count and shard.name not in found and count.origin == origin(shard):
+            found[shard.name] = count
+    new = [shard for shard in shards if shard.name not in found]
+    advance(len(shards) - len(new))
+    if new:
+        for shard, count in zip(new, _counted_each(folder, new), strict=True):
+            found[shard.name] = known[shard.name] = count
+            advance()
         _save(known, path)
-    return found
+    return [found[shard.name] for shard in shards]
+
+
+def _counted_each(folder: Path, shards: Sequence[Path]) -> Iterator[Count]:
+    """Yield the counts of shards, by threads where they are fetched, by processes where many."""
+    if any(map(url_of, shards)):
+        yield from map_ahead(_counted, shards)
+        return
+    names = set(os.listdir(folder))
+    has_stats = [f"{shard.stem}_stats.json" in names for shard in shards]
+    if any(has_stats) or len(shards) < MANY:
+        yield from map(_stated_or_counted, shards, has_stats)
+        return
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(_counted, shards, chunksize=4)
+
+
+def _stated_or_counted(shard: Path, has_stats: bool) -> Count:
+    stats = shard.with_name(f"{shard.stem}_stats.json")
+    return _stated(stats, shard) if has_stats else _counted(shard)
 
 
 def _counted(shard: Path) -> Count:
@@ -98,7 +115,9 @@ def _stated(stats: Path, shard: Path) -> Count:
     return Count(origin(shard), count, True) if count >= 0 else _counted(shard)
 
 
-def _stated_sizes(folder: Path, shard: Path) -> dict[str, int]:
+def _stated_sizes(shard: Path) -> dict[str, int]:
+    """Return what ``sizes.json`` beside a shard says."""
+    folder = shard.parent
     url = url_of(shard)
     if url:
         found = None if url.startswith("pipe:") else read_small(f"{url.rpartition('/')[0]}/{SIZES}")

@@ -68,7 +68,7 @@ def find_shards(source: Source) -> list[Path]:
             f"Cannot read {text}: a brace has no partner. Write {{000..009}}.tar."
         ) from None
     if is_remote(text):
-        return [cached_path(name) for name in names]
+        return [cached_path(url) for name in names for url in _urls(name)]
     found = []
     for name in names:
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
@@ -145,9 +145,10 @@ def ensure(path: Path) -> Path:
     with _locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             part = path.with_name(f".{path.name}.part")
-            _fetch(url, part)
-            _make_room(part.stat().st_size)
-            part.rename(path)
+            _fetched(lambda: _download(url, part), url)
+            with _locked(cache_folder() / ".lock"):
+                _make_room(part.stat().st_size)
+                part.rename(path)
     return path
 
 
@@ -170,6 +171,21 @@ def read_small(url: str) -> bytes | None:
             raise
 
     return _tried(read, url)
+
+
+def _urls(name: str) -> list[str]:
+    """Return the URLs that a name with ``*`` stands for, or the name itself."""
+    if name.startswith("pipe:") or "*" not in name:
+        return [name]
+
+    def matches() -> list[str]:
+        file_system, pattern = _file_system(name)
+        return sorted(file_system.unstrip_protocol(path) for path in file_system.glob(pattern))
+
+    found = _fetched(matches, name)
+    if not found:
+        raise UserError(f"There are no shards at {name}.")
+    return found
 
 
 def _in_folder(folder: str) -> list[Path]:
@@ -197,9 +213,14 @@ def _file_names(part: str) -> list[str]:
     return [f"%2E{piece[1:]}" if piece.startswith(".") else piece for piece in pieces]
 
 
-def _fetch(url: str, part: Path) -> None:
+def _fetched(call: Callable[[], Result], url: str) -> Result:
+    """Return what a call to a URL gives, tried again where that may help.
+
+    Raises:
+        UserError: It cannot be had, with the reason.
+    """
     try:
-        _tried(lambda: _download(url, part), url)
+        return _tried(call, url)
     except ImportError as error:
         raise UserError(f'{error}. Or: pip install "vlp[remote]".') from None
     except FileNotFoundError:

@@ -320,7 +320,8 @@ def test_a_server_that_stays_broken_is_given_up_with_the_url(status, folder, ser
     with pytest.raises(UserError, match=rf"Cannot fetch {server.url}/000000.tar in 3") as error:
         open_shards(f"{server.url}/{RANGE}")
     assert "\n" not in str(error.value)
-    assert server.tars() == {"/000000.tar": 3}
+    assert server.tars()["/000000.tar"] == 3
+    assert set(server.tars().values()) <= {1, 2, 3}
 
 
 def test_a_download_that_was_cut_short_is_fetched_again(folder, serve):
