@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,17 @@ class Member(NamedTuple):
 
     offset: int
     size: int
+
+
+class Header(NamedTuple):
+    """What a tar says of one of its members."""
+
+    name: str
+    """With a last ``/`` for a folder."""
+    data: int
+    """Byte where the content begins."""
+    size: int
+    is_file: bool
 
 
 class Entry(NamedTuple):
@@ -202,41 +213,75 @@ def _find_members(shard: Path, faults: Faults) -> dict[str, dict[str, Member]]:
     found: dict[str, dict[str, Member]] = {}
     repeated: set[str] = set()
     with open_shard(shard) as file:
-        for info in _headers(file, shard, faults):
-            folder, _, name = info.name.removeprefix("./").rpartition("/")
+        for header in _headers(file, shard, faults):
+            folder, _, name = header.name.removeprefix("./").rpartition("/")
             stem, _, extension = name.partition(".")
-            if info.isdir() or not stem:  # `._a.jpg` and its like are macOS's litter
+            if not stem:  # a folder; or `._a.jpg` and its like, macOS's litter
                 continue
-            if not info.isreg():
-                faults.add("file is a link or no file", shard.name, info.name)
+            if not header.is_file:
+                faults.add("file is a link or no file", shard.name, header.name)
                 continue
             key = f"{folder}/{stem}" if folder else stem
             members = found.setdefault(key, {})
             if extension.lower() in members:
                 repeated.add(key)
             else:
-                members[extension.lower()] = Member(info.offset_data, info.size)
+                members[extension.lower()] = Member(header.data, header.size)
     for key in sorted(repeated):
         faults.add("key stands twice", shard.name, key)
     return found
 
 
-def _headers(file: BinaryIO, shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
+def _headers(file: BinaryIO, shard: Path, faults: Faults) -> Iterator[Header]:
     """Yield the headers whose data is all there; what is no tar, or no whole one, is counted."""
-    length, tar = file.seek(0, os.SEEK_END), None
-    file.seek(0)
+    length, offset = file.seek(0, os.SEEK_END), 0
     try:
-        tar = tarfile.TarFile(fileobj=file)
-        for info in tar:
-            if info.size < 0 or info.offset_data + info.size > length:
+        while True:
+            block = os.pread(file.fileno(), tarfile.BLOCKSIZE, offset)
+            header, end = _plain_header(block, offset) or _any_header(file, offset)
+            if header is None:
+                # tarfile takes a damaged header for the end; a real end is a block of zeros.
+                if block != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"no header and no end at byte {offset}")
+                return
+            if header.size < 0 or header.data + header.size > length:
                 raise tarfile.ReadError("unexpected end of data")
-            yield info
-        # tarfile takes a damaged header for the end; a real end is a block of zeros.
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no header and no end at byte {tar.offset}")
+            yield header
+            offset = end
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         file.seek(0)
         is_gzip = file.read(2) == b"\x1f\x8b"
         reason = "shard is compressed, not a plain tar" if is_gzip else "shard is no tar file"
-        faults.add(reason if tar is None else "shard is cut off or damaged", shard.name, str(error))
+        faults.add("shard is cut off or damaged" if offset else reason, shard.name, str(error))
+
+
+def _plain_header(block: bytes, offset: int) -> tuple[Header, int] | None:
+    """Return the header of a plain file and where the next one is; None for any other block.
+
+    Nearly all headers of a shard are of this kind (POSIX.1-1988, "ustar"), and ``tarfile`` takes
+    ten times as long for them.
+    """
+    if block[257:263] != b"ustar\0" or block[156:157] not in (b"0", b"\0"):
+        return None
+    try:
+        size, checksum = int(block[124:135], 8), int(block[148:154], 8)
+    except ValueError:
+        return None
+    name, prefix = (part.split(b"\0", 1)[0] for part in (block[:100], block[345:500]))
+    if checksum != sum(block) - sum(block[148:156]) + 8 * ord(" ") or name.endswith(b"/"):
+        return None
+    path = b"/".join((prefix, name)) if prefix else name
+    data = offset + tarfile.BLOCKSIZE
+    end = data + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return Header(path.decode(errors="surrogateescape"), data, size, is_file=True), end
+
+
+def _any_header(file: BinaryIO, offset: int) -> tuple[Header | None, int]:
+    """Return the header at a place and where the next one is; None at the end."""
+    file.seek(offset)
+    tar: Any = tarfile.TarFile(fileobj=file)
+    info = tar.firstmember
+    if info is None:
+        return None, offset
+    name = f"{info.name}/" if info.isdir() else info.name
+    return Header(name, info.offset_data, info.size, is_file=info.isreg()), tar.offset

@@ -11,20 +11,25 @@ environment that is made once under `.bench/`. A ratio above 1 means that ours i
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from drawn.photographs import captions, drawn_photographs
+from numpy.random import default_rng
 from peers.open_clip_loader import environment, measure
 
+from data_pipelines.augment import Augmentation
+from data_pipelines.decode import training_views
 from data_pipelines.shards import open_shards
 from data_pipelines.sources import find_shards
 from data_pipelines.speed import BATCH_SIZE, open_loader
@@ -34,6 +39,8 @@ from vlp.tokenizer import create_tokenizer
 CACHE = Path(__file__).parents[2] / ".bench"
 PEER = Path(__file__).parent / "peers" / "open_clip_loader.py"
 NUM_CAPTIONS = 4096
+NUM_COMPARED = 100
+"""Photographs whose scaled decoding is compared with exact pixels."""
 TIMEOUT_SECONDS = 600
 Pair = tuple[float | None, float | None]
 """A figure of open_clip's and ours, measured one after the other."""
@@ -62,6 +69,7 @@ def main() -> None:
     pairs, limits, resumed = measured_in_turns(python, common, changes, options.pairs)
     show_figures(pairs, tokenizer_pairs(options.pairs), resumed)
     show_limits(limits, pairs["exact pixels"], options.workers)
+    show_fidelity(shards)
     print(f"\n{pairs['exact pixels'][0][0]['versions']}.")
     took = time.perf_counter() - began
     print(f"{len(shards)} shards of {folder}, {options.workers} workers, {took:.0f} s in all.")
@@ -213,6 +221,27 @@ def show_limits(
         ]
         rate = statistics.median(limit[name] * times for limit in limits)
         print(f"{statistics.median(shares):.0%} of {text}: {rate:.0f} images/s")
+
+
+def show_fidelity(shards: Sequence[str]) -> None:
+    """Print how far scaled decoding is from exact pixels, of whole pictures and of random crops."""
+    samples = list(islice(iter(open_shards(list(shards))), NUM_COMPARED))
+    for name, options in (
+        ("whole pictures", Augmentation(scale=(1.0, 1.0), ratio=(0.01, 100.0))),
+        ("random crops, which lie on the coarser grid", Augmentation()),
+    ):
+        decibels = []
+        for number, sample in enumerate(samples):
+            exact, scaled = (
+                training_views(
+                    sample.image, (224, 224), options, [default_rng(number)], is_scaled=is_scaled
+                )[0].double()
+                for is_scaled in (False, True)
+            )
+            if error := (exact - scaled).square().mean().item():
+                decibels.append(10 * math.log10(255**2 / error))
+        middle, least = statistics.median(decibels), min(decibels)
+        print(f"Scaled decoding, {name}: {middle:.1f} dB from exact pixels, at least {least:.1f}.")
 
 
 if __name__ == "__main__":

@@ -227,3 +227,24 @@ def test_folders_files_globs_and_braces_name_shards(tmp_path):
 def test_a_shard_of_no_samples_is_refused(tmp_path):
     with pytest.raises(UserError, match="samples_per_shard is 0"):
         write_shards([], tmp_path, samples_per_shard=0)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_files_are_found_where_the_standard_library_finds_them(form, tmp_path):
+    names = ["a", "folder/b", "ü/ß", "deep/" * 18 + "c", "d" * 80, "last"]
+    names += [] if form == tarfile.USTAR_FORMAT else ["e" * 200, "far/" * 60 + "f"]
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as tar:
+        for number, name in enumerate(names):
+            for extension, size in (("jpg", 700 * number + 1), ("txt", number), ("json", 512)):
+                info = tarfile.TarInfo(f"{name}.{extension}")
+                info.size = size
+                tar.addfile(info, io.BytesIO(b"x" * size))
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        wanted = {info.name: (info.offset_data, info.size) for info in tar}
+    found = open_shards(tmp_path / "x.tar")
+    assert not found.faults
+    assert wanted == {
+        f"{entry.key}.{extension}": member
+        for entry in found.entries
+        for extension, member in entry.members.items()
+    }
