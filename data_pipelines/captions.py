@@ -58,6 +58,11 @@ class CaptionChoice:
         return cls(tuple(chains), tuple(w / sum(weights) for w in weights))
 
     @property
+    def reads_main(self) -> bool:
+        """Whether the main caption is ever read."""
+        return any("txt" in chain for chain in self.chains)
+
+    @property
     def is_plain(self) -> bool:
         """Whether no field of ``.json`` is ever read."""
         return all(chain == ("txt",) for chain in self.chains)
@@ -78,7 +83,8 @@ class CaptionChoice:
                 caption = _one_of(value, rng)
                 if caption:
                     return caption
-        raise SampleFault("no caption")
+        names = dict.fromkeys(name for chain in self.chains for name in chain)
+        raise SampleFault("no caption" if self.is_plain else f"no caption in {', '.join(names)}")
 
 
 def _one_of(value: Any, rng: np.random.Generator) -> str:
@@ -88,7 +94,8 @@ def _one_of(value: Any, rng: np.random.Generator) -> str:
         value = [entry for entry in value if entry]
         count = int(rng.integers(1, len(value) + 1)) if value else 0
         return " ".join(value[i] for i in rng.permutation(len(value))[:count])
-    lines = [line.strip() for line in str(value or "").splitlines()]
+    text = str(value) if isinstance(value, str | int | float) else ""
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if len(lines) > 1:
         return lines[int(rng.integers(len(lines)))]

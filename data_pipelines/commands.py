@@ -32,7 +32,7 @@ def inspect(
     """Show what shards hold: counts, sizes, captions, faults, ten samples, a contact sheet.
 
     Args:
-        shards: Folder of tar files, one tar file, a glob or a brace range.
+        shards: Folder of tar files, one tar file, a glob, a brace range, a URL or pipe:COMMAND.
         sheet: PNG file for the contact sheet; none is drawn where no file is named.
         seed: Draws which samples are shown.
         speed: Measure how fast they are read for training, stage by stage, in place of the rest.

@@ -14,6 +14,8 @@ from data_pipelines.tar_index import Entry, open_index
 from vlp.errors import UserError
 
 FILE = "keep.parquet"
+MOST = 100
+"""Copies of a sample in an epoch."""
 COLUMNS = ("shard", "key", "copies")
 
 
@@ -51,6 +53,8 @@ def read_copies(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
             f"{path} keeps {len(missing)} of its {total} samples from shards that do not hold "
             f"them, such as {missing[0][1]} of {missing[0][0]}. Name the shards it was made of."
         )
+    if not any(own.any() for own in copies):
+        raise UserError(f"{path} keeps no sample at all.")
     return copies
 
 
@@ -69,9 +73,9 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
     copies = table["copies"].to_pylist() if has_copies else [1] * len(keys)
     found: dict[str, dict[str, int]] = {}
     for name, key, count in zip(names, keys, copies, strict=True):
-        if not isinstance(count, int | float) or not count >= 0 or count % 1:
+        if not isinstance(count, int | float) or not 0 <= count <= MOST or count % 1:
             raise UserError(
-                f"{path} keeps {key} of {name} {count} times. Write a whole number from 0 on."
+                f"{path} keeps {key} of {name} {count} times. Write a whole number, 0 to {MOST}."
             )
         own = found.setdefault(name, {})
         own[key] = own.get(key, 0) + int(count)

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.faults import Faults
-from data_pipelines.reader import Part, Reader, Tally
+from data_pipelines.reader import Part, Reader
+from data_pipelines.sources import relative_names
+from data_pipelines.tally import Tally
 from vlp.errors import UserError, first_line
 from vlp.types import Batch
 
@@ -61,13 +63,15 @@ class Loader:
 
     def faults(self) -> Faults:
         """Return what was wrong in the headers and with the samples that were met so far."""
+        shards = [shard for source in self.reader.sources for shard in source.shards]
+        names = dict(zip(map(str, shards), relative_names(shards), strict=True))
         found = Faults()
         for source in self.reader.sources:
             found.merge(source.faults.as_dict())
         for _, headers in sorted(self.tally.headers.items()):
             found.merge(headers)
         for fault in sorted(self.tally.faults):
-            found.add(*fault)
+            found.add(fault.reason, names[fault.shard], fault.key)
         return found
 
     def speed(self) -> dict[str, float]:

@@ -12,9 +12,9 @@ at a time. Sets of up to ``lanes * WINDOW`` samples are shuffled whole.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -74,9 +74,20 @@ class Row:
         part, offset = divmod(offset, window)
         start = lane * (size // lanes) + min(lane, size % lanes) + part * window
         end = (lane + 1) * (size // lanes) + min(lane + 1, size % lanes)
-        shards, indexes = _window(self, epoch, number, start, min(start + window, end))
+        shards, indexes = self._windows(epoch, number, start, min(start + window, end))
         shard, index = int(shards[offset]), int(indexes[offset])
         return epoch, shard, index, self._copy(number, shard, index)
+
+    @cached_property
+    def _windows(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+        """``_window``, the last ones kept: of each lane, or of a whole small set."""
+        kept = 2 * self.lanes + 2 if len(self) > self.lanes * WINDOW else 2
+        return lru_cache(maxsize=kept)(partial(_window, self))
+
+    @cached_property
+    def shard_order(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+        """``_shard_order``, the last ones kept."""
+        return lru_cache(maxsize=4)(partial(_shard_order, self))
 
     @cached_property
     def _pass_ends(self) -> Int64[np.ndarray, "passes"]:
@@ -180,7 +191,7 @@ class Plan:
         if len(self.rows) > 1:
             offset, lane = divmod(position, self.lanes)
             block, slot = divmod(offset, SLOTS)
-            sources, before = _slots(self._shares, self.rows[0].seed, lane, block)
+            sources, before = self._slots(lane, block)
             source = int(sources[slot])
             position = (block * self._shares[source] + int(before[slot])) * self.lanes + lane
         epoch, shard, index, copy = self.rows[source].place(position)
@@ -204,6 +215,11 @@ class Plan:
             else:
                 told.append(str(row.num_shards).encode())
         return f"{hash63(b'|'.join(told)):016x}"
+
+    @cached_property
+    def _slots(self) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
+        """``_slots`` of this plan, the last ones of each lane kept."""
+        return lru_cache(self.lanes + 1)(partial(_slots, self._shares, self.rows[0].seed))
 
     @cached_property
     def _shares(self) -> tuple[int, ...]:
@@ -238,19 +254,17 @@ def hash63(data: str | bytes) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-@lru_cache(maxsize=8)
 def _shard_order(row: Row, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the shards of an epoch in their order, and where the samples of each one end."""
     order = np.random.default_rng([row.seed, epoch]).permutation(len(row.counts))
     return order, np.cumsum(row.pass_counts(number)[order])
 
 
-@lru_cache(maxsize=256)
 def _window(
     row: Row, epoch: int, number: int, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (shard, index) of the samples from ``start`` to ``stop`` of a pass, shuffled."""
-    order, ends = _shard_order(row, epoch, number)
+    order, ends = row.shard_order(epoch, number)
     ranks = np.arange(start, stop)
     at = np.searchsorted(ends, ranks, side="right")
     shards = order[at]
@@ -264,7 +278,6 @@ def _window(
     return shards[shuffled].astype(np.int32), indexes[shuffled]
 
 
-@lru_cache(maxsize=64)
 def _slots(
     shares: tuple[int, ...], seed: int, lane: int, block: int
 ) -> tuple[np.ndarray, np.ndarray]:

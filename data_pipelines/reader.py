@@ -2,11 +2,9 @@
 
 import contextlib
 import math
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -24,6 +22,7 @@ from data_pipelines.faults import SampleFault
 from data_pipelines.plan import VISIT, WINDOW, Place, Plan, Row, hash63, sample_seed
 from data_pipelines.shards import ShardSet, read
 from data_pipelines.sources import ensure, relative_names, url_of
+from data_pipelines.tally import Fault, Tally
 from data_pipelines.tar_index import Entry, TarIndex, open_index
 from vlp.errors import UserError
 from vlp.image import ImageError
@@ -34,58 +33,10 @@ TRIES = 50
 """Draws for a readable sample in the place of a broken one before the data is given up."""
 TRIES_NEARBY = 20
 """Of these, draws from the same shard before any shard of its source will do."""
-INDEXES = 64
-"""Indexes of shards that a worker keeps in memory."""
+INDEXES = 512
+"""Indexes of shards that a worker keeps in memory: about 0.15 MB each for 1,000 samples."""
 FETCHES = 4
 """Shards with URLs that a worker fetches at a time, ahead of use."""
-
-
-class Fault(NamedTuple):
-    """Something wrong that a worker met."""
-
-    reason: str
-    shard: str
-    key: str
-
-
-@dataclass
-class Tally:
-    """What a worker counted while it read."""
-
-    reads: int = 0
-    substituted: int = 0
-    captions_cut: int = 0
-    faults: dict[Fault, None] = field(default_factory=dict)
-    """Each once, in the order met."""
-    headers: dict[str, dict] = field(default_factory=dict)
-    """By shard, what its headers have wrong, where that was not known from the start."""
-    seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
-    """By stage: fetch, read, decode, transform, tokenise, hand over."""
-    bytes_read: dict[int, int] = field(default_factory=partial(defaultdict, int))
-    """By source."""
-    slowest: tuple[float, str] = (0.0, "")
-    """Seconds of the slowest read, and its shard."""
-    _since: float = field(default_factory=time.perf_counter)
-
-    def tick(self, stage: str) -> float:
-        """Count the time since the last tick as this stage's, and return it."""
-        now = time.perf_counter()
-        spent, self._since = now - self._since, now
-        self.seconds[stage] += spent
-        return spent
-
-    def add(self, other: "Tally") -> None:
-        """Add what was counted elsewhere."""
-        self.reads += other.reads
-        self.substituted += other.substituted
-        self.captions_cut += other.captions_cut
-        self.faults |= other.faults
-        self.headers |= other.headers
-        for stage, seconds in other.seconds.items():
-            self.seconds[stage] += seconds
-        for source, count in other.bytes_read.items():
-            self.bytes_read[source] += count
-        self.slowest = max(self.slowest, other.slowest)
 
 
 class Part(NamedTuple):
@@ -172,7 +123,7 @@ class Reader:
                 entry = self._entry(place, index)
                 return self._prepare(entry, place, tally)
             except (SampleFault, ImageError) as fault:
-                found = Fault(str(fault), index.shard.name, self._name(place, index))
+                found = Fault(str(fault), str(index.shard), self._name(place, index))
                 tally.faults[found] = None
                 first = first or (index.shard, found.reason)
                 tally.substituted += draw is None
@@ -265,7 +216,8 @@ class Reader:
 
     def _group(self, sample: Sample, caption: str, seed: int) -> int:
         if self.group == "caption":
-            return hash63(caption_key(sample.text or caption))
+            is_main = self.captions.reads_main and sample.text
+            return hash63(caption_key(sample.text if is_main else caption))
         if self.group == "image":
             return hash63(sample.image)
         if self.group == "label":
@@ -273,6 +225,11 @@ class Reader:
                 raise SampleFault(f"metadata has no {self.label_key}")
             return hash63(str(sample.metadata[self.label_key]))
         return seed
+
+    def identity(self) -> str:
+        """Return what two readers share that read the same samples in the same order."""
+        names = "\n".join(name for names in self._names for name in names)
+        return f"{hash63(f'{self.plan.identity()} {names}'):016x}"
 
     @cached_property
     def _names(self) -> list[list[str]]:

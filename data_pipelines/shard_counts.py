@@ -69,8 +69,10 @@ def _count_folder(folder: Path, shards: Sequence[Path], advance: Any) -> list[Co
     known = _load(path)
     for shard in shards:
         count = known.get(shard.name)
-        if count and shard.name not in found and count.origin == origin(shard):
-            found[shard.name] = count
+        if count and shard.name not in found:
+            now = _origin_of_stated(shard) if count.is_stated else origin(shard)
+            if count.origin == now:
+                found[shard.name] = count
     new = [shard for shard in shards if shard.name not in found]
     advance(len(shards) - len(new))
     if new:
@@ -83,21 +85,17 @@ def _count_folder(folder: Path, shards: Sequence[Path], advance: Any) -> list[Co
 
 def _counted_each(folder: Path, shards: Sequence[Path]) -> Iterator[Count]:
     """Yield the counts of shards, by threads where they are fetched, by processes where many."""
-    if any(map(url_of, shards)):
-        yield from map_ahead(_counted, shards)
+    if url_of(shards[0]):
+        has_stats = _read_stats(shards[0]) is not None  # one is asked for: most sources have none
+        yield from map_ahead(_stated if has_stats else _counted, shards)
         return
     names = set(os.listdir(folder))
-    has_stats = [f"{shard.stem}_stats.json" in names for shard in shards]
-    if any(has_stats) or len(shards) < MANY:
-        yield from map(_stated_or_counted, shards, has_stats)
+    has_stats = any(_stats_path(shard).name in names for shard in shards)
+    if has_stats or len(shards) < MANY:
+        yield from map(_stated if has_stats else _counted, shards)
         return
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
         yield from pool.map(_counted, shards, chunksize=4)
-
-
-def _stated_or_counted(shard: Path, has_stats: bool) -> Count:
-    stats = shard.with_name(f"{shard.stem}_stats.json")
-    return _stated(stats, shard) if has_stats else _counted(shard)
 
 
 def _counted(shard: Path) -> Count:
@@ -106,13 +104,38 @@ def _counted(shard: Path) -> Count:
     return Count(origin(shard), len(index), False, faults)
 
 
-def _stated(stats: Path, shard: Path) -> Count:
-    """Return the count of img2dataset's statistics of a shard."""
+def _stated(shard: Path) -> Count:
+    """Return the count of img2dataset's statistics of a shard; without them it is counted."""
     try:
-        count = int(json.loads(stats.read_bytes())["successes"])
+        count = int(json.loads(_read_stats(shard) or b"")["successes"])
     except (OSError, ValueError, OverflowError, KeyError, TypeError):
         return _counted(shard)
-    return Count(origin(shard), count, True) if count >= 0 else _counted(shard)
+    return Count(_origin_of_stated(shard), count, True) if count >= 0 else _counted(shard)
+
+
+def _read_stats(shard: Path) -> bytes | None:
+    url, path = url_of(shard), _stats_path(shard)
+    if url:
+        if url.startswith("pipe:"):
+            return None
+        try:
+            return read_small(f"{url.rpartition('/')[0]}/{path.name}")
+        except UserError:  # the shard itself is asked for next, and named where that fails
+            return None
+    return path.read_bytes() if path.is_file() else None
+
+
+def _stats_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.stem}_stats.json")
+
+
+def _origin_of_stated(shard: Path) -> str:
+    """Return what changes when a shard changes, or the local file that states its count."""
+    try:
+        state = _stats_path(shard).stat()
+    except OSError:
+        return origin(shard)
+    return f"{origin(shard)} {state.st_size} {state.st_mtime_ns}"
 
 
 def _stated_sizes(shard: Path) -> dict[str, int]:

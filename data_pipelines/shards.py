@@ -7,6 +7,7 @@ stand in any order and need not be neighbours.
 import json
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,7 +46,7 @@ class ShardSet:
     """What was found wrong while the headers were read."""
 
     def __len__(self) -> int:
-        return int(self.counts.sum())
+        return len(self.entries) if "entries" in vars(self) else int(self.counts.sum())
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -82,6 +83,26 @@ def open_shards(source: Source) -> ShardSet:
             f"KEY.jpg (or png, webp) and KEY.txt in a tar; `vlp pack` makes such shards."
         )
     return ShardSet(shards, counts, is_stated, faults)
+
+
+def join(sets: Sequence[ShardSet]) -> ShardSet:
+    """Return several sets as one.
+
+    Raises:
+        UserError: A shard is in two of them.
+    """
+    shards = [shard for one in sets for shard in one.shards]
+    twice = next((shard for shard, count in Counter(shards).items() if count > 1), None)
+    if twice:
+        raise UserError(
+            f"{twice} is named twice. To read samples more often, write --data.weights, or copies "
+            f"into a keep-list."
+        )
+    faults = Faults()
+    for one in sets:
+        faults.merge(one.faults.as_dict())
+    counts = np.concatenate([one.counts for one in sets])
+    return ShardSet(shards, counts, np.concatenate([one.is_stated for one in sets]), faults)
 
 
 def name_shards(source: Source) -> ShardSet:

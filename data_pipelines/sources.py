@@ -10,6 +10,7 @@ import glob
 import importlib.util
 import os
 import re
+import shutil
 import string
 import subprocess
 import tempfile
@@ -67,6 +68,8 @@ def find_shards(source: Source) -> list[Path]:
         raise UserError(
             f"Cannot read {text}: a brace has no partner. Write {{000..009}}.tar."
         ) from None
+    if text.startswith("pipe:") and not text.removeprefix("pipe:").strip():
+        raise UserError('The command is empty. Write "pipe:COMMAND", which prints a tar.')
     if is_remote(text):
         return [cached_path(url) for name in names for url in _urls(name)]
     found = []
@@ -195,6 +198,11 @@ def _in_folder(folder: str) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         tars = (name for name in files if name.endswith(".tar") and not name.startswith("."))
         found += [os.path.join(place, name) for name in tars]
+    if not found and os.path.isfile(os.path.join(folder, "keep.parquet")):
+        raise UserError(
+            f"{folder} holds a keep-list and no shards. Write --data.keep {folder} beside the "
+            f"--data.shards that it was made of."
+        )
     if not found:
         raise UserError(
             f"{folder} holds no tar files. Give a folder with 000000.tar, "
@@ -249,10 +257,13 @@ def _download(url: str, part: Path) -> None:
     if url.startswith("pipe:"):
         with part.open("wb") as file:
             command = url.removeprefix("pipe:")
-            done = subprocess.run(command, shell=True, stdout=file, stderr=subprocess.PIPE)
+            shell = ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]
+            done = subprocess.run([*shell, command], stdout=file, stderr=subprocess.PIPE)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise OSError(f"exit code {done.returncode}" + (f", {said[-1]}" if said else ""))
+        if not part.stat().st_size:
+            raise OSError("the command gave nothing")
         return
     file_system, name = _file_system(url)
     file_system.get_file(name, str(part))
@@ -300,9 +311,12 @@ def _cap() -> float:
     """Return how many bytes of shards the cache may hold."""
     text = os.environ.get("VLP_CACHE_GB") or "20"
     try:
-        return float(text) * 1e9
+        cap = float(text) * 1e9
+        if not 0 < cap < float("inf"):
+            raise ValueError
+        return cap
     except ValueError:
-        raise UserError(f"VLP_CACHE_GB is {text}. Write a number of gigabytes.") from None
+        raise UserError(f"VLP_CACHE_GB is {text}. Write a number of gigabytes above 0.") from None
 
 
 def _touch(path: Path) -> None:

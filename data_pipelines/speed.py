@@ -9,7 +9,9 @@ from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Row
 from data_pipelines.reader import Reader
 from data_pipelines.shards import open_shards
+from data_pipelines.sources import Source
 from vlp.console import show, show_table
+from vlp.errors import UserError
 from vlp.tokenizer import create_tokenizer
 
 SECONDS = 10.0
@@ -17,14 +19,7 @@ BATCH_SIZE = 64
 IMAGE_SIZE = (224, 224)
 
 
-def open_loader(
-    source: str,
-    *,
-    workers: int,
-    is_scaled: bool = False,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-) -> Loader:
+def open_loader(source: Source, *, workers: int, is_scaled: bool = False, seed: int = 0) -> Loader:
     """Return a loader as CLIP's training needs it: crops of 224 x 224 and 77 tokens of its BPE."""
     shards = open_shards(source)
     reader = Reader(
@@ -46,6 +41,8 @@ def measure_speed(source: str, *, workers: int, is_scaled: bool, seed: int = 0) 
     Raises:
         UserError: There is no sample, or none can be read.
     """
+    if workers < 0:
+        raise UserError(f"The number of workers is {workers}. Write 0 or more.")
     start = time.perf_counter()
     loader = open_loader(source, workers=workers, is_scaled=is_scaled, seed=seed)
     counted = time.perf_counter()

@@ -214,12 +214,14 @@ def _find_members(shard: Path, faults: Faults) -> dict[str, dict[str, Member]]:
     repeated: set[str] = set()
     with open_shard(shard) as file:
         for header in _headers(file, shard, faults):
-            folder, _, name = header.name.removeprefix("./").rpartition("/")
+            # What is no UTF-8 is spelled out: a key goes into JSON and Parquet.
+            path = header.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            folder, _, name = path.removeprefix("./").rpartition("/")
             stem, _, extension = name.partition(".")
             if not stem:  # a folder; or `._a.jpg` and its like, macOS's litter
                 continue
             if not header.is_file:
-                faults.add("file is a link or no file", shard.name, header.name)
+                faults.add("file is a link or no file", shard.name, path)
                 continue
             key = f"{folder}/{stem}" if folder else stem
             members = found.setdefault(key, {})

@@ -19,8 +19,9 @@ class DataConfig:
     """Training shards: folders, tar files, globs, brace ranges, URLs or ``pipe:`` commands."""
     weights: tuple[float, ...] = ()
     """Share of each source in what is read; none: all samples are one pool."""
-    keep: str | None = None
-    """Keep-list of `vlp filter --keep-list`: which samples, and how often in an epoch."""
+    keep: tuple[str, ...] = ()
+    """Keep-lists of `vlp filter --keep-list`, one for each of the shards: which samples are read,
+    and how often in an epoch."""
     resample: bool = False
     """Draw shards with replacement: nothing is counted first, and there are no epochs."""
     validation: str | None = None
@@ -55,12 +56,18 @@ class DataConfig:
         if self.workers < 0 or self.lanes < 1:
             name, least = ("workers", 0) if self.workers < 0 else ("lanes", 1)
             raise UserError(f"data.{name} is {getattr(self, name)}. Write {least} or more.")
-        if (self.weights and len(self.weights) != len(self.shards)) or min(
-            self.weights, default=1
-        ) <= 0:
+        is_fitting = len(self.weights) in (0, len(self.shards))
+        if not is_fitting or not all(0 < weight < math.inf for weight in self.weights):
             raise UserError(
                 f"The weights are {self.weights} for {len(self.shards)} sources. Write a number "
                 f"above 0 for each of --data.shards."
+            )
+        if self.keep and (self.resample or len(self.keep) != len(self.shards)):
+            raise UserError(
+                "Keep-lists do not go with --data.resample."
+                if self.resample
+                else f"There are {len(self.keep)} keep-lists for {len(self.shards)} sources. Write "
+                f"one after --data.keep for each of --data.shards."
             )
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"data.max-bad is {self.max_bad}. Write a share from 0 to 1.")

@@ -1,7 +1,8 @@
 """train(config): the loop, top to bottom."""
 
 import math
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, hash63
-from data_pipelines.reader import Tally
 from data_pipelines.sources import find_shards
+from data_pipelines.tally import Tally
 from training.config import TrainConfig
 from training.gather import gather
 from training.log import RunLog, note
 from training.schedule import learning_rate
-from training.setup import Parts, build_parts, start_processes
+from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.state import TrainState, restore, save
 from training.validation import validate
 from vlp.checkpoint import list_checkpoints, paths_of
@@ -28,6 +29,16 @@ from vlp.encoder import Encoding
 from vlp.errors import UserError
 from vlp.output import check_output, read_record, remove_output, write_json, write_record
 from vlp.types import Batch, Pairs
+
+FREE_TO_CHANGE = (
+    "data.workers",
+    "data.max_bad",
+    "log_every",
+    "save_every",
+    "keep",
+    "validate_every",
+)
+"""Fields that a run may go on with other values of: they change nothing of what is trained."""
 
 
 def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -39,7 +50,8 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         UserError: Anything in the config, the data or the folder that the user can mend.
     """
     accelerator = start_processes(config)
-    with nullcontext() if accelerator.is_main_process else speaking("quiet"):
+    voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
+    with voice, cores_for_workers():
         return _train(config, out, accelerator, overwrite=overwrite)
 
 
@@ -48,16 +60,14 @@ def _train(
 ) -> dict[str, Any] | None:
     is_main = accelerator.is_main_process
     with accelerator.main_process_first():
-        # A run that ended before its first checkpoint has nothing to lose.
-        is_free = overwrite or (is_run(out) and not list_checkpoints(out))
-        check_output(out, "train", asdict(config), inputs=_inputs(config), overwrite=is_free)
+        is_free = _check_out(out, config, overwrite=overwrite)
     parts = build_parts(config, accelerator)
     if is_main:
         _claim(out, config, overwrite=is_free)
     accelerator.wait_for_everyone()
 
-    plan = parts.loader.reader.plan
-    state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, plan.identity())
+    plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
+    state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, identity)
     restore(state, out)
     encoder, optimizer = accelerator.prepare(state.encoder, state.optimizer)
     encoder.train()
@@ -67,7 +77,7 @@ def _train(
     log = RunLog(out, state.step, is_main=is_main)
     figures = log.figures
     batches = parts.loader.batches(state.samples_seen)
-    with closing(batches), progress(steps, "train") as advance:
+    with closing(batches), _ledger(parts.loader, out, is_main), progress(steps, "train") as advance:
         advance(state.step)
         while state.step < steps:
             with log.waiting():
@@ -111,6 +121,15 @@ def _forward(encoder: torch.nn.Module, batch: Batch, parts: Parts) -> tuple[Tens
     return parts.loss(local, world, rows, encoding.scale, encoding.bias), encoding
 
 
+def _check_out(out: Path, config: TrainConfig, *, overwrite: bool) -> bool:
+    """Raise UserError unless the run may be written to ``out``; return whether it starts anew."""
+    # A run that ended before its first checkpoint has nothing to lose.
+    is_free = overwrite or (is_run(out) and not list_checkpoints(out))
+    inputs, told = _inputs(config), asdict(config)
+    check_output(out, "train", told, inputs=inputs, overwrite=is_free, free=FREE_TO_CHANGE)
+    return is_free
+
+
 def is_run(folder: Path) -> bool:
     """Return whether `vlp train` wrote the folder."""
     record = read_record(folder)
@@ -123,7 +142,7 @@ def _inputs(config: TrainConfig) -> list[Path]:
     models = paths_of(model.name, model.weights, model.image_weights, model.text_weights)
     data = config.data
     shards = [source for source in (*data.shards, data.validation) if source]
-    return [*find_shards(shards), *paths_of(*shards, data.keep), *models]
+    return [*find_shards(shards), *paths_of(*shards, *data.keep), *models]
 
 
 def _check_finite(loss: float, state: TrainState) -> None:
@@ -220,6 +239,17 @@ def _announce_mix(config: TrainConfig, parts: Parts, steps: int) -> None:
     for source, number in zip(config.data.shards, epochs, strict=True):
         if number is not None:
             say(f"  {source}: {number:.3g} epochs")
+
+
+@contextmanager
+def _ledger(loader: Loader, out: Path, is_main: bool) -> Iterator[None]:
+    """Write down what was wrong with the data although a run stops for it."""
+    try:
+        yield
+    except UserError:
+        if is_main:
+            write_json(out / "faults.json", loader.faults().as_dict())
+        raise
 
 
 def _share_counts(loader: Loader) -> None:

@@ -10,7 +10,7 @@ def toy() -> TrainConfig:
         model=ModelConfig(name="tiny"),
         data=DataConfig(batch_size=128, workers=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.1, weight_decay=0.1),
-        length="16 epochs",
+        length="13 epochs",
     )
 
 

@@ -1,7 +1,11 @@
 """What a run is made of, built from its config: data, encoder, loss."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -14,7 +18,7 @@ from data_pipelines.keep_list import read_copies
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
 from data_pipelines.reader import Reader
-from data_pipelines.shards import ShardSet, name_shards, open_shards
+from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.config import DataConfig, ModelConfig, TrainConfig
 from training.schedule import parameter_groups
 from vlp.checkpoint import find_model
@@ -53,6 +57,25 @@ def start_processes(config: TrainConfig) -> Accelerator:
     )
     check_processes(config.data.batch_size, accelerator.num_processes)
     return accelerator
+
+
+@contextmanager
+def cores_for_workers() -> Iterator[None]:
+    """Leave two cores to the workers, however many they are, unless OMP_NUM_THREADS is set.
+
+    Threads of one kernel wait for each other: two of them on two cores, one of which is busy
+    reading, took ten times as long as one (measured). Their number changes rounding, so a run
+    that goes on with other workers keeps it.
+    """
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else before
+        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, own - 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _computes_bf16(*, has_gpu: bool) -> bool:
@@ -103,18 +126,23 @@ def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
     Raises:
         UserError: There are no samples, or fewer than a batch.
     """
-    sources = list(data.shards) if data.weights else [data.shards]
-    opened = [(name_shards if data.resample else open_shards)(source) for source in sources]
-    rows: list[Row | Resampled] = []
-    for number, shards in enumerate(opened):
-        own = hash63(f"{seed} {number}")
-        if data.resample:
-            rows.append(Resampled(len(shards.shards), own, data.lanes))
-        else:
-            copies = read_copies(data.keep, shards) if data.keep else None
-            rows.append(Row(shards.counts, own, data.lanes, copies))
-    weights = data.weights or (1.0,)
-    return opened, Plan(rows, data.batch_size, weights, data.lanes)
+    if data.resample:
+        named = [name_shards(source) for source in data.shards]
+        opened = named if data.weights else [join(named)]
+        rows = [
+            Resampled(len(shards.shards), hash63(f"{seed} {number}"), data.lanes)
+            for number, shards in enumerate(opened)
+        ]
+        return opened, Plan(rows, data.batch_size, data.weights or (1.0,), data.lanes)
+    opened = [open_shards(source) for source in data.shards]
+    copies = [read_copies(path, own) for path, own in zip(data.keep, opened, strict=False)]
+    if not data.weights:
+        opened, copies = [join(opened)], [list(chain.from_iterable(copies))] if copies else []
+    rows = [
+        Row(shards.counts, hash63(f"{seed} {number}"), data.lanes, own)
+        for number, (shards, own) in enumerate(zip_longest(opened, copies))
+    ]
+    return opened, Plan(rows, data.batch_size, data.weights or (1.0,), data.lanes)
 
 
 def open_validation(source: str) -> ShardSet:

@@ -58,8 +58,12 @@ def check_output(
     *,
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
+    free: Sequence[str] = (),
 ) -> None:
-    """Raise UserError unless this command with this config may write the folder ``path``."""
+    """Raise UserError unless this command with this config may write the folder ``path``.
+
+    Fields named in ``free``, as ``data.workers``, may differ from those it was written with.
+    """
     for source in inputs:
         out, read = path.resolve(), source.resolve()
         if out in (read, *read.parents) or read in out.parents:
@@ -84,7 +88,11 @@ def check_output(
             f"{path} was written by `vlp {record['command']}`. "
             f"Give another folder, or --overwrite to replace it."
         )
-    changes = differences(record["config"], json.loads(json.dumps(config, default=str)))
+    changes = [
+        change
+        for change in differences(record["config"], json.loads(json.dumps(config, default=str)))
+        if change.split(" ", 1)[0] not in free
+    ]
     if changes:
         raise UserError(
             f"{path} was written with another config: {'; '.join(changes)}. "

@@ -24,8 +24,9 @@ from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Resampled, Row
-from data_pipelines.reader import Reader, Tally
+from data_pipelines.reader import Reader
 from data_pipelines.shards import name_shards, open_shards, write_shards
+from data_pipelines.tally import Tally
 from vlp.errors import UserError
 from vlp.types import Batch
 

@@ -1,6 +1,7 @@
 """A run from recipe to checkpoint: it learns, goes on where it was stopped, and splits evenly."""
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from tests_support import pairs
 from training_support import colours, one_thread, rows, train, weights
 
 from data_pipelines.shards import write_shards
+from vlp import cli
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -150,3 +152,28 @@ def strip_captions(shard) -> None:
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+
+
+def test_a_run_goes_on_with_other_workers_but_not_with_another_batch(data, tmp_path):
+    train(tmp_path / "whole", data, "--steps", "6", "--save-every", "3")
+    train(tmp_path / "cut", data, "--steps", "6", "--save-every", "3")
+    newest = sorted((tmp_path / "cut" / "checkpoints").glob("step_*"))[-1]
+    shutil.rmtree(newest)
+    train(tmp_path / "cut", data, "--steps", "6", "--save-every", "2", "--data.workers", "0")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    with pytest.raises(UserError, match=r"optimizer.warmup was"):
+        train(tmp_path / "cut", data, "--steps", "6", "--optimizer.warmup", "0.5")
+
+
+def test_keep_lists_go_with_their_sources(data, tmp_path):
+    kept, keep = str(tmp_path / "kept"), "caption_words(min=3)"
+    cli.run(["filter", str(data), kept, "--keep-list", "--quiet", "--keep", keep])
+    twice = ["--data.shards", str(data), str(data)]
+    assert train(tmp_path / "run", data, "--steps", "2", "--data.keep", kept)["steps"] == 2
+    with pytest.raises(UserError, match=r"1 keep-lists for 2 sources"):
+        train(tmp_path / "two", data, "--steps", "2", "--data.keep", kept, *twice)
+    with pytest.raises(UserError, match=r"do not go with --data.resample"):
+        train(tmp_path / "drawn", data, "--steps", "2", "--data.keep", kept, "--data.resample")
+    with pytest.raises(UserError, match=r"is named twice"):
+        train(tmp_path / "twice", data, "--steps", "2", *twice)

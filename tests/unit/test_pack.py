@@ -198,7 +198,7 @@ def test_shards_hold_no_more_than_they_are_told_and_repeat_byte_for_byte(tmp_pat
     ("files", "name", "message"),
     [
         ({"a.png": RED}, "", "Nothing of .* can be packed: 1 no caption"),
-        ({"x.tar": b""}, "", "holds no images. It holds shards already"),
+        ({"x.tar": b""}, "", "holds no sample with an image and a caption"),
         ({"a.txt": "x"}, "", "holds no images. Give a folder"),
         ({"a.png": RED}, "missing", "There is no folder or table"),
         ({"a.png": RED}, "a.png", "is no table that vlp can read"),

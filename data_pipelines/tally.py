@@ -1,0 +1,55 @@
+"""What is counted while samples are read: how many, how long, how much, and what was wrong."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """Something wrong that a worker met."""
+
+    reason: str
+    shard: str
+    key: str
+
+
+@dataclass
+class Tally:
+    """What a worker counted while it read."""
+
+    reads: int = 0
+    substituted: int = 0
+    captions_cut: int = 0
+    faults: dict[Fault, None] = field(default_factory=dict)
+    """Each once, in the order met."""
+    headers: dict[str, dict] = field(default_factory=dict)
+    """By shard, what its headers have wrong, where that was not known from the start."""
+    seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
+    """By stage: fetch, read, decode, transform, tokenise, hand over."""
+    bytes_read: dict[int, int] = field(default_factory=partial(defaultdict, int))
+    """By source."""
+    slowest: tuple[float, str] = (0.0, "")
+    """Seconds of the slowest read, and its shard."""
+    _since: float = field(default_factory=time.perf_counter)
+
+    def tick(self, stage: str) -> float:
+        """Count the time since the last tick as this stage's, and return it."""
+        now = time.perf_counter()
+        spent, self._since = now - self._since, now
+        self.seconds[stage] += spent
+        return spent
+
+    def add(self, other: "Tally") -> None:
+        """Add what was counted elsewhere."""
+        self.reads += other.reads
+        self.substituted += other.substituted
+        self.captions_cut += other.captions_cut
+        self.faults |= other.faults
+        self.headers |= other.headers
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
+        for source, count in other.bytes_read.items():
+            self.bytes_read[source] += count
+        self.slowest = max(self.slowest, other.slowest)
