@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from vlp.errors import UserError
+
 
 def quickstart(
     out: Path = Path("quickstart"), /, samples: int = 5000, seed: int = 0, overwrite: bool = False
@@ -43,6 +45,8 @@ def inspect(
         from data_pipelines.speed import measure_speed
 
         return measure_speed(shards, workers=workers, is_scaled=scaled_decode, seed=seed)
+    if scaled_decode:
+        raise UserError("--scaled-decode goes with --speed.")
     from data_pipelines.inspection import inspect_shards
 
     return inspect_shards(shards, sheet=sheet, seed=seed)

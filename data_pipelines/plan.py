@@ -281,9 +281,14 @@ def _window(
 def _slots(
     shares: tuple[int, ...], seed: int, lane: int, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row of each slot, and how many slots before it are of the same row."""
-    rows = np.repeat(np.arange(len(shares)), shares)
-    rows = np.random.default_rng([seed, lane, block]).permutation(rows)
+    """Return the row of each slot, and how many slots before it are of the same row.
+
+    The slots of a row are spread evenly from a random start, so that all lanes are about as far in
+    each source: its epochs do not mingle, and a batch holds few samples twice.
+    """
+    starts = np.random.default_rng([seed, lane, block]).random(len(shares))
+    times = [(np.arange(n) + start) / n for n, start in zip(shares, starts, strict=True)]
+    rows = np.repeat(np.arange(len(shares)), shares)[np.argsort(np.concatenate(times))]
     before = np.empty(len(rows), np.int64)
     before[np.argsort(rows, kind="stable")] = np.concatenate([np.arange(n) for n in shares])
     return rows, before

@@ -188,3 +188,12 @@ def test_a_batch_larger_than_the_data_is_refused():
 def test_a_batch_that_does_not_divide_by_the_processes_names_ones_that_do():
     with pytest.raises(UserError, match=r"--data.batch-size 9 or 12"):
         check_processes(10, 3)
+
+
+def test_a_batch_of_a_mix_holds_few_samples_twice():
+    plan = Plan([Row(np.array([100]), 0), Row(np.array([100]), 1)], 64, weights=(1, 1))
+    repeats = 0
+    for start in range(0, 12_800, 64):
+        seen = Counter((p.source, p.index) for p in plan.batch(start))
+        repeats += 64 - len(seen)
+    assert repeats < 600  # where a batch straddles two epochs of a source; 1,375 by chance
