@@ -36,8 +36,8 @@ def training_views(
         size: Height and width of a view.
         options: What is changed at random.
         rngs: What is random about each view.
-        is_scaled: Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, in the DCT, where no view
-            needs more pixels. Crops then lie on the coarser grid.
+        is_scaled: Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, in the DCT, where every crop
+            keeps 95 % of its view's pixels along each side. Crops then lie on the coarser grid.
         tick: Told of a stage, ``decode`` or ``transform``, when it ends.
 
     Raises:

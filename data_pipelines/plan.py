@@ -111,9 +111,8 @@ class Row:
             inside = np.zeros((self._num_passes, len(copies)), bool)
             for copy in range(self._num_passes):
                 own = np.flatnonzero(copies > copy)
-                inside[(copy * self._num_passes + phase[own].astype(int)) // copies[own], own] = (
-                    True
-                )
+                number = (copy * self._num_passes + phase[own].astype(int)) // copies[own]
+                inside[number, own] = True
             dealt.append(inside)
         return dealt
 

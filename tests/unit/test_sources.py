@@ -73,10 +73,13 @@ def test_urls_have_places_of_their_own():
 
 
 def test_commands_that_begin_alike_can_both_be_kept():
-    for length in (195, 196, 197, 391, 392, 400):  # parts of a path are 200 signs long
-        path = cached_path(f"pipe:cat {'x' * length}")
+    paths = [  # parts of a path are 200 signs long
+        cached_path(f"pipe:cat {'x' * length}") for length in (195, 196, 197, 391, 392, 400)
+    ]
+    for path in paths:  # none may be the folder of another
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    assert all(path.is_file() for path in paths)
 
 
 def test_the_name_of_a_shard_in_the_cache_is_its_own():
