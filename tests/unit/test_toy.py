@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import ImageChops
 
-from data_pipelines import toy
+from data_pipelines import quickstart, toy
 from data_pipelines.drawing import COLOURS, OUTLINES, SIZES, TEXTURES
+from vlp.errors import UserError
 from vlp.image import ImageError, decode, size
+from vlp.output import write_record
 from vlp.types import Sample
 
 COUNT = 300
@@ -271,3 +273,18 @@ def test_no_caption_is_longer_than_the_24_tokens_of_the_tiny_encoder(training, s
     # Every word of the world is one token of CLIP's vocabulary; two more start and end a caption.
     longest = max(len(s.text.split()) for s in planted(training, None) + scenes)
     assert longest + 2 <= 24
+
+
+def test_a_tour_that_overwrites_another_command_leaves_nothing_of_it(tmp_path, monkeypatch):
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    write_record(tmp_path / "out", "train", {})
+    with pytest.raises(UserError, match=r"was written by `vlp train`"):
+        quickstart.run(tmp_path / "out", samples=5000, seed=0, overwrite=False)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "_draw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.run(tmp_path / "out", samples=5000, seed=0, overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
