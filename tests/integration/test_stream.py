@@ -17,14 +17,15 @@ import pytest
 import torch
 from tests_support import pairs
 
+from data_pipelines import fetch
+from data_pipelines import fetch_ahead as fetch_ahead_module
 from data_pipelines import plan as plan_module
-from data_pipelines import reader as reader_module
-from data_pipelines import sources
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Resampled, Row
 from data_pipelines.reader import Reader
+from data_pipelines.shard_cache import cache_folder
 from data_pipelines.shards import name_shards, open_shards, write_shards
 from data_pipelines.tally import Tally
 from vlp.errors import UserError
@@ -38,7 +39,7 @@ COUNTS = (17, 1, 0, 30, 5)
 def own_cache(tmp_path, monkeypatch):
     """Give each test a cache of its own, and short waits between tries."""
     monkeypatch.setenv("VLP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    monkeypatch.setattr(fetch, "SECONDS_BETWEEN_TRIES", (0.01, 0.01))
 
 
 def write(folder, counts=COUNTS, *, is_broken=lambda number: False) -> Path:
@@ -350,7 +351,7 @@ def test_a_shard_that_is_not_there_is_named_at_once(folder, serve):
     ],
 )
 def test_what_cannot_be_fetched_is_told_in_one_line(source, message):
-    if source.startswith("s3") and sources.importlib.util.find_spec("s3fs"):
+    if source.startswith("s3") and fetch.importlib.util.find_spec("s3fs"):
         pytest.skip("s3fs is installed")
     with pytest.raises(UserError, match=message) as error:
         open_shards(source)
@@ -379,7 +380,7 @@ def test_shards_that_made_room_are_fetched_again_while_reading_goes_on(
     found, _ = take_all(f"{server.url}/{RANGE}", encoder, 1, workers, 0, 8)
     assert_same(found, endless[:8])
     assert server.tars()["/000003.tar"] > 1
-    kept = [p for p in sources.cache_folder().rglob("*.tar") if not p.name.startswith(".")]
+    kept = [p for p in cache_folder().rglob("*.tar") if not p.name.startswith(".")]
     assert sum(path.stat().st_size for path in kept) <= 1.1 * size
 
 
@@ -387,7 +388,7 @@ def test_a_resumed_stream_reads_few_shards_for_its_first_batch(
     tmp_path, encoder, serve, monkeypatch
 ):
     window, shards, size = 10, 60, 10
-    for module in (plan_module, reader_module):
+    for module in (plan_module, fetch_ahead_module):
         monkeypatch.setattr(module, "WINDOW", window)
     folder = write(tmp_path / "many", (size,) * shards)
     sizes = {f"{number:06d}.tar": size for number in range(shards)}
