@@ -3,9 +3,13 @@
 The door to fsspec. Pauses between tries double, since a server that is down stays so for a while.
 """
 
+import contextlib
 import importlib.util
+import multiprocessing
+import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +24,21 @@ Result = TypeVar("Result")
 SECONDS_BETWEEN_TRIES = (1, 2, 4, 8)
 SECONDS_OF_SILENCE = 60
 """After which a connection is given up; how long a shard may take is not limited."""
+GUARDED = """
+exec 3<&0 </dev/null
+"$@" 3<&- &
+command=$!
+(read -r _ <&3; trap '' TERM; kill -TERM 0; sleep 1; kill -KILL 0) >/dev/null 2>&1 &
+guard=$!
+wait $command
+status=$?
+exec 2>/dev/null
+kill $guard
+wait $guard
+exit $status
+"""
+"""Runs a command, and ends its process group when standard input is closed: whoever holds the other
+end of that may be killed in any way."""
 
 
 def download(url: str, path: Path) -> None:
@@ -50,6 +69,14 @@ def read_small(url: str) -> bytes | None:
             raise
 
     return _tried(read, url)
+
+
+def size_of(url: str) -> int | None:
+    """Return the bytes at a URL as its source states them; None where it does not say."""
+    with contextlib.suppress(Exception):  # asked once, for an estimate
+        file_system, name = _file_system(url)
+        return file_system.size(name)
+    return None
 
 
 def matching_urls(name: str) -> list[str]:
@@ -105,15 +132,7 @@ def _tried(call: Callable[[], Result], url: str) -> Result:
 
 def _download(url: str, part: Path) -> None:
     if url.startswith("pipe:"):
-        with part.open("wb") as file:
-            command = url.removeprefix("pipe:")
-            shell = ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]
-            done = subprocess.run([*shell, command], stdout=file, stderr=subprocess.PIPE)
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise OSError(f"exit code {done.returncode}" + (f", {said[-1]}" if said else ""))
-        if not part.stat().st_size:
-            raise OSError("the command gave nothing")
+        _run(url.removeprefix("pipe:"), part)
         return
     file_system, name = _file_system(url)
     file_system.get_file(name, str(part))
@@ -123,6 +142,42 @@ def _download(url: str, part: Path) -> None:
         size = None
     if size is not None and size != part.stat().st_size:
         raise OSError(f"got {part.stat().st_size} of {size} bytes")
+
+
+def _run(command: str, part: Path) -> None:
+    """Write what a shell command prints into a file; nothing of it outlives this process."""
+    shell = ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]
+    _end_without_run()
+    with part.open("wb") as file, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            ["sh", "-c", GUARDED, "sh", *shell, command],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=errors,
+            start_new_session=True,  # a process group of its own
+        )
+        assert process.stdin is not None
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=1)
+                _end_without_run()
+        finally:
+            process.stdin.close()
+            process.wait()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    if process.returncode:
+        raise OSError(f"exit code {process.returncode}" + (f", {said[-1]}" if said else ""))
+    if not part.stat().st_size:
+        raise OSError("the command gave nothing")
+
+
+def _end_without_run() -> None:
+    """End a worker whose run was killed: it would find out only when its command has ended."""
+    run = multiprocessing.parent_process()
+    if run and run.pid != os.getppid():
+        raise SystemExit
 
 
 def _file_system(url: str) -> tuple[Any, str]:

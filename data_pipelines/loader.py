@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.faults import Faults
+from data_pipelines.fetch_ahead import PARTS_AHEAD
 from data_pipelines.reader import Part, Reader
 from data_pipelines.sources import relative_names
 from data_pipelines.tally import Tally
 from vlp.errors import UserError, first_line
 from vlp.types import Batch
 
-PARTS_AHEAD = 2
-"""Batches that workers make ahead of use."""
 FIRST_READS = 200
 """Samples before the share of bad ones is judged."""
 
@@ -145,8 +144,9 @@ class _Stream(IterableDataset):
 def _next(parts: Iterator[Part | UserError]) -> Part | UserError:
     try:
         return next(parts)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Traceback" in str(error):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        is_torn = not isinstance(error, RuntimeError)  # killed while it handed over a part
+        if not is_torn and ("DataLoader worker" not in str(error) or "Traceback" in str(error)):
             raise
         return UserError(
             f"A worker that reads samples was killed ({first_line(error)}). If memory ran out, "

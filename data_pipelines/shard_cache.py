@@ -2,6 +2,7 @@
 
 A shard that is elsewhere is a path in the cache that may not be there yet; its path says its URL,
 and ``ensure`` fetches it whole. The cache is in the folder ``VLP_CACHE``; ``VLP_CACHE_GB`` caps it.
+Shards that were used least recently make room for others, those that a reader holds last.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 from data_pipelines.fetch import download
@@ -67,8 +69,8 @@ def url_of(path: Path) -> str | None:
 def ensure(path: Path) -> Path:
     """Return the path once its shard is there, fetched where it has a URL.
 
-    Processes of a machine that want the same shard fetch it once. The shards that were used least
-    recently make room: one that is open somewhere can be read to its end all the same.
+    Processes of a machine that want the same shard fetch it once. One that makes room for others
+    while it is open somewhere can be read to its end all the same.
 
     Raises:
         UserError: The shard cannot be fetched, or a file that has no URL is gone.
@@ -91,6 +93,38 @@ def ensure(path: Path) -> Path:
     return path
 
 
+def hold(path: Path) -> BinaryIO | None:
+    """Return a shard, fetched and open; until it is closed, others make room first.
+
+    The system closes what a killed process holds. None: the shard made room before it was open.
+
+    Raises:
+        UserError: The shard cannot be fetched.
+    """
+    ensure(path)
+    with _locked(cache_folder() / ".lock"), contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return os.fdopen(descriptor, "rb")
+    return None
+
+
+def cap_bytes() -> float:
+    """Return how many bytes of shards the cache may hold.
+
+    Raises:
+        UserError: ``VLP_CACHE_GB`` is no number above 0.
+    """
+    text = os.environ.get("VLP_CACHE_GB") or "20"
+    try:
+        cap = float(text) * 1e9
+        if not 0 < cap < float("inf"):
+            raise ValueError
+        return cap
+    except ValueError:
+        raise UserError(f"VLP_CACHE_GB is {text}. Write a number of gigabytes above 0.") from None
+
+
 def _file_names(part: str) -> list[str]:
     """Return what stands in a path for a part of a URL: most often itself, never hidden."""
     if len(part) <= NAME_LENGTH and MOST_NAMES.fullmatch(part):
@@ -102,34 +136,46 @@ def _file_names(part: str) -> list[str]:
 
 
 def _make_room(wanted: int) -> None:
-    """Remove the fetched shards that were used least recently, until the cap is kept."""
-    cap = _cap()
-    found = []
-    for place, folders, files in os.walk(cache_folder()):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(place, name) for name in files if not name.startswith(".")]
+    """Remove fetched shards until the cap is kept: the least recently used, those held last."""
     states = []
-    for path in found:
+    for path in _files():
         with contextlib.suppress(FileNotFoundError):
-            states.append((os.stat(path), path))
-    total = wanted + sum(state.st_size for state, _ in states)
-    for state, path in sorted(states, key=lambda item: item[0].st_atime_ns):
-        if total <= cap:
+            if path.name.startswith("."):
+                _remove_stale(path)
+            else:
+                states.append((path.stat(), path))
+    excess = wanted + sum(state.st_size for state, _ in states) - cap_bytes()
+    if excess <= 0:
+        return
+    for state, path in sorted(states, key=lambda item: (_is_held(item[1]), item[0].st_atime_ns)):
+        path.unlink(missing_ok=True)
+        excess -= state.st_size
+        if excess <= 0:
             return
-        Path(path).unlink(missing_ok=True)
-        total -= state.st_size
 
 
-def _cap() -> float:
-    """Return how many bytes of shards the cache may hold."""
-    text = os.environ.get("VLP_CACHE_GB") or "20"
+def _files() -> Iterator[Path]:
+    """Yield the shards in the cache, and what is beside them."""
+    for place, folders, names in os.walk(cache_folder()):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove half a shard that nobody is fetching, left by a process that was killed."""
+    if path.suffix == ".part":
+        lock = path.with_suffix(".lock")
+        with contextlib.suppress(BlockingIOError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            path.unlink(missing_ok=True)
+
+
+def _is_held(path: Path) -> bool:
     try:
-        cap = float(text) * 1e9
-        if not 0 < cap < float("inf"):
-            raise ValueError
-        return cap
-    except ValueError:
-        raise UserError(f"VLP_CACHE_GB is {text}. Write a number of gigabytes above 0.") from None
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def _touch(path: Path) -> None:
@@ -139,7 +185,7 @@ def _touch(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, kind)
         yield
