@@ -61,8 +61,7 @@ def training_views(
             shrink = 1
     else:
         pixels, shrink = decode_pixels(data, buffer=_buffer()), 1
-        height, width = pixels.shape[:2]
-        boxes = [crop_box(width, height, options, rng) for rng in rngs]
+        boxes = [crop_box(*pixels.shape[1::-1], options, rng) for rng in rngs]
     tick("decode")
     views = [_resized(pixels, box, size, shrink) for box in boxes]
     if options.changes:
