@@ -110,12 +110,15 @@ def crop_box(
 
     Inception's way, as torchvision's RandomResizedCrop: ten draws, else the largest centred crop.
     """
-    for _ in range(10):
-        area = width * height * rng.uniform(*options.scale)
-        ratio = _drawn_factor(*options.ratio, rng)
+    least, narrowest = options.scale[0], math.log(options.ratio[0])
+    areas, ratios = options.scale[1] - least, math.log(options.ratio[1]) - narrowest
+    x, y, *draws = rng.random(22).tolist()  # in one call: each costs as much as all of them
+    for of_area, of_ratio in zip(draws[::2], draws[1::2], strict=True):
+        area = width * height * (least + of_area * areas)
+        ratio = math.exp(narrowest + of_ratio * ratios)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
     w = min(width, round(height * options.ratio[1])) or 1
     h = min(height, round(width / options.ratio[0])) or 1

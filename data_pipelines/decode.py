@@ -1,5 +1,7 @@
 """Pictures for training: decoded fast, cropped, resized and changed as generators draw it."""
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,8 +18,14 @@ from vlp.image import check_size, decode, is_upright
 JPEG = b"\xff\xd8\xff"
 ENOUGH = 0.95
 """Pixels along a side of a crop for each pixel of its view, where decoding is scaled."""
+BUFFER = 2**24
+"""Bytes of memory for the pixels of a JPEG, used again and again: 5.6 million pixels."""
+ROUNDING = 1e-9
+"""Added to a scale, so that its product with a side is never just below the whole number."""
 SCAN, METADATA = 0xDA, 0xE1
 """Markers of a JPEG: its pixels follow; EXIF or XMP follows, which may say that it is turned."""
+
+_threads = threading.local()
 
 
 def training_views(
@@ -37,7 +45,8 @@ def training_views(
         options: What is changed at random.
         rngs: What is random about each view.
         is_scaled: Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, in the DCT, where every crop
-            keeps 95 % of its view's pixels along each side. Crops then lie on the coarser grid.
+            keeps 95 % of its view's pixels along each side. Crops then begin at every 2nd, 4th or
+            8th pixel; their sides stay what they are, in fractions of the coarser pixels.
         tick: Told of a stage, ``decode`` or ``transform``, when it ends.
 
     Raises:
@@ -46,29 +55,31 @@ def training_views(
     sides = _jpeg_size(data) if is_scaled else None
     if sides:
         boxes = [crop_box(*sides, options, rng) for rng in rngs]
-        shrink = _largest_shrink(boxes, size)
-        pixels = decode_pixels(data, shrink)
+        shrink = largest_shrink(boxes, size)
+        pixels = decode_pixels(data, shrink, _buffer())
         if pixels.shape[1] == sides[0]:  # a damaged one may be Pillow's, in full
             shrink = 1
-        boxes = [tuple(side // shrink for side in box) for box in boxes]
     else:
-        pixels = decode_pixels(data)
-        height, width = pixels.shape[:2]
+        pixels, shrink = decode_pixels(data, buffer=_buffer()), 1
+        height, width, _ = pixels.shape
         boxes = [crop_box(width, height, options, rng) for rng in rngs]
     tick("decode")
-    views = [_resized(pixels, box, size) for box in boxes]
+    views = [_resized(pixels, box, size, shrink) for box in boxes]
     if options.changes:
         views = [_changed(view, options, rng) for view, rng in zip(views, rngs, strict=True)]
     tick("transform")
     return views
 
 
-def decode_pixels(data: bytes, shrink: int = 1) -> UInt8[np.ndarray, "height width 3"]:
+def decode_pixels(
+    data: bytes, shrink: int = 1, buffer: UInt8[np.ndarray, "bytes"] | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
     """Return the pixels of a picture as ``vlp.image.decode`` does, JPEG within 2 of 255 levels.
 
     Args:
         data: The encoded picture.
         shrink: Decode a JPEG that lies upright at 1/2, 1/4 or 1/8 of its size, sides rounded up.
+        buffer: Memory for the pixels, where it is large enough.
 
     Raises:
         ImageError: The picture cannot be read, or has too many pixels.
@@ -76,12 +87,27 @@ def decode_pixels(data: bytes, shrink: int = 1) -> UInt8[np.ndarray, "height wid
     sides = _jpeg_size(data)
     if sides:
         check_size(*sides)
+        if buffer is not None and 3 * math.prod(sides) > len(buffer):
+            buffer = None
         width, height = (-(-side // shrink) if shrink > 1 else 0 for side in sides)
         try:
-            return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+            return simplejpeg.decode_jpeg(
+                data, "RGB", min_height=height, min_width=width, buffer=buffer
+            )
         except ValueError:
             pass  # Pillow judges what is damaged, so that every command names it alike
     return np.array(decode(data))
+
+
+def _buffer() -> UInt8[np.ndarray, "bytes"]:
+    """Return memory for a picture, each time the same in a thread.
+
+    Where every picture is given new memory, its pages fault, which takes a quarter as long as to
+    decode it.
+    """
+    if not hasattr(_threads, "buffer"):
+        _threads.buffer = np.empty(BUFFER, np.uint8)
+    return _threads.buffer
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -107,7 +133,7 @@ def _has_metadata(data: bytes) -> bool:
     return True
 
 
-def _largest_shrink(boxes: Sequence[tuple[int, ...]], size: tuple[int, int]) -> int:
+def largest_shrink(boxes: Sequence[tuple[int, ...]], size: tuple[int, int]) -> int:
     """Return the largest of 8, 4, 2, 1 that leaves every crop about as many pixels as its view."""
     times_wide = min(right - left for left, _, right, _ in boxes) / size[1]
     times_high = min(bottom - top for _, top, _, bottom in boxes) / size[0]
@@ -119,13 +145,26 @@ def _resized(
     pixels: UInt8[np.ndarray, "height width 3"],
     box: tuple[int, ...],
     size: tuple[int, int],
+    shrink: int,
 ) -> UInt8[Tensor, "3 out_height out_width"]:
+    """Return a crop, as a box in the whole picture's pixels, of pixels decoded ``shrink`` small."""
     left, top, right, bottom = box
+    width, height = (right - left) / shrink, (bottom - top) / shrink
+    left, top = left // shrink, top // shrink
+    crop = pixels[top : top + math.ceil(height), left : left + math.ceil(width)]
     # torch's kernel for bytes works on channels last, without a copy into and out of its own layout
     # only where every stride says so, that of the batch of one too: hence None before the permute.
-    crop = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))[None]
-    view = interpolate(crop.permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True)
-    return view[0]
+    batch = torch.from_numpy(np.ascontiguousarray(crop))[None].permute(0, 3, 1, 2)
+    if shrink == 1:
+        # Pillow's order since 13: both clip between the passes, so another order is another view.
+        if 0 < height - size[0] > 2 * (width - size[1]):
+            rows = (size[0], batch.shape[3])
+            batch = interpolate(batch, size=rows, mode="bicubic", antialias=True)
+        return interpolate(batch, size=size, mode="bicubic", antialias=True)[0]
+    # Sides in fractions of a pixel: rounded to whole ones, the view would lose 10 dB.
+    scale = size[0] / height * (1 + ROUNDING), size[1] / width * (1 + ROUNDING)
+    view = interpolate(batch, scale_factor=scale, mode="bicubic", antialias=True)
+    return view[0, :, : size[0], : size[1]]
 
 
 def _changed(

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, zip_longest
+from itertools import chain, count, zip_longest
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -21,6 +22,8 @@ from data_pipelines.tally import Tally
 from vlp.errors import UserError, first_line
 from vlp.types import Batch
 
+SLOTS = PARTS_AHEAD + 1
+"""Batches of pictures that the memory shared with workers has room for: one is being copied."""
 FIRST_READS = 200
 """Samples before the share of bad ones is judged while reading goes on."""
 
@@ -51,12 +54,13 @@ class Loader:
         Raises:
             UserError: Too many samples are bad, a shard gives none, or a worker was killed.
         """
-        parts, workers = self._parts(samples_seen)
+        ring = self._memory()
+        parts, workers = self._parts(samples_seen, ring)
         try:
-            while True:
+            for number in count():
                 found = [self._checked(_next(parts)) for _ in range(workers or 1)]
                 start = time.perf_counter()
-                batch = _assembled(found)
+                batch = _assembled(found, ring[number % SLOTS])
                 self._recent.seconds["hand over"] += time.perf_counter() - start
                 yield batch
         finally:
@@ -120,19 +124,35 @@ class Loader:
             f"data/{stage.replace(' ', '_')}_ms": 1000 * seconds / max(1, tally.reads)
             for stage, seconds in tally.seconds.items()
         }
-        for source, count in tally.bytes_read.items():
-            figures[f"data/source_{source}_mb_per_second"] = count / 1e6 / (now - self._since)
+        for source, num_bytes in tally.bytes_read.items():
+            figures[f"data/source_{source}_mb_per_second"] = num_bytes / 1e6 / (now - self._since)
         figures["data/slowest_read_s"] = tally.slowest[0]
         self._recent, self._since = Tally(), now
         return figures
 
-    def _parts(self, samples_seen: int) -> tuple[Iterator[Part | UserError], int]:
+    @property
+    def _num_rows(self) -> int:
+        """Pairs of a batch that are this process's."""
+        return self.reader.plan.batch_size // self.num_processes
+
+    def _memory(self) -> UInt8[Tensor, "slots views batch height width 3"]:
+        """Return memory that workers write pictures into, again and again.
+
+        New memory for each batch would cost more than what is written: each page of it faults, here
+        and in the worker. Channels last: as pictures come from resizing, and as convolutions take
+        them fastest.
+        """
+        views, size = self.reader.image_views, self.reader.image_size
+        shape = (SLOTS, views, self._num_rows, *size, 3)
+        return torch.empty(shape, dtype=torch.uint8).share_memory_()
+
+    def _parts(self, samples_seen: int, ring: Tensor) -> tuple[Iterator[Part | UserError], int]:
         """Start the workers; return their parts, one of each in turn, and how many they are."""
-        workers = min(self.workers, self.reader.plan.batch_size // self.num_processes)
+        workers = min(self.workers, self._num_rows)
         with warnings.catch_warnings():  # the user says how many processes there shall be
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             stream = DataLoader(
-                _Stream(replace(self.reader), samples_seen, self.process, self.num_processes),
+                _Stream(replace(self.reader), samples_seen, self.process, self.num_processes, ring),
                 batch_size=None,
                 num_workers=workers,
                 prefetch_factor=PARTS_AHEAD if workers else None,
@@ -157,10 +177,16 @@ class Loader:
 
 
 class _Stream(IterableDataset):
-    """A worker's parts of the batches, in order; an error for the user comes as an item."""
+    """A worker's parts of the batches, in order; an error for the user comes as an item.
 
-    def __init__(self, reader: Reader, start: int, process: int, num_processes: int) -> None:
-        self.reader, self.start = reader, start
+    Pictures go into the slots of ``ring`` in turn. A worker fills a slot again when it is asked for
+    the part ``SLOTS`` further on, which is after the batch was copied out of it.
+    """
+
+    def __init__(
+        self, reader: Reader, start: int, process: int, num_processes: int, ring: Tensor
+    ) -> None:
+        self.reader, self.start, self.ring = reader, start, ring
         self.process, self.num_processes = process, num_processes
 
     def __iter__(self) -> Iterator[Part | UserError]:
@@ -168,9 +194,10 @@ class _Stream(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         first = self.start + self.process + self.num_processes * worker
         end, step = self.start + self.reader.plan.batch_size, self.num_processes * workers
-        while True:
+        for number in count():
+            pixels = self.ring[number % SLOTS, :, worker::workers]
             try:
-                part = self.reader.part(range(first, end, step))
+                part = self.reader.part(range(first, end, step), pixels)
             except UserError as error:
                 yield error
                 return
@@ -186,8 +213,8 @@ def _next(parts: Iterator[Part | UserError]) -> Part | UserError:
         if not is_torn and ("DataLoader worker" not in str(error) or "Traceback" in str(error)):
             raise
         return UserError(
-            f"A worker that reads samples was killed ({first_line(error)}). If memory ran out, "
-            f"write fewer --data.workers or a smaller batch."
+            f"A worker that reads samples was killed ({first_line(error)}). If memory, or "
+            f"/dev/shm, ran out, write fewer --data.workers or a smaller batch."
         )
 
 
@@ -196,10 +223,13 @@ def _context() -> str | None:
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
-def _assembled(parts: Sequence[Part]) -> Batch:
+def _assembled(parts: Sequence[Part], pixels: UInt8[Tensor, "views batch height width 3"]) -> Batch:
     """Return one batch of the workers' parts, in pinned memory where there is a GPU."""
-    images = _interleaved([part.images.movedim(2, -1) for part in parts]).movedim(-1, 2)
-    tokens = _interleaved([part.tokens for part in parts])
+    # Only from pinned memory can a GPU fetch while it computes.
+    images = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=torch.cuda.is_available())
+    images = images.copy_(pixels).movedim(-1, 2)
+    # [views, batch, length], a row from each part in turn
+    tokens = torch.stack(_in_turn([list(part.tokens.unbind(1)) for part in parts]), 1)
     return Batch(
         images=images[0],
         tokens=tokens[0],
@@ -209,20 +239,6 @@ def _assembled(parts: Sequence[Part]) -> Batch:
         image_views=images[1:] if len(images) > 1 else None,
         text_views=tokens[1:] if len(tokens) > 1 else None,
     )
-
-
-def _interleaved(parts: Sequence[Tensor]) -> Tensor:
-    """Return ``[views, batch, ...]`` of parts ``[views, part, ...]``, a row from each in turn."""
-    # Only from pinned memory can a GPU fetch while it computes.
-    has_gpu = torch.cuda.is_available()
-    if len(parts) == 1 and not has_gpu:
-        return parts[0]
-    views, _, *rest = parts[0].shape
-    count = sum(part.shape[1] for part in parts)
-    whole = torch.empty((views, count, *rest), dtype=parts[0].dtype, pin_memory=has_gpu)
-    for number, part in enumerate(parts):
-        whole[:, number :: len(parts)] = part
-    return whole
 
 
 def _in_turn(parts: Sequence[list]) -> list:

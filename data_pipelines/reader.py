@@ -1,14 +1,12 @@
 """Places of the plan to parts of a batch: read, replaced where broken, decoded, tokenised."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
@@ -36,9 +34,8 @@ INDEXES = 512
 
 
 class Part(NamedTuple):
-    """What one worker makes of a batch; the first view of each kind is the batch's own."""
+    """What one worker makes of a batch beside its pictures; the first view is the batch's own."""
 
-    images: UInt8[Tensor, "image_views part 3 height width"]
     tokens: Int64[Tensor, "text_views part length"]
     keys: list[str]
     group: list[int]
@@ -78,22 +75,22 @@ class Reader:
     is_scaled: bool = False
     """Decode large JPEGs at a reduced size, see ``training_views``."""
 
-    def part(self, positions: range) -> Part:
-        """Return the samples at these positions of the plan, in memory that processes share.
+    def part(
+        self, positions: range, pixels: UInt8[Tensor, "image_views part height width 3"]
+    ) -> Part:
+        """Return the samples at these positions of the plan; their pictures go into ``pixels``.
 
         Raises:
             UserError: A shard cannot be fetched, or no sample can be read.
         """
         tally = Tally()
         self._fetch_ahead(positions)
-        # Channels last: as pictures come from resizing, and as convolutions take them fastest.
-        memory = _shared((self.image_views, len(positions), *self.image_size, 3))
-        images = memory.movedim(-1, 2)
+        images = pixels.movedim(-1, 2)
         ready = []
         for number, position in enumerate(positions):
             item = self._filled(self.plan.place(position), tally)
-            for view, pixels in enumerate(item.views):
-                images[view, number] = pixels
+            for view, image in enumerate(item.views):
+                images[view, number] = image
             ready.append(item._replace(views=[]))
             tally.tick("hand over")
         captions = [item.captions[view] for view in range(self.text_views) for item in ready]
@@ -102,7 +99,6 @@ class Reader:
         tally.reads = len(ready)
         tally.tick("tokenise")
         return Part(
-            images,
             tokens.view(self.text_views, len(ready), -1),
             [item.key for item in ready],
             [item.group for item in ready],
@@ -238,9 +234,3 @@ class Reader:
     @cached_property
     def _fetch_ahead(self) -> FetchAhead:
         return FetchAhead(self.sources, self.plan)
-
-
-def _shared(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
-    """Return memory that reaches another process without a copy."""
-    memory: Any = torch.empty(0, dtype=torch.uint8)
-    return memory.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)

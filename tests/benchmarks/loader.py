@@ -27,18 +27,22 @@ import torch
 from drawn.photographs import captions, drawn_photographs
 from numpy.random import default_rng
 from peers.open_clip_loader import environment, measure
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
-from data_pipelines.augment import Augmentation
-from data_pipelines.decode import training_views
+from data_pipelines.augment import Augmentation, crop_box
+from data_pipelines.decode import largest_shrink, training_views
 from data_pipelines.shards import open_shards
 from data_pipelines.sources import find_shards
 from data_pipelines.speed import BATCH_SIZE, open_loader
 from vlp.console import show_table
+from vlp.image import decode
 from vlp.tokenizer import create_tokenizer
 
 CACHE = Path(__file__).parents[2] / ".bench"
 PEER = Path(__file__).parent / "peers" / "open_clip_loader.py"
 NUM_CAPTIONS = 4096
+SIZE = (224, 224)
 NUM_COMPARED = 100
 """Photographs whose scaled decoding is compared with exact pixels."""
 TIMEOUT_SECONDS = 600
@@ -224,24 +228,24 @@ def show_limits(
 
 
 def show_fidelity(shards: Sequence[str]) -> None:
-    """Print how far scaled decoding is from exact pixels, of whole pictures and of random crops."""
-    samples = list(islice(iter(open_shards(list(shards))), NUM_COMPARED))
-    for name, options in (
-        ("whole pictures", Augmentation(scale=(1.0, 1.0), ratio=(0.01, 100.0))),
-        ("random crops, which lie on the coarser grid", Augmentation()),
-    ):
-        decibels = []
-        for number, sample in enumerate(samples):
-            exact, scaled = (
-                training_views(
-                    sample.image, (224, 224), options, [default_rng(number)], is_scaled=is_scaled
-                )[0].double()
-                for is_scaled in (False, True)
-            )
-            if error := (exact - scaled).square().mean().item():
-                decibels.append(10 * math.log10(255**2 / error))
-        middle, least = statistics.median(decibels), min(decibels)
-        print(f"Scaled decoding, {name}: {middle:.1f} dB from exact pixels, at least {least:.1f}.")
+    """Print how far scaled decoding is from Pillow's and torchvision's pixels of the same crop."""
+    decibels = []
+    for number, sample in enumerate(islice(iter(open_shards(list(shards))), NUM_COMPARED)):
+        options, image = Augmentation(), decode(sample.image)
+        box = crop_box(*image.size, options, default_rng(number))
+        shrink = largest_shrink([box], SIZE)
+        left, top, right, bottom = box
+        corner = top // shrink * shrink, left // shrink * shrink
+        sides, size = (bottom - top, right - left), list(SIZE)
+        exact = resized_crop(image, *corner, *sides, size, InterpolationMode.BICUBIC)
+        views = training_views(sample.image, SIZE, options, [default_rng(number)], is_scaled=True)
+        error = (pil_to_tensor(exact).double() - views[0].double()).square().mean().item()
+        if shrink > 1 and error:
+            decibels.append(10 * math.log10(255**2 / error))
+    print(
+        f"Scaled decoding, random crops: {statistics.median(decibels):.1f} dB from exact pixels, "
+        f"at least {min(decibels):.1f}."
+    )
 
 
 if __name__ == "__main__":

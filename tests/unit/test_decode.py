@@ -43,13 +43,12 @@ def view(data, size, seed=0, **options):
 
 
 def expected(data, size, seed=0, shrink=1):
-    """Return Pillow's and torchvision's crop, the box on a grid of ``shrink`` pixels."""
+    """Return Pillow's and torchvision's crop, its corner on a grid of ``shrink`` pixels."""
     image = decode(data)
-    box = crop_box(*image.size, OPTIONS, np.random.default_rng(seed))
-    left, top, right, bottom = (side // shrink * shrink for side in box)
-    crop = resized_crop(
-        image, top, left, bottom - top, right - left, list(size), InterpolationMode.BICUBIC
-    )
+    left, top, right, bottom = crop_box(*image.size, OPTIONS, np.random.default_rng(seed))
+    height, width = bottom - top, right - left
+    left, top = left // shrink * shrink, top // shrink * shrink
+    crop = resized_crop(image, top, left, height, width, list(size), InterpolationMode.BICUBIC)
     return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
@@ -74,6 +73,17 @@ def test_a_jpeg_is_within_two_levels_of_pillow_and_torchvision(kind, size):
     for seed, out in enumerate([(224, 224), (64, 96), (32, 32)]):
         found, wanted = view(data, out, seed), expected(data, out, seed)
         assert (found.dtype, found.shape) == (torch.uint8, (3, *out))
+        assert (found.int() - wanted.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    "size", [(231, 305), (90, 400), (300, 90), (260, 700), (500, 260)], ids=str
+)
+def test_hard_edges_overshoot_as_in_pillow_however_a_crop_is_shaped(size):
+    edges = np.random.default_rng(0).integers(0, 2, (size[1], size[0], 3)).astype(np.uint8) * 255
+    data = encoded(Image.fromarray(edges), "PNG")
+    for seed in range(8):
+        found, wanted = view(data, (224, 224), seed), expected(data, (224, 224), seed)
         assert (found.int() - wanted.int()).abs().max() <= 2
 
 
@@ -143,9 +153,9 @@ def shrinks(monkeypatch) -> list[int]:
     """Return a list that the shrink of each decode to come is added to."""
     found, real = [], decode_module.decode_pixels
 
-    def noted(data, shrink=1):
+    def noted(data, shrink=1, buffer=None):
         found.append(shrink)
-        return real(data, shrink)
+        return real(data, shrink, buffer)
 
     monkeypatch.setattr(decode_module, "decode_pixels", noted)
     return found
