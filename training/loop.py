@@ -35,7 +35,9 @@ FREE_TO_CHANGE = (
     "data.max_bad",
     "log_every",
     "save_every",
-    "keep",
+    "keep.last",
+    "keep.every",
+    "keep.best",
     "validate_every",
 )
 """Fields that a run may go on with other values of: they change nothing of what is trained."""
@@ -106,7 +108,7 @@ def _train(
                     figures |= log.row(state, validate(parts, parts.validation))
                 accelerator.wait_for_everyone()
             if is_main and _is_due(config.save_every, state.step, steps):
-                save(state, out, keep=config.keep)
+                save(state, out, config.keep)
     log.close()
     _share_counts(parts.loader)
     accelerator.end_training()
