@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from training.config import KeepConfig
 from vlp.checkpoint import list_checkpoints, step_of
 from vlp.console import say
-from vlp.errors import UserError
+from vlp.errors import UserError, first_line
 from vlp.manifest import damage, flush, seal
 
 SPARE = 1.05
@@ -43,11 +45,15 @@ def new_checkpoint(run: Path, step: int, num_bytes: int) -> Iterator[Path]:
         part.mkdir()
         yield part
         seal(part)
-    except OSError as error:
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have their own
         shutil.rmtree(part, ignore_errors=True)
-        reason = error.strerror or str(error)
         raise UserError(
-            f"Cannot write the checkpoint of step {step} ({reason}). {_how_to_go_on(run)}"
+            f"Cannot write the checkpoint of step {step} ({first_line(error)}). "
+            f"{_how_to_go_on(run)}"
         ) from None
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one that the run went on before
     part.rename(folder)
