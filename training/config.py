@@ -117,6 +117,24 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """Which checkpoints of a run stay: the last ones, and of the older those named here."""
+
+    last: int = 2
+    """The newest that stay; one of them may be damaged."""
+    every: int = 0
+    """Those of every so many steps stay for good; 0: none."""
+    best: str = ""
+    """The one with the best value of this figure stays, such as
+    ``validation/retrieval/image_to_text/recall@1``; of a loss or rank the lowest is the best."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("last", 1), ("every", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"keep.{name} is {getattr(self, name)}. Write {least} or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole training run."""
 
@@ -141,8 +159,8 @@ class TrainConfig:
     """Steps between rows of ``metrics.jsonl``."""
     save_every: int = 1000
     """Steps between checkpoints; the last step always has one."""
-    keep: int = 2
-    """Checkpoints kept."""
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    """Which checkpoints stay."""
     validate_every: int = 0
     """Steps between validations; 0: only at the end."""
 
@@ -156,7 +174,7 @@ class TrainConfig:
         unit, amount = self._length()
         if not 0 < amount < math.inf:
             raise UserError(f"The length is {amount} {unit}. Write one above 0.")
-        for name in ("log_every", "save_every", "keep"):
+        for name in ("log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}. Write 1 or more.")
 

@@ -34,7 +34,9 @@ FREE_TO_CHANGE = (
     "data.max_bad",
     "log_every",
     "save_every",
-    "keep",
+    "keep.last",
+    "keep.every",
+    "keep.best",
     "validate_every",
 )
 """Fields that a run may go on with other values of: they change nothing of what is trained."""
@@ -108,7 +110,7 @@ def _train(
                     figures |= log.row(state, validate(parts, parts.validation))
                 accelerator.wait_for_everyone()
             if _is_due(config.save_every, state.step, steps):
-                _save(state, parts.loader, out, keep=config.keep, is_main=is_main)
+                _save(state, parts.loader, out, config, is_main=is_main)
     log.close()
     accelerator.end_training()
     return _report(out, parts, state, figures) if is_main else None
@@ -257,12 +259,14 @@ def _ledger(loader: Loader, out: Path) -> Iterator[None]:
         raise
 
 
-def _save(state: TrainState, loader: Loader, out: Path, *, keep: int, is_main: bool) -> None:
+def _save(
+    state: TrainState, loader: Loader, out: Path, config: TrainConfig, *, is_main: bool
+) -> None:
     """Write a checkpoint, which holds the ledger of the data too, and the ledger for people."""
     loader.share(gather_object)
     if is_main:
         state.ledger = loader.ledger()
-        save(state, out, keep=keep)
+        save(state, out, config.keep)
         write_json(out / FAULTS, loader.faults().as_dict())
 
 

@@ -1,16 +1,17 @@
-"""TrainState: everything that a restart needs, and nothing else; the checkpoints of a run."""
+"""TrainState: everything that a restart needs, and nothing else."""
 
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vlp.checkpoint import list_checkpoints, load_weights, save_encoder
+from training.checkpoints import new_checkpoint, newest, remove_old
+from training.config import KeepConfig
+from vlp.checkpoint import load_weights, save_encoder
 from vlp.encoder import DualEncoder
-from vlp.errors import UserError
+from vlp.errors import UserError, first_line
 
 STATE = "train_state.pt"
 
@@ -31,14 +32,12 @@ class TrainState:
     """What was counted of the data: faults and how much was read, see ``Loader.ledger``."""
 
 
-def save(state: TrainState, run: Path, *, keep: int) -> Path:
-    """Write ``checkpoints/step_0001000`` under a temporary name, then rename; keep the last few."""
-    folder = run / "checkpoints" / f"step_{state.step:07d}"
-    part = folder.with_name(f".{folder.name}.part")
-    for stale in (part, folder):
-        shutil.rmtree(stale, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_encoder(state.encoder, part)
+def save(state: TrainState, run: Path, keep: KeepConfig) -> None:
+    """Write ``checkpoints/step_0001000``, and remove those before that need not stay.
+
+    Raises:
+        UserError: The disk is full.
+    """
     content = {
         "optimizer": state.optimizer.state_dict(),
         "step": state.step,
@@ -47,33 +46,28 @@ def save(state: TrainState, run: Path, *, keep: int) -> Path:
         "ledger": state.ledger,
         "scaler": state.scaler.state_dict() if state.scaler else None,
     }
-    torch.save(content, part / STATE)
-    for path in part.iterdir():
-        _flush(path)
-    _flush(part)
-    part.rename(folder)
-    _flush(folder.parent)
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return folder
+    weights = state.encoder.state_dict()
+    with new_checkpoint(run, state.step, num_bytes([content, weights])) as part:
+        save_encoder(state.encoder, part)
+        torch.save(content, part / STATE)
+    remove_old(run, keep)
 
 
 def restore(state: TrainState, run: Path) -> bool:
     """Bring ``state`` to the newest checkpoint of the run; False where there is none."""
-    saved = list_checkpoints(run)
-    if not saved:
+    saved = newest(run)
+    if saved is None:
         return False
     try:
-        content = torch.load(saved[-1] / STATE, map_location="cpu", weights_only=True)
-        load_weights(state.encoder, saved[-1])
+        content = torch.load(saved / STATE, map_location="cpu", weights_only=True)
+        load_weights(state.encoder, saved)
         state.optimizer.load_state_dict(content["optimizer"])
         if state.scaler and content["scaler"]:
             state.scaler.load_state_dict(content["scaler"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"The checkpoint {saved[-1]} is damaged ({line}). Remove it to go on from the one "
-            f"before, or use --overwrite to start anew."
+            f"Cannot go on from the checkpoint {saved} ({first_line(error)}). Remove it to go on "
+            f"from the one before, or use --overwrite to start anew."
         ) from None
     if content["data"] != state.data:
         raise UserError(
@@ -85,10 +79,10 @@ def restore(state: TrainState, run: Path) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
-    """Wait until the file or folder is on the disk: a rename must not come before its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def num_bytes(content: Any) -> int:
+    """Return the memory of all tensors in lists and dicts of anything."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    if isinstance(content, dict | list):
+        return sum(map(num_bytes, content.values() if isinstance(content, dict) else content))
+    return 0

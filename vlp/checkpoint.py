@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vlp.console import say
 from vlp.encoder import (
     DualEncoder,
     architectures,
@@ -25,6 +26,7 @@ from vlp.encoder import (
     save_text_files,
 )
 from vlp.errors import UserError
+from vlp.manifest import damage
 from vlp.output import write_json
 from vlp.weights import fetch_weights
 
@@ -119,27 +121,36 @@ def load_weights(encoder: DualEncoder, folder: Path) -> None:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """Return the folder itself if it is a checkpoint, else the newest checkpoint of the run.
+    """Return the folder itself if it is a checkpoint, else the newest whole one of the run.
 
     Raises:
-        UserError: It is neither.
+        UserError: It is neither, or all checkpoints are damaged.
     """
     if (folder / CONFIG).is_file():
         return folder
     saved = list_checkpoints(folder)
-    if not saved:
-        raise UserError(
-            f"{folder} holds no checkpoint. Give the folder that `vlp train --out` wrote, or one "
-            f"with {CONFIG}."
-        )
-    return saved[-1]
+    for checkpoint in reversed(saved):
+        found = damage(checkpoint, [WEIGHTS, CONFIG])
+        if found is None:
+            return checkpoint
+        say(f"The checkpoint {checkpoint} is damaged ({found}); the one before is taken.")
+    if saved:
+        raise UserError(f"All checkpoints of {folder} are damaged.")
+    raise UserError(
+        f"{folder} holds no checkpoint. Give the folder that `vlp train --out` wrote, or one "
+        f"with {CONFIG}."
+    )
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Return the whole checkpoints of a run, oldest first; half-written ones have another name."""
+    """Return the checkpoints of a run, oldest first; half-written ones have another name."""
     found = [p for p in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", p.name)]
-    whole = [p for p in found if (p / CONFIG).is_file() and (p / WEIGHTS).is_file()]
-    return sorted(whole, key=lambda p: int(p.name.removeprefix("step_")))
+    return sorted((p for p in found if p.is_dir()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a run's checkpoint."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def encoder_hash(encoder: DualEncoder) -> str:
