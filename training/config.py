@@ -91,6 +91,15 @@ class ModelConfig:
     """Side of the pictures in pixels; position embeddings are resized."""
     context_length: int | None = None
     """Tokens per caption; position embeddings are resized."""
+    patch_dropout: float | None = None
+    """Share of a picture's patches left out in training, as in FLIP, such as 0.5: those of a
+    picture follow from its seed. None: the architecture's own, mostly 0."""
+
+    def __post_init__(self) -> None:
+        if self.patch_dropout is not None and not 0 <= self.patch_dropout < 1:
+            raise UserError(
+                f"model.patch-dropout is {self.patch_dropout}. Write 0 up to below 1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     """More views of each picture, where asked for."""
     text_views: Int[Tensor, "views batch length"] | None = None
     """More captions of each pair, where asked for."""
+    hard_tokens: Int[Tensor, "batch hard length"] | None = None
+    """Captions that nearly fit each picture, where asked for."""
+    hard_group: Int64[Tensor, "batch hard"] | None = None
+    """The group that each hard caption would be of; -1: of none."""
 
 
 class Pairs(NamedTuple):
@@ -48,6 +52,8 @@ class Pairs(NamedTuple):
     """More image features of each pair."""
     hard_text: Float[Tensor, "batch hard dim"] | None = None
     """Captions that nearly fit: extra columns of image-to-text, never anchors."""
+    hard_group: Int64[Tensor, "batch hard"] | None = None
+    """The group that each hard caption would be of; -1: of none."""
     teacher: tuple[Float[Tensor, "batch wide"], Float[Tensor, "batch wide"]] | None = None
     """A frozen model's features of the same images and texts."""
     past: (
