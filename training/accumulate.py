@@ -130,10 +130,11 @@ def _pairs(batch: Batch, image: Tensor, text: Tensor) -> Pairs:
 def _in_pieces(
     encode_rows: Callable[..., Tensor], piece: int, *rows: Tensor
 ) -> Float[Tensor, "rows dim"]:
-    """Return the features of rows, whose graph is that of the last piece alone until backward."""
-    parts = list(zip(*(tensor.split(piece or len(tensor)) for tensor in rows), strict=True))
-    features = [checkpoint(encode_rows, *part, use_reentrant=False) for part in parts[:-1]]
-    return _joined([*features, encode_rows(*parts[-1])])
+    """Return the features of rows; the graph of several pieces is made anew, one at a time."""
+    if not 0 < piece < len(rows[0]):
+        return encode_rows(*rows)
+    parts = zip(*(tensor.split(piece) for tensor in rows), strict=True)
+    return torch.cat([checkpoint(encode_rows, *part, use_reentrant=False) for part in parts])
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

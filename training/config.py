@@ -97,9 +97,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.patch_dropout is not None and not 0 <= self.patch_dropout < 1:
-            raise UserError(
-                f"model.patch-dropout is {self.patch_dropout}. Write 0 up to below 1."
-            )
+            raise UserError(f"model.patch-dropout is {self.patch_dropout}. Write 0 up to below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
