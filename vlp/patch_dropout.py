@@ -21,7 +21,7 @@ class PatchDropout(nn.Module):
     def __init__(self, share: float, num_prefix: int) -> None:
         super().__init__()
         self.share, self.num_prefix = share, num_prefix
-        self.seed: Int64[Tensor, "pictures"] | None = None
+        self.seed: Tensor | None = None
         """Of the pictures that come next."""
 
     def forward(
