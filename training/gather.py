@@ -19,8 +19,8 @@ from vlp.types import Pairs
 def gather(local: Pairs) -> tuple[Pairs, Int64[Tensor, "batch"]]:
     """Return the pairs of every process in rank order, and the rows that are this process's.
 
-    Features and views carry gradients to the process that made them; groups, seed, teacher and
-    past do not.
+    Features, views and hard captions carry gradients to the process that made them; groups, seed
+    and teacher do not. The past is the same on every process, and is not gathered.
     """
     num_pairs = len(local.image)
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

@@ -41,6 +41,16 @@ class Batch(NamedTuple):
     """The group that each hard caption would be of; -1: of none."""
 
 
+class Past(NamedTuple):
+    """Features of earlier steps, without gradients: the same on every process."""
+
+    image: Float[Tensor, "past dim"]
+    text: Float[Tensor, "past dim"]
+    group: Int64[Tensor, "past"]
+    ceiling: float | None = None
+    """Cosine above which one is a near-duplicate of its anchor, and left out."""
+
+
 class Pairs(NamedTuple):
     """What a loss sees of a batch: unit-length rows."""
 
@@ -53,13 +63,12 @@ class Pairs(NamedTuple):
     hard_text: Float[Tensor, "batch hard dim"] | None = None
     """Captions that nearly fit: extra columns of image-to-text, never anchors."""
     hard_group: Int64[Tensor, "batch hard"] | None = None
-    """The group that each hard caption would be of; -1: of none."""
+    """The group that each hard caption would be of, as it may be the caption of another pair; -1
+    for none. It is no negative of a pair of that group."""
     teacher: tuple[Float[Tensor, "batch wide"], Float[Tensor, "batch wide"]] | None = None
     """A frozen model's features of the same images and texts."""
-    past: (
-        tuple[Float[Tensor, "past dim"], Float[Tensor, "past dim"], Int64[Tensor, "past"]] | None
-    ) = None
-    """Image features, text features and groups of earlier steps, as more negatives."""
+    past: Past | None = None
+    """Pairs of earlier steps, as more negatives."""
 
 
 class Hit(NamedTuple):

@@ -1,0 +1,96 @@
+"""Every pair as a yes-or-no question, summed up tile by tile, in one sweep.
+
+The loss of a question needs no other question, so value and gradients come from the same tile:
+three products in all, nothing to compute again, and nothing kept but the gradients.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from training.diagnostics import Extremes, see_tile
+from training.tiles import Tiles, in_full_precision
+
+
+def answered(
+    anchors: Float[Tensor, "anchors dim"],
+    others: Float[Tensor, "others dim"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    tiles: Tiles,
+    extremes: Sequence[Extremes | None] = (),
+) -> Float[Tensor, ""]:
+    """Return the sum over others of -log sigmoid(z (s x.y + b)), as the mean over anchors.
+
+    z is 1 for matches and -1 for others. Where the own pair is not among the others, matches are
+    no questions at all, and neither are near-duplicates.
+    """
+    anchors, others, scale, bias = in_full_precision(anchors, others, scale, bias)
+    return _Answered.apply(anchors, others, scale, bias, tiles, extremes)
+
+
+class _Answered(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        others: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        tiles: Tiles,
+        extremes: Sequence[Extremes | None],
+    ) -> Tensor:
+        loss, to_bias = anchors.new_zeros(2, len(anchors))
+        to_anchors = torch.zeros_like(anchors) if any(ctx.needs_input_grad) else None
+        to_others = torch.zeros_like(others) if ctx.needs_input_grad[1] else None
+        work = tiles.buffer(anchors), tiles.buffer(anchors)
+        for rows, columns, logits in tiles.walk(anchors, others):
+            see_tile(extremes, tiles, logits, rows, columns)
+            if tiles.first_own is None:
+                tiles.hide(logits, rows, columns)
+            logits.add_(bias)
+            if tiles.first_own is not None:
+                tiles.negate_matches(logits, rows, columns)
+            spares = [tiles.spare(buffer, rows, columns) for buffer in work]
+            loss[rows] += _softplus(logits, *spares)
+            if to_anchors is None:
+                continue
+            slopes = logits.sigmoid_()
+            if tiles.first_own is not None:
+                tiles.negate_matches(slopes, rows, columns)
+            to_bias[rows] += slopes.sum(1)
+            to_anchors[rows].addmm_(slopes, others[columns])
+            if to_others is not None:
+                to_others[columns].addmm_(slopes.T, anchors[rows])
+        if to_anchors is not None:
+            to_scale = torch.dot(to_anchors.view(-1), anchors.reshape(-1)) / len(anchors)
+            for gradient in (to_anchors, to_others):
+                if gradient is not None:
+                    gradient.mul_(tiles.scale / len(anchors))
+            ctx.save_for_backward(to_anchors, to_others, to_scale, to_bias.mean())
+        return loss.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, since a copy would double the memory; autograd itself refuses a second time.
+        ready = [None if known is None else known.mul_(gradient) for known in ctx.saved_tensors]
+        wanted = [g if need else None for g, need in zip(ready, ctx.needs_input_grad, strict=False)]
+        return *wanted, None, None
+
+
+def _softplus(logits: Tensor, small: Tensor, work: Tensor) -> Tensor:
+    """Return the row sums of log(1 + exp(x)), using the memory of two more tiles.
+
+    With e = exp(-|x|) and w = 1 + e it is max(x, 0) + log(w), and what rounding w has lost comes
+    back as (e - (w - 1)) / w. torch's softplus is as exact, but 10 times as slow on CPU.
+    """
+    total = torch.clamp_min(logits, 0, out=work).sum(1)
+    torch.abs(logits, out=small).neg_().exp_()
+    torch.add(small, 1, out=work)
+    small.sub_(work - 1).div_(work)
+    return total.add_(small.add_(work.log_()).sum(1))
