@@ -121,6 +121,9 @@ def _pairs(batch: Batch, image: Tensor, text: Tensor) -> Pairs:
     pairs = Pairs(image[:count], text[:count], batch.group, batch.seed)
     if batch.image_views is not None:
         pairs = pairs._replace(views=image[count:].unflatten(0, (-1, count)))
+    if batch.text_views is not None:
+        views = text[count : count * (1 + len(batch.text_views))]
+        pairs = pairs._replace(text_views=views.unflatten(0, (-1, count)))
     if batch.hard_tokens is not None:
         hard = text[-batch.hard_tokens[..., 0].numel() :].unflatten(0, (count, -1))
         pairs = pairs._replace(hard_text=hard, hard_group=batch.hard_group)

@@ -32,9 +32,11 @@ def gather(local: Pairs) -> tuple[Pairs, Int64[Tensor, "batch"]]:
         group=_gather(local.group),
         seed=_gather(local.seed),
     )
-    if local.views is not None:
-        views = _GatherRows.apply(local.views.transpose(0, 1).contiguous())  # [world, views, dim]
-        world = world._replace(views=views.transpose(0, 1))
+    for name in ("views", "text_views"):
+        views = getattr(local, name)
+        if views is not None:
+            views = _GatherRows.apply(views.transpose(0, 1).contiguous())  # [world, views, dim]
+            world = world._replace(**{name: views.transpose(0, 1)})
     if local.hard_text is not None:
         world = world._replace(hard_text=_GatherRows.apply(local.hard_text))
     if local.hard_group is not None:

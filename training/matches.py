@@ -13,7 +13,7 @@ from vlp.types import Pairs
 NO_GROUP = -1
 """The group of a hard caption that is of none."""
 
-OPTIONAL = ("views", "hard_text", "teacher", "past")
+OPTIONAL = ("views", "text_views", "hard_text", "teacher", "past")
 
 
 def hard_captions(pairs: Pairs) -> tuple[Float[Tensor, "hard dim"], Int64[Tensor, "hard"]]:

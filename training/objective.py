@@ -45,9 +45,7 @@ class Objective:
         bias: Float[Tensor, ""] | None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the value of each loss by its name, before weights."""
-        return {
-            name: loss(local, world, rows, scale, bias) for name, loss in self.losses.items()
-        }
+        return {name: loss(local, world, rows, scale, bias) for name, loss in self.losses.items()}
 
     def total(
         self,

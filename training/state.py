@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from training.memory import Memory
 from vlp.checkpoint import list_checkpoints, load_weights, save_encoder
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
@@ -22,6 +23,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     """Of fp16: its scale grows and shrinks with the run."""
+    memory: Memory | None = None
+    """Of past features."""
     data: str = ""
     """Identity of the plan: a run goes on only with the data that it began with."""
     step: int = 0
@@ -42,6 +45,7 @@ def save(state: TrainState, run: Path, *, keep: int) -> Path:
         "samples_seen": state.samples_seen,
         "data": state.data,
         "scaler": state.scaler.state_dict() if state.scaler else None,
+        "memory": state.memory.state_dict() if state.memory else None,
     }
     torch.save(content, part / STATE)
     for path in part.iterdir():
@@ -65,6 +69,8 @@ def restore(state: TrainState, run: Path) -> bool:
         state.optimizer.load_state_dict(content["optimizer"])
         if state.scaler and content["scaler"]:
             state.scaler.load_state_dict(content["scaler"])
+        if state.memory:
+            state.memory.load_state_dict(content["memory"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

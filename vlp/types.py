@@ -69,6 +69,8 @@ class Pairs(NamedTuple):
     """A frozen model's features of the same images and texts."""
     past: Past | None = None
     """Pairs of earlier steps, as more negatives."""
+    text_views: Float[Tensor, "text_views batch dim"] | None = None
+    """Features of more captions of each pair."""
 
 
 class Hit(NamedTuple):

@@ -52,15 +52,15 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(data, tmp_path):
 STOP_AT_STEP_8 = """
 import os, sys, torch
 torch.set_num_threads(1)
-from training import loop
-limit = loop._limit_scale
+from training import step
+limit = step._limit_scale
 steps = []
 def stop(parts):
     limit(parts)
     steps.append(0)
     if len(steps) == 8:
         os._exit(9)
-loop._limit_scale = stop
+step._limit_scale = stop
 from vlp.cli import main
 main(sys.argv[1:])
 """

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from training_support import VIT, batch
 
 from training.accumulate import Pieces, encode, refuse_batch_norm
 from training.losses.sigmoid import Sigmoid
@@ -11,11 +12,6 @@ from vlp.encoder import DualEncoder, create_encoder, read_config
 from vlp.errors import UserError
 from vlp.types import Batch
 
-VIT = {
-    "embed_dim": 16,
-    "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
-    "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1, "vocab_size": 1000},
-}
 TIMM = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160}
 COUNT = 16
 
@@ -25,18 +21,6 @@ def towers() -> DualEncoder:
     """Return a vision transformer that drops patches and a text tower, in fp64."""
     torch.manual_seed(0)
     return create_encoder({"model_cfg": VIT}, patch_dropout=0.5).double().train()
-
-
-def batch(count: int = COUNT, **more) -> Batch:
-    random = torch.Generator().manual_seed(1)
-    return Batch(
-        images=torch.randint(0, 256, (count, 3, 32, 32), generator=random, dtype=torch.uint8),
-        tokens=torch.randint(1, 1000, (count, 12), generator=random),
-        keys=[str(number) for number in range(count)],
-        group=torch.arange(count) % (count - 2),
-        seed=torch.randint(0, 2**62, (count,), generator=random),
-        **more,
-    )
 
 
 def gradients(encoder: DualEncoder, pieces: Pieces, whole: Batch, loss=None) -> dict:
@@ -68,22 +52,22 @@ def assert_equal(found: dict, wanted: dict, tolerance: float) -> None:
 def test_pieces_give_every_parameter_the_gradient_of_the_whole_batch(towers, pieces, bias):
     towers.set_logits(10.0, bias)
     towers.double()
-    whole = gradients(towers, Pieces(), batch())
-    assert_equal(gradients(towers, pieces, batch()), whole, 1e-9)
+    whole = gradients(towers, Pieces(), batch(COUNT))
+    assert_equal(gradients(towers, pieces, batch(COUNT)), whole, 1e-9)
 
 
 def test_pieces_give_the_gradient_of_the_whole_batch_in_fp32(towers):
     towers.float()
-    whole = gradients(towers, Pieces(), batch())
-    assert_equal(gradients(towers, Pieces(4, 2), batch()), whole, 1e-5)
+    whole = gradients(towers, Pieces(), batch(COUNT))
+    assert_equal(gradients(towers, Pieces(4, 2), batch(COUNT)), whole, 1e-5)
 
 
 def test_pieces_under_autocast_give_the_gradient_of_the_whole_batch(towers):
     towers.float()
     with torch.autocast("cpu", torch.bfloat16):
-        pairs, _ = encode(towers, batch(), Pieces(4, 2))
-        whole = gradients(towers, Pieces(), batch())
-        pieces = gradients(towers, Pieces(4, 2), batch())
+        pairs, _ = encode(towers, batch(COUNT), Pieces(4, 2))
+        whole = gradients(towers, Pieces(), batch(COUNT))
+        pieces = gradients(towers, Pieces(4, 2), batch(COUNT))
     assert pairs.image.dtype == pairs.text.dtype == torch.float32
     # Sums over a piece are rounded to bf16 before they are added up, 3 digits each.
     for name in whole:
@@ -92,7 +76,7 @@ def test_pieces_under_autocast_give_the_gradient_of_the_whole_batch(towers):
 
 
 def test_the_patches_of_a_picture_follow_from_its_seed_alone(towers):
-    whole = batch()
+    whole = batch(COUNT)
     features = towers(whole.images, None, whole.seed).image
     torch.manual_seed(99)
     turned = towers(whole.images.flip(0), None, whole.seed.flip(0)).image.flip(0)
@@ -102,22 +86,26 @@ def test_the_patches_of_a_picture_follow_from_its_seed_alone(towers):
 
 
 def test_views_and_hard_captions_go_through_the_towers_in_pieces_too(towers):
+    views = batch(2 * COUNT).images.unflatten(0, (2, COUNT))
+    hard = batch(3 * COUNT).tokens.unflatten(0, (COUNT, 3))
     whole = batch(
-        image_views=batch(2 * COUNT).images.unflatten(0, (2, COUNT)),
-        hard_tokens=batch(3 * COUNT).tokens.unflatten(0, (COUNT, 3)),
+        COUNT,
+        image_views=views,
+        text_views=batch(2 * COUNT).tokens.unflatten(0, (2, COUNT)),
+        hard_tokens=hard,
         hard_group=torch.arange(3 * COUNT).unflatten(0, (COUNT, 3)),
     )
     pairs, _ = encode(towers, whole, Pieces())
     pieces, _ = encode(towers, whole, Pieces(5, 5))
-    for name in ("image", "text", "views", "hard_text"):
+    for name in ("image", "text", "views", "text_views", "hard_text"):
         torch.testing.assert_close(getattr(pieces, name), getattr(pairs, name))
-    assert pairs.views.shape == (2, COUNT, 16)
+    assert pairs.views.shape == pairs.text_views.shape == (2, COUNT, 16)
     towers.eval()
     pairs, _ = encode(towers, whole, Pieces(5, 5))
-    third = towers(whole.image_views[1, 3:4], whole.hard_tokens[3, 2:3])
+    assert pairs.hard_group is whole.hard_group
+    third = towers(views[1, 3:4], hard[3, 2:3])
     torch.testing.assert_close(pairs.views[1, 3:4], third.image)
     torch.testing.assert_close(pairs.hard_text[3, 2:3], third.text)
-    assert pairs.hard_group is whole.hard_group
 
 
 class Drawn(nn.Module):
@@ -143,7 +131,7 @@ def test_other_dropout_is_drawn_again_as_it_was_drawn_first(towers):
             return self.drawn(self.tower(rows))
 
     towers.visual = Tower(towers.visual)
-    found = gradients(towers, Pieces(4, 4), batch())
+    found = gradients(towers, Pieces(4, 4), batch(COUNT))
     masks = towers.visual.drawn.masks
     first, again = masks[:4], masks[4:]
     assert len(again) == 4
@@ -152,7 +140,7 @@ def test_other_dropout_is_drawn_again_as_it_was_drawn_first(towers):
     assert not torch.equal(first[0], first[1])
     masks_in_turn = iter(first)
     towers.visual.drawn.forward = lambda rows: rows * torch.cat(list(masks_in_turn))
-    assert_equal(found, gradients(towers, Pieces(), batch()), 1e-9)
+    assert_equal(found, gradients(towers, Pieces(), batch(COUNT)), 1e-9)
 
 
 def test_batch_norm_is_refused_for_a_tower_in_pieces():
