@@ -120,8 +120,9 @@ class _LogSums(torch.autograd.Function):
                 to_others[columns].addmm_(to_logits.T, anchors[rows])
         to_scale = None
         if wants_scale:  # in the same sweep: from another product it would lose 4 digits
-            one, other = (to_others, others) if to_anchors is None else (to_anchors, anchors)
-            to_scale = torch.dot(one.view(-1), other.reshape(-1)) * largest
+            one, other = (to_anchors, anchors) if to_anchors is not None else (to_others, others)
+            assert one is not None
+            to_scale = torch.dot(one.flatten(), other.flatten()) * largest
         for gradient in (to_anchors, to_others):
             if gradient is not None:
                 gradient.mul_(ctx.tiles.scale * largest)

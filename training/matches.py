@@ -36,6 +36,14 @@ def own_hard_captions(
     return cosines, groups.view(len(image), -1) == local.group[:, None]
 
 
+def other_matches(
+    group: Int64[Tensor, "rows"], world_group: Int64[Tensor, "world"], rows: Int64[Tensor, "rows"]
+) -> Bool[Tensor, "rows world"]:
+    """Return where pairs meet others of their group: all matches but their own pair."""
+    own = rows[:, None] == torch.arange(len(world_group), device=rows.device)
+    return (group[:, None] == world_group) & ~own
+
+
 def refuse_fields(loss: object, pairs: Pairs, takes: Iterable[str] = ()) -> None:
     """Raise UserError where the batch holds a field that the loss cannot use."""
     for name in OPTIONAL:

@@ -104,7 +104,7 @@ class Tiles:
     @cached_property
     def shape(self) -> tuple[int, int]:
         """Height and width of a tile: no larger than the groups, at most twice as wide as high."""
-        budget = TILE_ELEMENTS.get(self.anchor_group.device.type, TILE_ELEMENTS["cpu"])
+        budget = tile_elements(self.anchor_group)
         height = max(1, math.isqrt(budget // 2))
         width = max(1, budget // height)
         return min(height, len(self.anchor_group)) or 1, min(width, len(self.other_group)) or 1
@@ -126,6 +126,11 @@ class Tiles:
             for row in rows
             for column in columns_of[group]
         }
+
+
+def tile_elements(tensor: Tensor) -> int:
+    """Return how many similarities are held at once where this tensor is."""
+    return TILE_ELEMENTS.get(tensor.device.type, TILE_ELEMENTS["cpu"])
 
 
 def in_full_precision(*tensors: Any) -> list[Any]:

@@ -22,21 +22,21 @@ class HardNegative(TwoWay):
     loss_i = -log( exp(s_ii) / (alpha exp(s_ii) + sum_{j != i} w_ij exp(s_ij)) ),
     w_ij = (N - 1) exp(beta s_ij) / sum_{k != i} exp(beta s_ik)
 
-    So the negatives' sum is (N - 1) sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij). The weights
-    carry gradient, as they do in the code of Robinson et al.: the loss is then the gradient's own
-    potential, and both sums come out of one sweep. N - 1 is the number of negatives that the anchor
-    has, so pairs of its group do not count, and hard captions and past features do. Equal to
-    ``softmax`` at alpha = 1 and beta = 0, to ``decoupled`` at alpha = 0 and beta = 0. Features that
-    cannot be told apart give log(alpha + N - 1). An anchor without negatives counts 0.
+    The weights carry gradient, as in the code of Robinson et al.: what is descended is then the
+    loss that is shown. The sum is (N - 1) sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij). N - 1
+    is the number of negatives that the anchor has: pairs of its group do not count, hard captions
+    and past features do. Equal to ``softmax`` at alpha = 1 and beta = 0, to ``decoupled`` at alpha
+    = 0 and beta = 0. Features that cannot be told apart give log(alpha + N - 1). An anchor without
+    negatives counts 0.
 
-    Source: HN-NCE of DiHT (Radenovic et al. 2023, arXiv:2301.02280, section 3.3), after Robinson et
-    al. 2021 (arXiv:2010.04592). Takes: image, text, group, hard_text, past.
+    Source: HN-NCE of DiHT (Radenovic et al. 2023, arXiv:2301.02280), after Robinson et al. 2021
+    (arXiv:2010.04592). Takes: image, text, group, hard_text, past.
     """
 
     alpha: float = 1.0
-    """Weight of the match in the denominator, from 0 on; DiHT trains with 1 or 0.999."""
+    """Weight of the match in the denominator, from 0 on."""
     beta: float = 0.25
-    """How much harder negatives weigh more, from 0 on: 0 weighs all alike. DiHT: 0.25 to 0.5."""
+    """How much harder negatives weigh more, from 0 on; 0 weighs all alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
