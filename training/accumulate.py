@@ -11,6 +11,7 @@ the gradients of logit scale and bias come from the one backward pass.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,8 @@ class Pieces(NamedTuple):
 def encode(encoder: nn.Module, batch: Batch, pieces: Pieces) -> tuple[Pairs, Encoding]:
     """Return the features of a batch, and the encoding that scale and bias come from.
 
-    In pieces, data parallelism must not reduce gradients (``no_sync``); ``average_gradients`` does.
+    Several pieces go forward and backward inside ``without_reduction``, and ``average_gradients``
+    follows.
     """
     rows = _rows(batch)
     if not pieces.are_several(batch):
@@ -63,6 +65,12 @@ def encode(encoder: nn.Module, batch: Batch, pieces: Pieces) -> tuple[Pairs, Enc
     image = _in_pieces(image_of, pieces.image, rows.images, rows.seed)
     text = _in_pieces(text_of, pieces.text, rows.tokens)
     return _pairs(batch, image, text), encoder()
+
+
+def without_reduction(encoder: nn.Module) -> AbstractContextManager:
+    """Keep data parallelism from reducing gradients inside the block, where there is any."""
+    # Accelerate's own no_sync does nothing for one process, which it wraps all the same.
+    return getattr(encoder, "no_sync", nullcontext)()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

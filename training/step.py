@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from training.accumulate import average_gradients, encode
+from training.accumulate import average_gradients, encode, without_reduction
 from training.diagnostics import watching
 from training.gather import gather
 from training.memory import Memory
@@ -70,7 +70,7 @@ def forward_backward(
     features are those of every process, without graphs.
     """
     is_split = parts.pieces.are_several(batch)
-    with accelerator.no_sync(encoder) if is_split else nullcontext():
+    with without_reduction(encoder) if is_split else nullcontext():
         local, encoding = encode(encoder, batch, parts.pieces)
         world, rows = gather(local)
         if memory is not None:

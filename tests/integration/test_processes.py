@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from training_support import VIT, batch, colours, one_thread, rows, train, weights
 
-from training.accumulate import Pieces, average_gradients, encode
+from training.accumulate import Pieces, average_gradients, encode, without_reduction
 from training.gather import gather
 from training.objective import build_objective
 from vlp.encoder import DualEncoder, create_encoder
@@ -49,7 +49,7 @@ def gradients(encoder, own: Batch, pieces: Pieces) -> dict[str, torch.Tensor]:
     """Return the gradient of every parameter, averaged over processes where there are several."""
     past = torch.nn.functional.normalize(torch.eye(20, 16, dtype=torch.float64) + 0.1, dim=-1)
     is_several = pieces.are_several(own)
-    with encoder.no_sync() if is_several else nullcontext():
+    with without_reduction(encoder) if is_several else nullcontext():
         local, encoding = encode(encoder, own, pieces)
         local = local._replace(past=Past(past, past, torch.arange(20)))
         world, part = gather(local)
