@@ -106,7 +106,8 @@ def note_batch(image: Extremes | None, text: Extremes | None, scale: float, worl
         return
     own, largest = image.own, torch.cat([image.largest, text.largest])
     smallest = torch.cat([image.smallest, text.smallest])
-    non_matches = (image.total + text.total).sum() / (image.count + text.count).sum()
+    # Of each anchor, so that the mean over processes is that of the batch.
+    non_matches = ((image.total + text.total) / (image.count + text.count)).mean()
     cosines = {
         "match/mean": own.mean(),
         "match/min": own.amin(),
