@@ -23,7 +23,7 @@ class Extremes:
 
     def __init__(self, anchors: Tensor) -> None:
         count = len(anchors)
-        self.own, self.total, self.count = torch.zeros(3, count, device=anchors.device)
+        self.own, self.total = torch.zeros(2, count, device=anchors.device)
         self.largest = self.own - torch.inf
         self.smallest = self.own + torch.inf
 
@@ -35,7 +35,6 @@ class Extremes:
         self.largest[places] = torch.maximum(self.largest[places], highest)
         self.smallest[places] = torch.minimum(self.smallest[places], lowest)
         self.total[places] += hidden.masked_fill(is_hidden, 0).sum(dim)
-        self.count[places] += (~is_hidden).sum(dim)
 
 
 def see_tile(
@@ -106,17 +105,17 @@ def note_batch(image: Extremes | None, text: Extremes | None, scale: float, worl
         return
     own, largest = image.own, torch.cat([image.largest, text.largest])
     smallest = torch.cat([image.smallest, text.smallest])
-    # Of each anchor, so that the mean over processes is that of the batch.
-    non_matches = ((image.total + text.total) / (image.count + text.count)).mean()
+    sizes, num_pairs = world.group.unique(return_counts=True)[1], len(world.group)
+    # Of all ordered pairs, and not of those this process has: so processes average to the whole.
+    non_matches = (num_pairs**2 - sizes.square().sum()) * len(own) / num_pairs
     cosines = {
         "match/mean": own.mean(),
         "match/min": own.amin(),
         "match/max": own.amax(),
-        "non_match/mean": non_matches,
+        "non_match/mean": (image.total + text.total).sum() / (2 * non_matches),
         "non_match/min": smallest.amin(),
         "non_match/max": largest.amax(),
     }
-    sizes = world.group.unique(return_counts=True)[1]
     _watcher.width = width
     _watcher.values = {
         "accuracy/image_to_text": (own > image.largest).float().mean(),

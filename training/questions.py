@@ -92,5 +92,5 @@ def _softplus(logits: Tensor, small: Tensor, work: Tensor) -> Tensor:
     total = torch.clamp_min(logits, 0, out=work).sum(1)
     torch.abs(logits, out=small).neg_().exp_()
     torch.add(small, 1, out=work)
-    small.sub_(work - 1).div_(work)
+    small.sub_(work.sub_(1)).div_(work.add_(1))
     return total.add_(small.add_(work.log_()).sum(1))

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
-"""Similarities in a tile, by kind of device. On CPU 512 x 1024 in fp32, 2 MiB, stay in the cache of
-a core; a GPU wants products that fill it, 64 MiB each."""
+TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
+"""Similarities in a tile, by kind of device. On CPU 512 x 512 in fp32 are 1 MiB, and more are
+no faster; a GPU wants products that fill it, 64 MiB each."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class Tiles:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """Height and width of a tile: no larger than the groups, at most twice as wide as high."""
+        """Height and width of a tile: a square, or less where there are fewer rows or columns."""
         budget = tile_elements(self.anchor_group)
-        height = max(1, math.isqrt(budget // 2))
-        width = max(1, budget // height)
+        height = math.isqrt(budget)
+        width = budget // height
         return min(height, len(self.anchor_group)) or 1, min(width, len(self.other_group)) or 1
 
     @cached_property

@@ -50,8 +50,8 @@ VARIANTS = (
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Walk tiles of 3 x 6, which divide no batch here."""
-    monkeypatch.setitem(TILE_ELEMENTS, "cpu", 18)
+    """Walk tiles of 3 x 3, which divide no batch here."""
+    monkeypatch.setitem(TILE_ELEMENTS, "cpu", 9)
 
 
 @EVERY_LOSS
@@ -87,7 +87,7 @@ def test_the_shape_of_the_tiles_changes_nothing(name, processes, monkeypatch):
     loss = loss_of(name)
     pairs = filled(loss, drawn(22, 7))
     whole = run(loss, pairs)
-    for elements in (24, 150):
+    for elements in (12, 150):
         monkeypatch.setitem(TILE_ELEMENTS, "cpu", elements)
         assert_same(run(loss, pairs, processes), whole, 1e-12)
 
@@ -293,7 +293,7 @@ def test_the_gradient_near_the_end_of_training_keeps_its_digits():
         gradients.append(found)
     assert 1e-4 < value.item() < 1e-2
     for mine, wanted in zip(gradients[0][:3], gradients[1][:3], strict=True):
-        assert (mine - wanted).norm() / wanted.norm() < 4e-6
+        assert (mine - wanted).norm() / wanted.norm() < 2e-5  # bf16 logits: 2e-2
 
 
 def test_an_empty_past_changes_nothing():
