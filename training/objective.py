@@ -13,14 +13,13 @@ from vlp.errors import UserError
 from vlp.spec import build, parse
 from vlp.types import Pairs
 
+CLIP_SCALE = 1 / 0.07
+"""Of an encoder that no loss wants a scale of."""
+
 
 @dataclass(frozen=True)
 class Objective:
-    """Losses of ``training/losses`` by name, and the weight of each; called as a single loss is.
-
-    It starts from the scale and bias that the first loss with one wants, and allows the least of
-    the largest scales.
-    """
+    """Losses of ``training/losses`` by name, and the weight of each; called as a single loss is."""
 
     losses: dict[str, Any]
     weights: dict[str, float]
@@ -60,12 +59,12 @@ class Objective:
 
     @property
     def start_scale(self) -> float:
-        """The scale that training starts from."""
-        return next(loss.start_scale for loss in self.losses.values())
+        """The scale that training starts from: that of the first loss that takes one."""
+        return next(iter(_start_scales(self).values()), CLIP_SCALE)
 
     @property
     def start_bias(self) -> float | None:
-        """The bias that training starts from; None where no loss takes one."""
+        """The bias that training starts from, of the first loss that takes one; None of none."""
         biases = (loss.start_bias for loss in self.losses.values())
         return next((bias for bias in biases if bias is not None), None)
 
@@ -93,9 +92,18 @@ def build_objective(specs: Sequence[str]) -> Objective:
         label = _unlike(name.rpartition(".")[2], losses)
         losses[label] = build("training.losses", f"{name}({written})" if written else name)
         weights[label] = float(weight)
-    objective = Objective(losses, weights)
-    _warn_of_scales(objective)
-    return objective
+    return Objective(losses, weights)
+
+
+def warn_of_scales(objective: Objective) -> None:
+    """Warn where two losses want different scales to start from."""
+    starts = _start_scales(objective)
+    if len(set(starts.values())) > 1:
+        told = ", ".join(f"{name} {start:.4g}" for name, start in starts.items())
+        warn(
+            f"The losses want different scales to start from ({told}); the run starts from "
+            f"{objective.start_scale:.4g}."
+        )
 
 
 def _unlike(name: str, taken: dict[str, Any]) -> str:
@@ -104,11 +112,6 @@ def _unlike(name: str, taken: dict[str, Any]) -> str:
     return f"{name}_{count + 1}" if count else name
 
 
-def _warn_of_scales(objective: Objective) -> None:
+def _start_scales(objective: Objective) -> dict[str, float]:
     starts = {name: loss.start_scale for name, loss in objective.losses.items()}
-    if len(set(starts.values())) > 1:
-        told = ", ".join(f"{name} {start:.4g}" for name, start in starts.items())
-        warn(
-            f"The losses want different scales to start from ({told}); the run starts from "
-            f"{objective.start_scale:.4g}."
-        )
+    return {name: start for name, start in starts.items() if start is not None}

@@ -21,7 +21,7 @@ from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
 from training.config import DataConfig, ModelConfig, TrainConfig
 from training.memory import Memory
-from training.objective import Objective, build_objective
+from training.objective import Objective, build_objective, warn_of_scales
 from training.schedule import parameter_groups
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
@@ -97,13 +97,15 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     objective = build_objective(config.loss)
-    _check_fields(objective, config)
+    if accelerator.is_main_process:
+        warn_of_scales(objective)
     sources, plan = open_sources(config.data, config.seed)
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
     pieces = Pieces(config.image_piece, config.text_piece)
     refuse_batch_norm(encoder, pieces)
+    _check_fields(objective, config, encoder.dim)
     reader = Reader(
         sources=sources,
         plan=plan,
@@ -218,12 +220,12 @@ def _memory(encoder: DualEncoder, config: TrainConfig) -> Memory | None:
     )
 
 
-def _check_fields(objective: Objective, config: TrainConfig) -> None:
+def _check_fields(objective: Objective, config: TrainConfig, dim: int) -> None:
     """Let the losses see two pairs with all fields that a batch will have.
 
     What one cannot use it says when it is called: better now than after the first batch.
     """
-    features, numbers = torch.eye(2), torch.arange(2)
+    features, numbers = torch.eye(2, dim), torch.arange(2)
     pairs = Pairs(features, features, numbers, numbers)
     if config.data.image_views > 1:
         pairs = pairs._replace(views=features[None])

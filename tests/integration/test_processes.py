@@ -20,7 +20,8 @@ from vlp.encoder import DualEncoder, create_encoder
 from vlp.types import Batch, Past
 
 COUNT = 12
-LOSSES = ["softmax", "sigmoid(weight=0.5)"]
+LOSSES = ["hard_negative(beta=0.5)", "sigmoid(weight=0.5)"]
+"""Of the kinds that take hard captions and past features."""
 
 
 def towers() -> DualEncoder:
@@ -88,7 +89,7 @@ CASES = {
     "softmax": (["--loss", "softmax"], []),
     "sigmoid": (["--loss", "sigmoid"], []),
     "pieces": (
-        ["--loss", *LOSSES, "--model.patch-dropout", "0.5"],
+        ["--loss", "softmax", "uniformity(weight=0.1)", "--model.patch-dropout", "0.5"],
         ["--image-piece", "3", "--text-piece", "5"],
     ),
     "memory in pieces": (

@@ -6,7 +6,7 @@ import torch
 from training.config import TrainConfig
 from training.losses.sigmoid import Sigmoid
 from training.losses.softmax import Softmax
-from training.objective import build_objective
+from training.objective import build_objective, warn_of_scales
 from vlp.errors import UserError
 from vlp.types import Pairs
 
@@ -33,8 +33,12 @@ def test_a_bias_is_wanted_where_any_loss_wants_one_and_the_least_scale_is_allowe
     assert objective.start_bias == Sigmoid.start_bias
     assert objective.start_scale == Softmax.start_scale
     assert objective.max_scale == 100
+    warn_of_scales(objective)
     assert "want different scales" in capsys.readouterr().err
+    with_sigmoid = build_objective(["uniformity", "sigmoid"])
+    assert with_sigmoid.start_scale == Sigmoid.start_scale, "uniformity takes no scale"
     assert build_objective(["softmax"]).start_bias is None
+    warn_of_scales(with_sigmoid)
     assert not capsys.readouterr().err
 
 

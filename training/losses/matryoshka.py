@@ -48,7 +48,7 @@ class Matryoshka:
         return build("training.losses", self.loss)
 
     @property
-    def start_scale(self) -> float:
+    def start_scale(self) -> float | None:
         """The scale that the loss starts from."""
         return self.inner.start_scale
 

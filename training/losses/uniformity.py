@@ -32,7 +32,7 @@ class Uniformity:
     (arXiv:2005.10242). Takes: image, text, group.
     """
 
-    start_scale: ClassVar[float] = 1 / 0.07
+    start_scale: ClassVar[float | None] = None
     start_bias: ClassVar[float | None] = None
     max_scale: ClassVar[float] = 100.0
 
