@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, hash63
@@ -27,7 +26,6 @@ from vlp.checkpoint import list_checkpoints, paths_of
 from vlp.console import progress, say, speaking
 from vlp.errors import UserError
 from vlp.output import check_output, read_record, remove_output, write_json, write_record
-from vlp.types import Batch
 
 FREE_TO_CHANGE = (
     "data.workers",
@@ -85,17 +83,11 @@ def _train(
             with log.waiting():
                 batch = next(batches)
             is_logged = _is_due(config.log_every, state.step + 1, steps)
+            memory = state.memory if state.step >= warmup_steps else None
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
             rate = _set_learning_rate(optimizer, config, state.step, steps)
             values = take_step(
-                accelerator,
-                encoder,
-                optimizer,
-                _to(batch, accelerator.device),
-                parts,
-                clip_norm=config.optimizer.clip_norm,
-                memory=state.memory if state.step >= warmup_steps else None,
-                is_watched=is_logged,
+                accelerator, encoder, optimizer, batch, parts, memory=memory, is_watched=is_logged
             )
             state.step += 1
             state.samples_seen += config.data.batch_size
@@ -171,15 +163,6 @@ def _announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) 
         _announce_mix(config, parts, steps)
     if state.step:
         say(f"Going on from step {state.step}, {state.samples_seen} samples seen.")
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    moved = {
-        name: value.to(device, non_blocking=True)
-        for name, value in batch._asdict().items()
-        if isinstance(value, Tensor)
-    }
-    return batch._replace(**moved)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

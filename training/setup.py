@@ -37,6 +37,8 @@ class Parts:
     loader: Loader
     encoder: DualEncoder
     optimizer: torch.optim.Optimizer
+    clip_norm: float
+    """Largest norm of the whole gradient; 0 leaves it as it is."""
     objective: Objective
     pieces: Pieces
     memory: Memory | None
@@ -132,6 +134,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         loader,
         encoder,
         _optimizer(encoder, config),
+        config.optimizer.clip_norm,
         objective,
         pieces,
         _memory(encoder, config),

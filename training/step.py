@@ -23,7 +23,6 @@ def take_step(
     batch: Batch,
     parts: Parts,
     *,
-    clip_norm: float,
     memory: Memory | None = None,
     is_watched: bool = False,
 ) -> dict[str, Tensor]:
@@ -33,16 +32,16 @@ def take_step(
         accelerator: What the processes have in common.
         encoder: ``parts.encoder`` as the accelerator prepared it; the optimizer likewise.
         optimizer: Its rate is that of this step.
-        batch: This process's pairs, on its device.
-        parts: The objective, and the pieces that towers encode at a time.
-        clip_norm: Largest norm of the whole gradient; 0 leaves it as it is.
+        batch: This process's pairs.
+        parts: The objective, the pieces that towers encode at a time, the largest gradient.
         memory: Past pairs that the losses see, too, and that this step's are pushed to.
         is_watched: Also give the figures of ``training/diagnostics.py``.
     """
+    batch = _to(batch, accelerator.device)
     figures, world = forward_backward(
         accelerator, encoder, batch, parts, memory=memory, is_watched=is_watched
     )
-    norm = accelerator.clip_grad_norm_(encoder.parameters(), clip_norm or float("inf"))
+    norm = accelerator.clip_grad_norm_(encoder.parameters(), parts.clip_norm or math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _limit_scale(parts)
@@ -111,6 +110,15 @@ def over_processes(accelerator: Accelerator, figures: dict[str, Tensor]) -> dict
         for name, value in values.items()
         if math.isfinite(value) or not name.startswith("batch/")
     }
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in batch._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    return batch._replace(**moved)
 
 
 @torch.no_grad()

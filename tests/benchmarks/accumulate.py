@@ -10,7 +10,6 @@ less than time on the wall, and the peak of its memory less what it held before.
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -102,7 +101,7 @@ def step(encoder: DualEncoder, batch: Batch, piece: int) -> None:
 
 def mib(name: str) -> float:
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024
+    return int(status.partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def show_errors(count: int, piece: int) -> None:
@@ -126,9 +125,7 @@ def show_figures(pairs: list[tuple[dict, dict]], options: argparse.Namespace) ->
     rows = []
     for name, figure in (("CPU seconds", "seconds"), ("MiB of memory, peak", "mib")):
         ratios = [pieces[figure] / whole[figure] for whole, pieces in pairs]
-        sides = [
-            statistics.median(side[figure] for side in sides) for sides in zip(*pairs, strict=True)
-        ]
+        medians = [statistics.median(x[figure] for x in side) for side in zip(*pairs, strict=True)]
         spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
         row = (
             name,
