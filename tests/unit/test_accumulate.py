@@ -62,17 +62,18 @@ def test_pieces_give_the_gradient_of_the_whole_batch_in_fp32(towers):
     assert_equal(gradients(towers, Pieces(4, 2), batch(COUNT)), whole, 1e-5)
 
 
-def test_pieces_under_autocast_give_the_gradient_of_the_whole_batch(towers):
+def test_pieces_under_autocast_are_as_near_to_fp32_as_one_pass_is(towers):
     towers.float()
-    with torch.autocast("cpu", torch.bfloat16):
-        pairs, _ = encode(towers, batch(COUNT), Pieces(4, 2))
-        whole = gradients(towers, Pieces(), batch(COUNT))
-        pieces = gradients(towers, Pieces(4, 2), batch(COUNT))
-    assert pairs.image.dtype == pairs.text.dtype == torch.float32
-    # Sums over a piece are rounded to bf16 before they are added up, 3 digits each.
-    for name in whole:
-        error = (pieces[name] - whole[name]).norm() / whole[name].norm()
-        assert error < 0.02, name
+    exact = gradients(towers, Pieces(), batch(COUNT))
+    for pieces in (Pieces(), Pieces(4, 2)):
+        towers.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            pairs, encoding = encode(towers, batch(COUNT), pieces)
+        assert pairs.image.dtype == pairs.text.dtype == torch.float32
+        Softmax()(pairs, pairs, torch.arange(COUNT), encoding.scale, None).backward()
+        for name, parameter in towers.named_parameters():
+            error = (parameter.grad - exact[name]).norm() / exact[name].norm()
+            assert error < 0.04, name  # bf16 has 8 bits: 0.028 in one pass, 0.022 in pieces
 
 
 def test_the_scale_of_fp16_is_in_the_gradient_of_pieces_once(towers):
