@@ -136,9 +136,14 @@ def tile_elements(tensor: Tensor) -> int:
 def in_full_precision(*tensors: Any) -> list[Any]:
     """Return floating tensors in fp32, or in fp64 where they are; the others as they are."""
     return [
-        x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
+        x.to(full_dtype(x)) if isinstance(x, Tensor) and x.is_floating_point() else x
         for x in tensors
     ]
+
+
+def full_dtype(tensor: Tensor) -> torch.dtype:
+    """Return fp32, or fp64 where the tensor is."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _tiles_of(group: Tensor, chosen: Tensor, size: int) -> dict[int, set[int]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from training.diagnostics import extremes_of, note_batch
 from training.log_sums import EMPTY, LogSums, log_sums, log_sums_both_ways
 from training.matches import hard_captions, own_hard_captions, refuse_fields
-from training.tiles import Tiles
+from training.tiles import Tiles, full_dtype
 from vlp.errors import UserError
 from vlp.types import Pairs
 
@@ -77,7 +77,7 @@ class TwoWay(ABC):
         image_to_text = self.per_anchor(image, local, world, rows, scale)
         text_to_image = self.per_anchor(text, local, world, rows, scale)
         weighted = self.image_to_text * image_to_text + (1 - self.image_to_text) * text_to_image
-        return self.weight * weighted.mean()
+        return self.weight * weighted.mean().to(full_dtype(local.image))
 
     @property
     def powers(self) -> tuple[float, ...]:
@@ -150,7 +150,7 @@ def _own_hard_captions(
 ) -> Float[Tensor, "powers batch"]:
     """Return the sums of images over their own hard captions."""
     cosines, left_out = own_hard_captions(local)
-    logits = scale * cosines
+    logits = scale * cosines.double()
     sums = [(power * logits).masked_fill(left_out, EMPTY).logsumexp(1) for power in powers]
     return torch.stack(sums)
 

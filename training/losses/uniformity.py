@@ -88,4 +88,5 @@ class Uniformity:
         sums, counts = log_sums(
             features, others, features.new_tensor(tiles.scale), tiles, powers
         ).negatives.logsumexp(1)
-        return torch.where(counts > EMPTY / 2, sums - counts - 2 * self.t, 0)
+        spread = torch.where(counts > EMPTY / 2, sums - counts - 2 * self.t, 0)
+        return spread.to(features.dtype)

@@ -69,7 +69,7 @@ class Weighted:
         tiles = Tiles(float(scale.detach()), local.group, world.group, first_own=int(rows[0]))
         seen = log_sums(getattr(local, learnt), getattr(world, frozen), scale, tiles, (1.0,))
         plain = F.softplus(seen.negatives[0] - seen.own, threshold=40)
-        return self.weight * (weighted + plain).mean() / 2
+        return self.weight * (weighted.mean() + plain.mean().to(weighted.dtype)) / 2
 
 
 def _weighted(
