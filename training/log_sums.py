@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from training.diagnostics import Extremes, see_tile
-from training.tiles import Tiles, in_full_precision
+from training.tiles import FeatureGradients, Tiles, in_full_precision
 
 EMPTY = -1e30
 """The log-sum-exp over no negatives. Finite, so that no difference of two is NaN; far enough below
@@ -105,28 +105,14 @@ class _LogSums(torch.autograd.Function):
         to_own = to_own / largest
         shares = [gradient / largest for gradient in to_logs]
         pull = _Pull.of(ctx.tiles, ctx.powers, ctx.offsets, logs, shares, like=anchors)
-        wants_anchors, wants_others, wants_scale = ctx.needs_input_grad[:3]
-        wants_anchors |= wants_scale and not wants_others
-        to_anchors = torch.zeros_like(anchors) if wants_anchors else None
-        to_others = torch.zeros_like(others) if wants_others else None
+        gradients = FeatureGradients(anchors, others, ctx.needs_input_grad)
         for rows, columns, logits in ctx.tiles.walk(anchors, others):
             ctx.tiles.hide(logits, rows, columns)
             to_logits = pull(logits, rows, columns)
             if (found := ctx.tiles.own(to_logits, rows, columns)) is not None:
                 found[0].copy_(to_own[found[1]])
-            if to_anchors is not None:
-                to_anchors[rows].addmm_(to_logits, others[columns])
-            if to_others is not None:
-                to_others[columns].addmm_(to_logits.T, anchors[rows])
-        to_scale = None
-        if wants_scale:  # in the same sweep: from another product it would lose 4 digits
-            one, other = (to_anchors, anchors) if to_anchors is not None else (to_others, others)
-            assert one is not None
-            to_scale = torch.dot(one.flatten(), other.flatten()) * largest
-        for gradient in (to_anchors, to_others):
-            if gradient is not None:
-                gradient.mul_(ctx.tiles.scale * largest)
-        return to_anchors, to_others, to_scale, None, None, None
+            gradients.add(to_logits, rows, columns)
+        return *gradients.times(ctx.tiles.scale, largest), None, None, None
 
 
 def _own(tiles: Tiles, anchors: Tensor, others: Tensor) -> Tensor:

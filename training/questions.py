@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from training.diagnostics import Extremes, see_tile
-from training.tiles import Tiles, in_full_precision
+from training.tiles import FeatureGradients, Tiles, in_full_precision
 
 
 def answered(
@@ -35,6 +35,8 @@ def answered(
 
 
 class _Answered(torch.autograd.Function):
+    """Value and gradients at once: backward only multiplies."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -46,31 +48,25 @@ class _Answered(torch.autograd.Function):
         extremes: Sequence[Extremes | None],
     ) -> Tensor:
         loss, to_bias = anchors.new_zeros(2, len(anchors))
-        to_anchors = torch.zeros_like(anchors) if any(ctx.needs_input_grad) else None
-        to_others = torch.zeros_like(others) if ctx.needs_input_grad[1] else None
+        gradients = FeatureGradients(anchors, others, ctx.needs_input_grad)
+        is_asked = tiles.first_own is not None  # of matches, too
         for rows, columns, logits in tiles.walk(anchors, others):
             see_tile(extremes, tiles, logits, rows, columns)
-            if tiles.first_own is None:
+            if not is_asked:
                 tiles.hide(logits, rows, columns)
             logits.add_(bias)
-            if tiles.first_own is not None:
+            if is_asked:
                 tiles.negate_matches(logits, rows, columns)
             loss[rows] += F.softplus(logits, threshold=40).sum(1)
-            if to_anchors is None:
+            if not any(ctx.needs_input_grad):
                 continue
             slopes = logits.sigmoid_()
-            if tiles.first_own is not None:
+            if is_asked:
                 tiles.negate_matches(slopes, rows, columns)
             to_bias[rows] += slopes.sum(1)
-            to_anchors[rows].addmm_(slopes, others[columns])
-            if to_others is not None:
-                to_others[columns].addmm_(slopes.T, anchors[rows])
-        if to_anchors is not None:
-            to_scale = torch.dot(to_anchors.view(-1), anchors.reshape(-1)) / len(anchors)
-            for gradient in (to_anchors, to_others):
-                if gradient is not None:
-                    gradient.mul_(tiles.scale / len(anchors))
-            ctx.save_for_backward(to_anchors, to_others, to_scale, to_bias.mean())
+            gradients.add(slopes, rows, columns)
+        found = gradients.times(tiles.scale, 1 / len(anchors))
+        ctx.save_for_backward(*found, to_bias.mean())
         return loss.mean()
 
     @staticmethod

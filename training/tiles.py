@@ -8,14 +8,16 @@ host never waits inside the loop.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from vlp.types import Pairs
 
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 """Similarities in a tile, by kind of device. On CPU 512 x 512 in fp32 are 1 MiB, and more are
@@ -38,6 +40,15 @@ class Tiles:
     None: the anchors' own pairs are not among the others."""
     ceiling: float | None = None
     """Cosine above which another is a near-duplicate of the anchor, and left out."""
+
+    @classmethod
+    def of_batch(
+        cls, local: Pairs, world: Pairs, rows: Int64[Tensor, "batch"], scale: Float[Tensor, ""]
+    ) -> "Tiles":
+        """Return how one process's pairs are walked among the pairs of every process."""
+        first, last = rows[[0, -1]].tolist()
+        assert last - first == len(rows) - 1, "the rows of a process follow each other"
+        return cls(float(scale.detach()), local.group, world.group, first_own=first)
 
     def walk(self, anchors: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield the rows, the columns and the scaled similarities of each tile.
@@ -126,6 +137,39 @@ class Tiles:
             for row in rows
             for column in columns_of[group]
         }
+
+
+class FeatureGradients:
+    """Gradients of features and of the scale, added up from those of similarities, tile by tile."""
+
+    def __init__(self, anchors: Tensor, others: Tensor, needs: Sequence[bool]) -> None:
+        self.anchors, self.others = anchors, others
+        needs_anchors, needs_others, self.needs_scale = needs[:3]
+        # That of the scale is a product with either; without both, one is added up for it.
+        needs_anchors |= self.needs_scale and not needs_others
+        self.to_anchors = torch.zeros_like(anchors) if needs_anchors else None
+        self.to_others = torch.zeros_like(others) if needs_others else None
+
+    def add(self, to_logits: Tensor, rows: slice, columns: slice) -> None:
+        """Add what the gradient of a tile asks of its rows and columns."""
+        if self.to_anchors is not None:
+            self.to_anchors[rows].addmm_(to_logits, self.others[columns])
+        if self.to_others is not None:
+            self.to_others[columns].addmm_(to_logits.T, self.anchors[rows])
+
+    def times(self, scale: float, factor: Tensor | float) -> list[Tensor | None]:
+        """Return those of anchors, others and scale, times a factor."""
+        to_scale = None
+        if self.needs_scale:
+            if self.to_anchors is not None:
+                to_scale = torch.dot(self.to_anchors.flatten(), self.anchors.flatten()) * factor
+            else:
+                assert self.to_others is not None
+                to_scale = torch.dot(self.to_others.flatten(), self.others.flatten()) * factor
+        for gradient in (self.to_anchors, self.to_others):
+            if gradient is not None:
+                gradient.mul_(scale * factor)
+        return [self.to_anchors, self.to_others, to_scale]
 
 
 def tile_elements(tensor: Tensor) -> int:

@@ -48,8 +48,6 @@ class TwoWay(ABC):
     of its own."""
     image_to_text: float = 0.5
     """Weight of image to text, in [0, 1]; text to image has the rest."""
-    weight: float = 1.0
-    """Factor on the loss, for where several add up."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.image_to_text <= 1:
@@ -77,7 +75,7 @@ class TwoWay(ABC):
         image_to_text = self.per_anchor(image, local, world, rows, scale)
         text_to_image = self.per_anchor(text, local, world, rows, scale)
         weighted = self.image_to_text * image_to_text + (1 - self.image_to_text) * text_to_image
-        return self.weight * weighted.mean().to(full_dtype(local.image))
+        return weighted.mean().to(full_dtype(local.image))
 
     @property
     def powers(self) -> tuple[float, ...]:
@@ -125,7 +123,7 @@ def _of_the_batch(
     local: Pairs, world: Pairs, rows: Tensor, scale: Tensor, powers: tuple[float, ...]
 ) -> tuple[LogSums, LogSums]:
     """Return the sums over the pairs of every process; in one sweep where this is the only one."""
-    tiles = Tiles(float(scale.detach()), local.group, world.group, first_own=int(rows[0]))
+    tiles = Tiles.of_batch(local, world, rows, scale)
     image_sees, text_sees = sees = extremes_of(local)
     if local.image is world.image and local.text is world.text:
         image, text = log_sums_both_ways(local.image, local.text, scale, tiles, powers, sees)

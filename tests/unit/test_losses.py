@@ -213,14 +213,11 @@ def test_a_text_of_the_same_group_is_never_pushed_away(name):
         (MultiPositive(), Softmax(), None),
         (Matryoshka(dims=(8,)), Softmax(), 5),
         (Matryoshka(loss="sigmoid", dims=(8,)), Sigmoid(), 5),
-        (Softmax(weight=0.5), Softmax(), 5),
     ],
 )
 def test_losses_that_are_said_to_be_equal_are(one, other, groups):
     pairs = filled(other, drawn(12, groups))
-    value, gradients = run(other, pairs)
-    factor = one.weight
-    assert_same(run(one, pairs), (factor * value, [factor * g for g in gradients]))
+    assert_same(run(one, pairs), run(other, pairs))
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,6 @@ class Distill:
 
     teacher_scale: float = 100.0
     """Factor on the teacher's cosines, above 0: the logit scale that it was trained to."""
-    weight: float = 1.0
-    """Factor on the loss, for where several add up."""
 
     def __post_init__(self) -> None:
         if not self.teacher_scale > 0:
@@ -73,7 +71,7 @@ class Distill:
             (world.image, world.group, images),
             scale,
         )
-        return self.weight * total.mean() / 2
+        return total.mean() / 2
 
 
 def _divergence(

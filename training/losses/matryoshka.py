@@ -34,8 +34,6 @@ class Matryoshka:
     """The loss, as it would be named alone."""
     dims: tuple[int, ...] = (64, 128)
     """Widths of the prefixes; the full width counts besides."""
-    weight: float = 1.0
-    """Factor on the loss, for where several add up."""
 
     def __post_init__(self) -> None:
         if not self.dims or any(dim < 1 for dim in self.dims):
@@ -93,7 +91,7 @@ class Matryoshka:
             shorter = _prefix(local, dim)
             whole = shorter if world is local else _prefix(world, dim)
             losses.append(self.inner(shorter, whole, rows, scale, bias))
-        return self.weight * torch.stack(losses).mean()
+        return torch.stack(losses).mean()
 
 
 def _prefix(pairs: Pairs, dim: int) -> Pairs:

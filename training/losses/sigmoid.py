@@ -39,8 +39,6 @@ class Sigmoid:
 
     see: Literal["all", "own"] = "all"
     """The hard captions that an image is asked about: those of all pairs, or only of its own."""
-    weight: float = 1.0
-    """Factor on the loss, for where several add up."""
 
     def __call__(
         self,
@@ -71,13 +69,13 @@ class Sigmoid:
             tiles = Tiles(float(scale.detach()), local.group, past.group, ceiling=past.ceiling)
             loss = loss + answered(local.image, past.text, scale, bias, tiles)
             loss = loss + answered(local.text, past.image, scale, bias, tiles)
-        return self.weight * loss
+        return loss
 
 
 def _of_the_batch(
     local: Pairs, world: Pairs, rows: Tensor, scale: Tensor, bias: Tensor
 ) -> Float[Tensor, ""]:
-    tiles = Tiles(float(scale.detach()), local.group, world.group, first_own=int(rows[0]))
+    tiles = Tiles.of_batch(local, world, rows, scale)
     image, text = extremes_of(local)
     if local.text is world.text:
         loss = answered(local.image, world.text, scale, bias, tiles, (image, text))

@@ -44,8 +44,6 @@ class Uniformity:
     """Weight of the uniformity of images among texts."""
     t: float = 2.0
     """Sharpness of the Gaussian potential, above 0."""
-    weight: float = 1.0
-    """Factor on the loss, for where several add up."""
 
     def __post_init__(self) -> None:
         if not self.t > 0:
@@ -76,7 +74,7 @@ class Uniformity:
             loss = loss + self.in_modal * spread / 2
         if self.cross_modal:
             loss = loss + self.cross_modal * self._spread(image, text, world)
-        return self.weight * loss
+        return loss
 
     def _spread(
         self, features: Float[Tensor, "world dim"], others: Float[Tensor, "world dim"], world: Pairs

@@ -39,8 +39,6 @@ class Weighted:
 
     frozen: Literal["image", "text"] = "image"
     """The modality whose tower is frozen, and whose features can be trusted."""
-    weight: float = 1.0
-    """Factor on the loss, for where several add up."""
 
     def __call__(
         self,
@@ -66,10 +64,10 @@ class Weighted:
             (getattr(world, learnt), getattr(world, frozen).detach(), world.group),
             scale,
         )
-        tiles = Tiles(float(scale.detach()), local.group, world.group, first_own=int(rows[0]))
+        tiles = Tiles.of_batch(local, world, rows, scale)
         seen = log_sums(getattr(local, learnt), getattr(world, frozen), scale, tiles, (1.0,))
         plain = F.softplus(seen.negatives[0] - seen.own, threshold=40)
-        return self.weight * (weighted.mean() + plain.mean().to(weighted.dtype)) / 2
+        return (weighted.mean() + plain.mean().to(weighted.dtype)) / 2
 
 
 def _weighted(
