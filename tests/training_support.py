@@ -11,7 +11,14 @@ from tests_support import pairs
 
 from data_pipelines.shards import write_shards
 from vlp import cli
-from vlp.types import Sample
+from vlp.types import Batch, Sample
+
+VIT = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
+    "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1},
+}
+"""Two tiny transformers, without batch norm."""
 
 
 def colours(folder: Path, count: int, first: int = 0) -> Path:
@@ -55,3 +62,16 @@ def rows(run: Path) -> list[dict]:
 
 def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def batch(count: int, **more) -> Batch:
+    """Return pictures and captions of noise for ``VIT``; two pairs have the group of another."""
+    random = torch.Generator().manual_seed(1)
+    return Batch(
+        images=torch.randint(0, 256, (count, 3, 32, 32), generator=random, dtype=torch.uint8),
+        tokens=torch.randint(1, 1000, (count, 12), generator=random),
+        keys=[str(number) for number in range(count)],
+        group=torch.arange(count) % (count - 2),
+        seed=torch.randint(0, 2**62, (count,), generator=random),
+        **more,
+    )

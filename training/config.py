@@ -47,15 +47,18 @@ class DataConfig:
     """Share of bad samples above which the run stops."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """What is changed about training pictures."""
+    image_views: int = 1
+    """Crops of each picture, for losses that take more than one."""
+    text_views: int = 1
+    """Captions drawn for each pair, for losses that take more than one."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise UserError(
                 f"The batch size is {self.batch_size}; a contrastive loss needs at least 2 pairs."
             )
-        if self.workers < 0 or self.lanes < 1:
-            name, least = ("workers", 0) if self.workers < 0 else ("lanes", 1)
-            raise UserError(f"data.{name} is {getattr(self, name)}. Write {least} or more.")
+        least = {"workers": 0, "lanes": 1, "image_views": 1, "text_views": 1}
+        _check_least(self, least, prefix="data.")
         is_fitting = len(self.weights) in (0, len(self.shards))
         if not is_fitting or not all(0 < weight < math.inf for weight in self.weights):
             raise UserError(
@@ -91,6 +94,13 @@ class ModelConfig:
     """Side of the pictures in pixels; position embeddings are resized."""
     context_length: int | None = None
     """Tokens per caption; position embeddings are resized."""
+    patch_dropout: float | None = None
+    """Share of a picture's patches left out in training, as in FLIP, such as 0.5: those of a
+    picture follow from its seed. None: the architecture's own, mostly 0."""
+
+    def __post_init__(self) -> None:
+        if self.patch_dropout is not None and not 0 <= self.patch_dropout < 1:
+            raise UserError(f"model.patch-dropout is {self.patch_dropout}. Write 0 up to below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +151,25 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loss: str = "softmax"
-    """A loss of ``training/losses``, such as ``sigmoid`` or ``"softmax(label_smoothing=0.1)"``."""
+    loss: tuple[str, ...] | str = ("softmax",)
+    """Losses of ``training/losses``, such as ``sigmoid`` or ``"softmax(label_smoothing=0.1)"``.
+    Several add up, each by its weight: ``softmax "uniformity(weight=0.1)"``."""
+    image_piece: int = 0
+    """Pictures that a process encodes at a time; 0: all of its batch. Smaller pieces need less
+    memory and a third more time, and the gradient stays that of the whole batch."""
+    text_piece: int = 0
+    """Captions that a process encodes at a time; 0: all of its batch."""
+    memory: int = 0
+    """Pairs of past steps that are more negatives, such as 65536; kept after the warm-up. They are
+    stale, as the encoder of their step saw them (XBM), unless memory-momentum is given."""
+    memory_top: int = 0
+    """Of the past pairs, only as many as are most similar to the batch; 0: all."""
+    memory_ceiling: float | None = None
+    """Cosine to an image or a caption above which the other half of a past pair is its
+    near-duplicate and no negative of it, such as 0.95."""
+    memory_momentum: float = 0.0
+    """Share of its own weights, such as 0.999, that a second encoder keeps in a step, which past
+    pairs then come from (MoCo): one more forward pass. 0: the trained encoder alone."""
     length: str = "1 epochs"
     """The recipe's length, where none of steps, samples and epochs is given."""
     steps: int | None = None
@@ -174,9 +201,13 @@ class TrainConfig:
         unit, amount = self._length()
         if not 0 < amount < math.inf:
             raise UserError(f"The length is {amount} {unit}. Write one above 0.")
-        for name in ("log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}. Write 1 or more.")
+        _check_least(self, {"log_every": 1, "save_every": 1})
+        _check_least(self, {"image_piece": 0, "text_piece": 0, "memory": 0, "memory_top": 0})
+        self._check_memory()
+        if isinstance(self.loss, str):  # as a recipe may have it
+            object.__setattr__(self, "loss", (self.loss,))
+        if not self.loss:
+            raise UserError("There is no loss. Write --loss softmax.")
 
     def num_steps(self, num_samples: int | None) -> int:
         """Return the length in steps for a set of this many samples; None: not known.
@@ -197,6 +228,16 @@ class TrainConfig:
         warmup = self.optimizer.warmup
         return round(warmup * steps) if warmup < 1 else int(warmup)
 
+    def _check_memory(self) -> None:
+        if not 0 <= self.memory_momentum < 1:
+            raise UserError(
+                f"memory_momentum is {self.memory_momentum}. Write 0 up to below 1, as 0.999."
+            )
+        options = ("memory_top", "memory_ceiling", "memory_momentum")
+        given = [name for name in options if getattr(self, name)]
+        if given and not self.memory:
+            raise UserError(f"{given[0]} needs past pairs. Write --memory 65536, too.")
+
     def _length(self) -> tuple[str, float]:
         for unit in ("steps", "samples", "epochs"):
             amount = getattr(self, unit)
@@ -206,3 +247,9 @@ class TrainConfig:
         if not match:
             raise UserError(f'The length is {self.length!r}. Write it as "30 epochs".')
         return match[2], float(match[1])
+
+
+def _check_least(config: object, least: dict[str, int], prefix: str = "") -> None:
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise UserError(f"{prefix}{name} is {getattr(config, name)}. Write {value} or more.")

@@ -19,8 +19,8 @@ from vlp.types import Pairs
 def gather(local: Pairs) -> tuple[Pairs, Int64[Tensor, "batch"]]:
     """Return the pairs of every process in rank order, and the rows that are this process's.
 
-    Features and views carry gradients to the process that made them; group, seed, teacher and past
-    do not.
+    Features, views and hard captions carry gradients to the process that made them; groups, seed
+    and teacher do not. The past is the same on every process, and is not gathered.
     """
     num_pairs = len(local.image)
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
@@ -32,11 +32,15 @@ def gather(local: Pairs) -> tuple[Pairs, Int64[Tensor, "batch"]]:
         group=_gather(local.group),
         seed=_gather(local.seed),
     )
-    if local.views is not None:
-        views = _GatherRows.apply(local.views.transpose(0, 1).contiguous())  # [world, views, dim]
-        world = world._replace(views=views.transpose(0, 1))
+    for name in ("views", "text_views"):
+        views = getattr(local, name)
+        if views is not None:
+            views = _GatherRows.apply(views.transpose(0, 1).contiguous())  # [world, views, dim]
+            world = world._replace(**{name: views.transpose(0, 1)})
     if local.hard_text is not None:
         world = world._replace(hard_text=_GatherRows.apply(local.hard_text))
+    if local.hard_group is not None:
+        world = world._replace(hard_group=_gather(local.hard_group))
     if local.teacher is not None:
         image, text = local.teacher
         world = world._replace(teacher=(_gather(image), _gather(text)))

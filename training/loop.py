@@ -10,24 +10,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, hash63
 from data_pipelines.sources import find_shards
 from training.config import TrainConfig
-from training.gather import gather
 from training.log import RunLog, note
 from training.schedule import learning_rate
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.state import TrainState, restore, save
+from training.step import over_processes, take_step
 from training.validation import validate
 from vlp.checkpoint import list_checkpoints, paths_of
 from vlp.console import progress, say, speaking
-from vlp.encoder import Encoding
 from vlp.errors import UserError
 from vlp.output import check_output, read_record, remove_output, write_json, write_record
-from vlp.types import Batch, Pairs
 
 FREE_TO_CHANGE = (
     "data.workers",
@@ -38,6 +35,8 @@ FREE_TO_CHANGE = (
     "keep.every",
     "keep.best",
     "validate_every",
+    "image_piece",
+    "text_piece",
 )
 """Fields that a run may go on with other values of: they change nothing of what is trained."""
 FAULTS = "faults.json"
@@ -69,12 +68,13 @@ def _train(
     accelerator.wait_for_everyone()
 
     plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
-    state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, identity)
+    state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, parts.memory, identity)
     restore(state, out)
     parts.loader.take_up(state.ledger)
     encoder, optimizer = accelerator.prepare(state.encoder, state.optimizer)
     encoder.train()
     steps = config.num_steps(plan.num_samples)
+    warmup_steps = config.warmup_steps(steps)
     _announce(config, parts, state, steps)
 
     log = RunLog(out, state.step, is_main=is_main)
@@ -85,23 +85,22 @@ def _train(
         while state.step < steps:
             with log.waiting():
                 batch = next(batches)
+            is_logged = _is_due(config.log_every, state.step + 1, steps)
+            memory = state.memory if state.step >= warmup_steps else None
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
             rate = _set_learning_rate(optimizer, config, state.step, steps)
-            loss, encoding = _forward(encoder, _to(batch, accelerator.device), parts)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(encoder.parameters(), _clip(config))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            _limit_scale(parts)
+            values = take_step(
+                accelerator, encoder, optimizer, batch, parts, memory=memory, is_watched=is_logged
+            )
             state.step += 1
             state.samples_seen += config.data.batch_size
             log.count(config.data.batch_size)
             advance(1)
 
-            if state.step % config.log_every == 0 or state.step == steps:
+            if is_logged:
                 parts.loader.share(gather_object)
-                values = _values(accelerator, loss, encoding, norm) | {"learning_rate": rate}
-                figures |= log.row(state, values | log.speed() | parts.loader.speed())
+                whole = over_processes(accelerator, values) | {"learning_rate": rate}
+                figures |= log.row(state, whole | log.speed() | parts.loader.speed())
                 _check_finite(figures["loss"], state)
                 log.line(state.step, steps, figures)
                 advance(0, note(figures))
@@ -114,14 +113,6 @@ def _train(
     log.close()
     accelerator.end_training()
     return _report(out, parts, state, figures) if is_main else None
-
-
-def _forward(encoder: torch.nn.Module, batch: Batch, parts: Parts) -> tuple[Tensor, Encoding]:
-    """Return the loss of this process's pairs among everyone's, in fp32 whatever the precision."""
-    encoding = encoder(batch.images, batch.tokens)
-    local = Pairs(encoding.image.float(), encoding.text.float(), batch.group, batch.seed)
-    world, rows = gather(local)
-    return parts.loss(local, world, rows, encoding.scale, encoding.bias), encoding
 
 
 def _check_out(out: Path, config: TrainConfig, *, overwrite: bool) -> bool:
@@ -167,23 +158,14 @@ def _claim(out: Path, config: TrainConfig, *, overwrite: bool) -> None:
 def _announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -> None:
     count = sum(p.numel() for p in parts.encoder.parameters())
     say(
-        f"Training {config.model.name} ({count / 1e6:.1f} M parameters) with {config.loss} on "
-        f"{_amount(parts.loader.reader.plan)} of {' '.join(config.data.shards)}: {steps} steps of "
-        f"{config.data.batch_size}."
+        f"Training {config.model.name} ({count / 1e6:.1f} M parameters) with "
+        f"{' + '.join(config.loss)} on {_amount(parts.loader.reader.plan)} of "
+        f"{' '.join(config.data.shards)}: {steps} steps of {config.data.batch_size}."
     )
     if config.data.weights:
         _announce_mix(config, parts, steps)
     if state.step:
         say(f"Going on from step {state.step}, {state.samples_seen} samples seen.")
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    moved = {
-        name: value.to(device, non_blocking=True)
-        for name, value in batch._asdict().items()
-        if isinstance(value, Tensor)
-    }
-    return batch._replace(**moved)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:
@@ -201,27 +183,6 @@ def _set_learning_rate(optimizer: Any, config: TrainConfig, step: int, steps: in
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
-
-
-def _clip(config: TrainConfig) -> float:
-    return config.optimizer.clip_norm or float("inf")
-
-
-@torch.no_grad()
-def _limit_scale(parts: Parts) -> None:
-    parts.encoder.logit_scale.clamp_(max=torch.tensor(parts.loss.max_scale).log().item())
-
-
-def _values(
-    accelerator: Accelerator, loss: Tensor, encoding: Encoding, norm: Tensor | None
-) -> dict[str, Any]:
-    values = {
-        "loss": accelerator.reduce(loss.detach(), "mean"),
-        "grad_norm": norm,
-        "scale": encoding.scale,
-        "bias": encoding.bias,
-    }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _is_due(every: int, step: int, steps: int) -> bool:

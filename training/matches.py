@@ -3,23 +3,45 @@
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from training.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
 
-OPTIONAL = ("views", "hard_text", "teacher", "past")
+NO_GROUP = -1
+"""The group of a hard caption that is of none."""
+
+OPTIONAL = ("views", "text_views", "hard_text", "teacher", "past")
 
 
-def same_group(local: Pairs, world: Pairs) -> Bool[Tensor, "batch world"]:
-    """Return where a local pair and a pair of the world match."""
-    return local.group[:, None] == world.group[None, :]
+def hard_captions(pairs: Pairs) -> tuple[Float[Tensor, "hard dim"], Int64[Tensor, "hard"]]:
+    """Return all hard captions of the pairs, pair by pair, and the group that each would be of."""
+    assert pairs.hard_text is not None
+    texts = pairs.hard_text.flatten(0, 1)  # [batch * hard, dim]
+    if pairs.hard_group is None:
+        return texts, torch.full((len(texts),), NO_GROUP, device=texts.device)
+    return texts, pairs.hard_group.flatten()
 
 
-def own(rows: Int64[Tensor, "batch"], num_pairs: int) -> Bool[Tensor, "batch world"]:
-    """Return where a local pair meets itself in the world."""
-    return rows[:, None] == torch.arange(num_pairs, device=rows.device)[None, :]
+def own_hard_captions(
+    local: Pairs,
+) -> tuple[Float[Tensor, "batch hard"], Bool[Tensor, "batch hard"]]:
+    """Return the cosines of images to their own hard captions, and which are left out."""
+    texts, groups = hard_captions(local)
+    image, texts = in_full_precision(local.image, texts)
+    texts = texts.unflatten(0, (len(image), -1))  # [batch, hard, dim]
+    cosines = (texts * image[:, None]).sum(2)  # [batch, hard]
+    return cosines, groups.view(len(image), -1) == local.group[:, None]
+
+
+def other_matches(
+    group: Int64[Tensor, "rows"], world_group: Int64[Tensor, "world"], rows: Int64[Tensor, "rows"]
+) -> Bool[Tensor, "rows world"]:
+    """Return where pairs meet others of their group: all matches but their own pair."""
+    own = rows[:, None] == torch.arange(len(world_group), device=rows.device)
+    return (group[:, None] == world_group) & ~own
 
 
 def refuse_fields(loss: object, pairs: Pairs, takes: Iterable[str] = ()) -> None:
@@ -28,3 +50,22 @@ def refuse_fields(loss: object, pairs: Pairs, takes: Iterable[str] = ()) -> None
         if getattr(pairs, name) is not None and name not in takes:
             kind = type(loss).__name__.lower()
             raise UserError(f"The loss {kind} cannot use {name}. Choose a loss that takes it.")
+
+
+def mean_over_kept(
+    anchors: Float[Tensor, "batch dim"],
+    others: Float[Tensor, "world dim"],
+    local: Pairs,
+    world: Pairs,
+    rows: Int64[Tensor, "batch"],
+) -> Float[Tensor, "batch"]:
+    """Return the mean cosine of each anchor to its own pair and the pairs of other groups.
+
+    A mean of products is a product with a mean, so this takes sums over groups and no similarities.
+    """
+    anchors, others = in_full_precision(anchors, others)
+    _, places, sizes = world.group.unique(return_inverse=True, return_counts=True)
+    sums = others.new_zeros(len(sizes), others.shape[1]).index_add(0, places, others)
+    mine = places[rows]
+    kept = others.sum(0) - sums[mine] + others[rows]  # [batch, dim]
+    return (anchors * kept).sum(1) / (len(others) - sizes[mine] + 1)

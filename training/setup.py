@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, zip_longest
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,24 +19,30 @@ from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
 from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
+from training.accumulate import Pieces, refuse_batch_norm
 from training.config import DataConfig, ModelConfig, TrainConfig
+from training.memory import Memory
+from training.objective import Objective, build_objective, warn_of_scales
 from training.schedule import parameter_groups
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
-from vlp.spec import build
+from vlp.types import Pairs, Past
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run; only the encoder changes while it lasts."""
+    """The parts of a run; only the encoder, the optimizer and the memory change while it lasts."""
 
     validation: ShardSet | None
     loader: Loader
     encoder: DualEncoder
     optimizer: torch.optim.Optimizer
-    loss: Any
-    """A part of ``training/losses``."""
+    clip_norm: float
+    """Largest norm of the whole gradient; 0 leaves it as it is."""
+    objective: Objective
+    pieces: Pieces
+    memory: Memory | None
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -94,13 +99,18 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     """
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
-    loss = build("training.losses", config.loss)
+    objective = build_objective(config.loss)
+    if accelerator.is_main_process:
+        warn_of_scales(objective)
     sources, plan = open_sources(config.data, config.seed)
     if accelerator.is_main_process:
         warn_of_small_cache(sources, plan)
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
-    encoder = build_encoder(config.model, loss).to(accelerator.device)
+    encoder = build_encoder(config.model, objective).to(accelerator.device)
+    pieces = Pieces(config.image_piece, config.text_piece)
+    refuse_batch_norm(encoder, pieces)
+    _check_fields(objective, config, encoder.dim)
     reader = Reader(
         sources=sources,
         plan=plan,
@@ -111,6 +121,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         seed=config.seed,
         group=config.data.group,
         label_key=config.data.label_key,
+        image_views=config.data.image_views,
+        text_views=config.data.text_views,
         is_scaled=config.data.scaled_decode,
     )
     loader = Loader(
@@ -120,7 +132,16 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         workers=config.data.workers,
         max_bad=config.data.max_bad,
     )
-    return Parts(validation, loader, encoder, _optimizer(encoder, config), loss)
+    return Parts(
+        validation,
+        loader,
+        encoder,
+        _optimizer(encoder, config),
+        config.optimizer.clip_norm,
+        objective,
+        pieces,
+        _memory(encoder, config),
+    )
 
 
 def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
@@ -160,10 +181,10 @@ def open_validation(source: str) -> ShardSet:
     return shards
 
 
-def build_encoder(model: ModelConfig, loss: Any) -> DualEncoder:
-    """Return the encoder that a run starts from, with the scale and bias that its loss wants.
+def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:
+    """Return the encoder that a run starts from, with the scale and bias that its losses want.
 
-    An encoder that comes whole and was trained with the same kind of loss keeps its own.
+    An encoder that comes whole and was trained with the same kind of losses keeps its own.
     """
     source = find_model(model.name, model.weights)
     encoder = create_encoder(
@@ -174,10 +195,11 @@ def build_encoder(model: ModelConfig, loss: Any) -> DualEncoder:
         text_weights=model.text_weights,
         image_size=model.image_size,
         context_length=model.context_length,
+        patch_dropout=model.patch_dropout,
     )
-    is_same_kind = encoder.is_sigmoid == (loss.start_bias is not None)
+    is_same_kind = encoder.is_sigmoid == (objective.start_bias is not None)
     if source.weights is None or not is_same_kind:
-        encoder.set_logits(loss.start_scale, loss.start_bias)
+        encoder.set_logits(objective.start_scale, objective.start_bias)
     return encoder
 
 
@@ -190,3 +212,32 @@ def _optimizer(encoder: DualEncoder, config: TrainConfig) -> torch.optim.Optimiz
         eps=options.epsilon,
         fused=True,  # 6 times as fast as the loop over parameters, on CPU too
     )
+
+
+def _memory(encoder: DualEncoder, config: TrainConfig) -> Memory | None:
+    if not config.memory:
+        return None
+    return Memory(
+        encoder,
+        config.memory,
+        top=config.memory_top,
+        ceiling=config.memory_ceiling,
+        momentum=config.memory_momentum,
+    )
+
+
+def _check_fields(objective: Objective, config: TrainConfig, dim: int) -> None:
+    """Let the losses see two pairs with all fields that a batch will have.
+
+    What one cannot use it says when it is called: better now than after the first batch.
+    """
+    features, numbers = torch.eye(2, dim), torch.arange(2)
+    pairs = Pairs(features, features, numbers, numbers)
+    if config.data.image_views > 1:
+        pairs = pairs._replace(views=features[None])
+    if config.data.text_views > 1:
+        pairs = pairs._replace(text_views=features[None])
+    if config.memory:
+        pairs = pairs._replace(past=Past(features, features, numbers))
+    bias = None if objective.start_bias is None else torch.zeros(())
+    objective(pairs, pairs, numbers, torch.ones(()), bias)

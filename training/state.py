@@ -9,6 +9,7 @@ from torch import Tensor
 
 from training.checkpoints import new_checkpoint, newest, remove_old
 from training.config import KeepConfig
+from training.memory import Memory
 from vlp.checkpoint import load_weights, save_encoder
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError, first_line
@@ -24,6 +25,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     """Of fp16: its scale grows and shrinks with the run."""
+    memory: Memory | None = None
+    """Of past features."""
     data: str = ""
     """Identity of the plan: a run goes on only with the data that it began with."""
     step: int = 0
@@ -45,6 +48,7 @@ def save(state: TrainState, run: Path, keep: KeepConfig) -> None:
         "data": state.data,
         "ledger": state.ledger,
         "scaler": state.scaler.state_dict() if state.scaler else None,
+        "memory": state.memory.state_dict() if state.memory else None,
     }
     weights = state.encoder.state_dict()
     with new_checkpoint(run, state.step, num_bytes([content, weights])) as part:
@@ -64,6 +68,8 @@ def restore(state: TrainState, run: Path) -> bool:
         state.optimizer.load_state_dict(content["optimizer"])
         if state.scaler and content["scaler"]:
             state.scaler.load_state_dict(content["scaler"])
+        if state.memory:
+            state.memory.load_state_dict(content["memory"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(
             f"Cannot go on from the checkpoint {saved} ({first_line(error)}). Remove it to go on "

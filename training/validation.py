@@ -7,6 +7,7 @@ from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.plan import hash63
 from data_pipelines.shards import ShardSet
 from eval.run import run_evaluators
+from training.objective import Objective
 from training.setup import Parts
 from vlp.encoder import DualEncoder
 from vlp.spec import build
@@ -22,12 +23,12 @@ def validate(parts: Parts, validation: ShardSet) -> dict[str, float]:
     encoded = encode_shards(encoder, validation)
     retrieval = run_evaluators(encoder, encoded, [build("eval.evaluators", "retrieval")])
     encoder.train()
-    loss = validation_loss(encoder, encoded, parts.loss)
+    loss = validation_loss(encoder, encoded, parts.objective)
     return {f"validation/{name}": value for name, value in {"loss": loss, **retrieval}.items()}
 
 
 @torch.no_grad()
-def validation_loss(encoder: DualEncoder, encoded: EncodedSet, loss: object) -> float:
+def validation_loss(encoder: DualEncoder, encoded: EncodedSet, objective: Objective) -> float:
     """Return the mean loss over batches of 256 in the order of the shards.
 
     The rest below a full batch is left out, unless it is all there is.
@@ -35,10 +36,12 @@ def validation_loss(encoder: DualEncoder, encoded: EncodedSet, loss: object) -> 
     count = len(encoded.samples)
     size = min(BATCH_SIZE, count)
     group = torch.tensor([hash63(caption_key(sample.text)) for sample in encoded.samples])
-    scale, bias = (None if x is None else x.cpu() for x in encoder()[2:])
+    encoding = encoder()
+    scale, bias = encoding.scale.cpu(), encoding.bias
+    bias = None if bias is None else bias.cpu()
     losses = []
     for start in range(0, count - size + 1, size):
         part = slice(start, start + size)
         pairs = Pairs(encoded.image[part], encoded.text[part], group[part], group[part])
-        losses.append(loss(pairs, pairs, torch.arange(size), scale, bias))  # type: ignore[operator]
+        losses.append(objective(pairs, pairs, torch.arange(size), scale, bias))
     return torch.stack(losses).mean().item()

@@ -1,9 +1,9 @@
 """The dual encoder: an image tower, a text tower, a logit scale and bias, and their preprocessing.
 
 With weights.py and tokenizer.py the door to open_clip, and through it to timm and transformers. An
-encoder is built
-from a config of open_clip's own form, ``{"model_cfg": ..., "preprocess_cfg": ...}``, so that
-whatever open_clip can build can be trained here, and what is trained here loads there.
+encoder is built from a config of open_clip's own form, ``{"model_cfg": ..., "preprocess_cfg":
+...}``, so that whatever open_clip can build can be trained here, and what is trained here loads
+there.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
 from open_clip.factory import _get_hf_config, get_model_config
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import pil_to_tensor
 
 from vlp.errors import UserError, first_line, nearest
+from vlp.patch_dropout import drop_patches
 from vlp.tokenizer import Tokenizer, create_tokenizer
 from vlp.weights import load_both, load_tower, or_user_error
 
@@ -73,6 +74,8 @@ class DualEncoder(nn.Module):
         self.config = {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess}
         self.transform = _pixels_only(image_transform_v2(PreprocessCfg(**preprocess), False))
         self.tokenizer = tokenizer
+        share = config["model_cfg"]["vision_cfg"].get("patch_dropout")
+        self.patch_dropout = drop_patches(self.visual, share) if share else None
         for name in ("mean", "std"):
             value = torch.tensor(preprocess[name]).reshape(3, 1, 1) * 255
             self.register_buffer(f"pixel_{name}", value, persistent=False)
@@ -81,14 +84,20 @@ class DualEncoder(nn.Module):
         self,
         images: UInt8[Tensor, "images 3 height width"] | None = None,
         tokens: Int[Tensor, "texts length"] | None = None,
+        seed: Int64[Tensor, "images"] | None = None,
     ) -> Encoding:
-        """Encode images, texts or both. The only way in, so that DDP's and FSDP's hooks run."""
+        """Encode images, texts or both. The only way in, so that DDP's and FSDP's hooks run.
+
+        The patches that training leaves out follow from each picture's ``seed``.
+        """
         image = text = None
         if images is not None:
-            image = F.normalize(self.visual(self._normalise(images)).float(), dim=-1)
+            if self.patch_dropout is not None:
+                self.patch_dropout.seed = seed
+            image = _unit_rows(self.visual(self._normalise(images)))
         if tokens is not None:
             with _attention(tokens):
-                text = F.normalize(self.text(tokens).float(), dim=-1)
+                text = _unit_rows(self.text(tokens))
         bias = None if self.logit_bias is None else self.logit_bias.squeeze(0)
         return Encoding(image, text, self.logit_scale.squeeze(0).exp(), bias)
 
@@ -115,8 +124,9 @@ class DualEncoder(nn.Module):
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias).to(device))
 
     def _normalise(self, images: Tensor) -> Tensor:
-        images = images.to(torch.float32, memory_format=torch.channels_last)
-        return images.sub_(self.pixel_mean).div_(self.pixel_std)  # type: ignore[arg-type]
+        mean, std = self.pixel_mean, self.pixel_std
+        images = images.to(mean.dtype, memory_format=torch.channels_last)  # type: ignore[arg-type]
+        return images.sub_(mean).div_(std)  # type: ignore[arg-type]
 
 
 def architectures() -> list[str]:
@@ -165,6 +175,7 @@ def create_encoder(
     text_weights: str | None = None,
     image_size: int | None = None,
     context_length: int | None = None,
+    patch_dropout: float | None = None,
     folder: Path | None = None,
 ) -> DualEncoder:
     """Build an encoder. Weights that are not given are random.
@@ -178,6 +189,7 @@ def create_encoder(
         text_weights: ``hf`` for the Hugging Face tower's own weights, or an open_clip checkpoint.
         image_size: Side of the pictures in pixels; position embeddings are resized to it.
         context_length: Tokens per caption; position embeddings are resized to it.
+        patch_dropout: Share of a picture's patches left out in training; None: the config's.
         folder: A checkpoint folder with the text tower's Hugging Face config and tokenizer.
 
     Raises:
@@ -189,6 +201,8 @@ def create_encoder(
         vision["image_size"] = image_size
     if context_length:
         text["context_length"] = context_length
+    if patch_dropout is not None:
+        vision["patch_dropout"] = patch_dropout
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = image_weights == "timm"
     if "hf_model_name" in text:
@@ -238,6 +252,11 @@ def save_text_files(encoder: DualEncoder, folder: Path) -> None:
         config.save_pretrained(folder)
 
 
+def _unit_rows(features: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Return rows of length 1, in fp32 at least."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
 def _attention(tokens: Tensor) -> contextlib.AbstractContextManager:
     """Leave out the CPU's flash kernel for short rows.
 
@@ -256,6 +275,7 @@ def _open_clip_config(name: str) -> dict[str, Any] | None:
 def _build(model_cfg: dict[str, Any], folder: Path | None) -> open_clip.CustomTextCLIP:
     options = copy.deepcopy(model_cfg)
     options.pop("custom_text", None)
+    options["vision_cfg"].pop("patch_dropout", None)  # ours takes its place
     text = options["text_cfg"]
     if "hf_model_name" in text and folder and (folder / "config.json").is_file():
         text["hf_model_name"] = str(folder)

@@ -35,6 +35,20 @@ class Batch(NamedTuple):
     """More views of each picture, where asked for."""
     text_views: Int[Tensor, "views batch length"] | None = None
     """More captions of each pair, where asked for."""
+    hard_tokens: Int[Tensor, "batch hard length"] | None = None
+    """Captions that nearly fit each picture, where asked for."""
+    hard_group: Int64[Tensor, "batch hard"] | None = None
+    """The group that each hard caption would be of; -1: of none."""
+
+
+class Past(NamedTuple):
+    """Features of earlier steps, without gradients: the same on every process."""
+
+    image: Float[Tensor, "past dim"]
+    text: Float[Tensor, "past dim"]
+    group: Int64[Tensor, "past"]
+    ceiling: float | None = None
+    """Cosine above which one is a near-duplicate of its anchor, and left out."""
 
 
 class Pairs(NamedTuple):
@@ -48,12 +62,15 @@ class Pairs(NamedTuple):
     """More image features of each pair."""
     hard_text: Float[Tensor, "batch hard dim"] | None = None
     """Captions that nearly fit: extra columns of image-to-text, never anchors."""
+    hard_group: Int64[Tensor, "batch hard"] | None = None
+    """The group that each hard caption would be of, as it may be the caption of another pair; -1
+    for none. It is no negative of a pair of that group."""
     teacher: tuple[Float[Tensor, "batch wide"], Float[Tensor, "batch wide"]] | None = None
     """A frozen model's features of the same images and texts."""
-    past: (
-        tuple[Float[Tensor, "past dim"], Float[Tensor, "past dim"], Int64[Tensor, "past"]] | None
-    ) = None
-    """Image features, text features and groups of earlier steps, as more negatives."""
+    past: Past | None = None
+    """Pairs of earlier steps, as more negatives."""
+    text_views: Float[Tensor, "text_views batch dim"] | None = None
+    """Features of more captions of each pair."""
 
 
 class Hit(NamedTuple):

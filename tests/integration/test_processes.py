@@ -4,19 +4,101 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from training_support import colours, one_thread, rows, spoil, train, weights
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+from training_support import VIT, batch, colours, one_thread, rows, spoil, train, weights
 
 from data_pipelines.plan import Plan, Row, hash63
+from training.accumulate import Pieces, average_gradients, encode, without_reduction
+from training.gather import gather
+from training.objective import build_objective
+from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
+from vlp.types import Batch, Past
 
-VIT = {
-    "embed_dim": 32,
-    "vision_cfg": {"layers": 1, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 32},
-    "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1},
+COUNT = 12
+LOSSES = ["hard_negative(beta=0.5)", "sigmoid(weight=0.5)"]
+"""Of the kinds that take hard captions and past features."""
+
+
+def towers() -> DualEncoder:
+    torch.manual_seed(0)
+    encoder = create_encoder({"model_cfg": VIT}, patch_dropout=0.5)
+    encoder.set_logits(10.0, -10.0)
+    return encoder.double().train()
+
+
+def some(whole: Batch, part: torch.Tensor) -> Batch:
+    """Return the pairs of a process."""
+    own = {
+        name: value[:, part] if name.endswith("views") else value[part]
+        for name, value in whole._asdict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    return whole._replace(**own, keys=[whole.keys[row] for row in part.tolist()])
+
+
+def whole_batch() -> Batch:
+    hard = batch(2 * COUNT).tokens.unflatten(0, (COUNT, 2))
+    return batch(COUNT, hard_tokens=hard, hard_group=torch.arange(2 * COUNT).view(COUNT, 2))
+
+
+def gradients(encoder, own: Batch, pieces: Pieces) -> dict[str, torch.Tensor]:
+    """Return the gradient of every parameter, averaged over processes where there are several."""
+    past = torch.nn.functional.normalize(torch.eye(20, 16, dtype=torch.float64) + 0.1, dim=-1)
+    is_several = pieces.are_several(own)
+    with without_reduction(encoder) if is_several else nullcontext():
+        local, encoding = encode(encoder, own, pieces)
+        local = local._replace(past=Past(past, past, torch.arange(20)))
+        world, part = gather(local)
+        build_objective(LOSSES)(local, world, part, encoding.scale, encoding.bias).backward()
+    if is_several:
+        average_gradients(encoder.parameters())
+    return {name.removeprefix("module."): p.grad for name, p in encoder.named_parameters()}
+
+
+def one_rank(rank: int, processes: int, folder: str) -> None:
+    store = dist.FileStore(f"{folder}/store", processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    part = torch.arange(COUNT).chunk(processes)[rank]
+    found = {}
+    for pieces in (Pieces(), Pieces(2, 3), Pieces(0, 2), Pieces(1, 0)):
+        encoder = DistributedDataParallel(towers())
+        found[tuple(pieces)] = gradients(encoder, some(whole_batch(), part), pieces)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_parameter_has_the_gradient_of_the_whole_batch_in_pieces_too(processes, tmp_path):
+    wanted = gradients(towers(), whole_batch(), Pieces())
+    # fork: a spawned process would have to import this file by name, and tests are no package.
+    mp.start_processes(one_rank, (processes, str(tmp_path)), nprocs=processes, start_method="fork")
+    for rank in range(processes):
+        for found in torch.load(tmp_path / f"{rank}.pt").values():
+            assert found.keys() == wanted.keys()
+            for name, gradient in wanted.items():
+                least = 1e-9 * gradient.abs().max().item()
+                torch.testing.assert_close(found[name], gradient, atol=least, rtol=0, msg=name)
+
+
+CASES = {
+    "softmax": (["--loss", "softmax"], []),
+    "sigmoid": (["--loss", "sigmoid"], []),
+    "pieces": (
+        ["--loss", "softmax", "uniformity(weight=0.1)", "--model.patch-dropout", "0.5"],
+        ["--image-piece", "3", "--text-piece", "5"],
+    ),
+    "memory in pieces": (
+        ["--memory", "40", "--memory-top", "30", "--memory-momentum", "0.5"],
+        ["--image-piece", "4"],
+    ),
 }
 
 
@@ -32,32 +114,32 @@ def launch(processes: int, out, shards, *options: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_of_gloo_train_as_one_process_does(loss, processes, tmp_path):
+@pytest.mark.parametrize(
+    ("case", "processes"),
+    [
+        ("softmax", 2),
+        ("sigmoid", 3),
+        *(("pieces", processes) for processes in (1, 2, 3)),
+        ("memory in pieces", 2),
+    ],
+)
+def test_processes_of_gloo_train_as_one_process_does(case, processes, tmp_path):
     data = colours(tmp_path / "shards", 96)
-    options = [
-        "--loss",
-        loss,
-        "--steps",
-        "3",
-        "--optimizer.clip-norm",
-        "0.5",
-        "--precision",
-        "fp32",
-    ]
+    options, pieces = CASES[case]
+    options = [*options, "--steps", "3", "--optimizer.clip-norm", "0.5", "--precision", "fp32"]
+    options += ["--optimizer.warmup", "1"]
     # Without batch norm: its statistics are those of a process, in every data-parallel trainer.
     (tmp_path / "vit.json").write_text(json.dumps(VIT))
     options += ["--model.name", str(tmp_path / "vit.json")]
     train(tmp_path / "one", data, *options)
     options += ["--data.batch-size", "24", "--log-every", "1"]
-    ran = launch(processes, tmp_path / "many", data, *options)
+    ran = launch(processes, tmp_path / "many", data, *options, *pieces)
     assert ran.returncode == 0, ran.stderr
     one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
     for name in one:
         torch.testing.assert_close(many[name], one[name], atol=2e-5, rtol=1e-4)
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "many"), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow

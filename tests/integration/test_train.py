@@ -38,9 +38,12 @@ def test_four_colours_are_learned(loss, data, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_a_run_that_goes_on_equals_one_that_never_stopped(data, tmp_path):
-    train(tmp_path / "whole", data, "--steps", "12", "--save-every", "5")
-    options = ["--steps", "12", "--save-every", "5"]
+@pytest.mark.parametrize(
+    "memory", [[], ["--memory", "60", "--memory-momentum", "0.9", "--optimizer.warmup", "2"]]
+)
+def test_a_run_that_goes_on_equals_one_that_never_stopped(memory, data, tmp_path):
+    options = ["--steps", "12", "--save-every", "5", *memory]
+    train(tmp_path / "whole", data, *options)
     argv = [sys.executable, "-c", STOP_AT_STEP_8, "train", "toy", "--out", str(tmp_path / "cut")]
     argv += ["--data.shards", str(data), "--data.batch-size", "24", "--log-every", "1", *options]
     stopped = subprocess.run(argv, capture_output=True, text=True, env=one_thread())
@@ -102,15 +105,15 @@ def test_the_ledger_of_a_run_that_goes_on_is_that_of_one_that_never_stopped(
 STOP_AT_STEP_8 = """
 import os, sys, torch
 torch.set_num_threads(1)
-from training import loop
-limit = loop._limit_scale
+from training import step
+limit = step._limit_scale
 steps = []
 def stop(parts):
     limit(parts)
     steps.append(0)
     if len(steps) == 8:
         os._exit(9)
-loop._limit_scale = stop
+step._limit_scale = stop
 from vlp.cli import main
 main(sys.argv[1:])
 """
@@ -314,3 +317,38 @@ def test_keep_lists_go_with_their_sources(data, tmp_path):
         train(tmp_path / "drawn", data, "--steps", "2", "--data.keep", kept, "--data.resample")
     with pytest.raises(UserError, match=r"is named twice"):
         train(tmp_path / "twice", data, "--steps", "2", *twice)
+
+
+def test_losses_that_add_up_are_logged_by_name_with_what_the_batch_showed(data, tmp_path):
+    train(tmp_path / "run", data, "--steps", "2", "--loss", "softmax", "uniformity(weight=0.1)")
+    for row in rows(tmp_path / "run"):
+        total = row["loss/softmax"] + 0.1 * row["loss/uniformity"]
+        assert row["loss"] == pytest.approx(total)
+        assert 0 <= row["batch/accuracy/image_to_text"] <= 1
+        assert row["batch/non_match/min"] <= row["batch/non_match/mean"]
+
+
+def test_past_pairs_wait_for_the_warmup_and_are_more_negatives(data, tmp_path):
+    for name, options in (("with", ["--memory", "48"]), ("without", [])):
+        train(tmp_path / name, data, "--steps", "6", "--optimizer.warmup", "3", *options)
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("with", "without")]
+    assert losses[0][:4] == losses[1][:4], "the first step after the warm-up fills the memory"
+    assert losses[0][4] > losses[1][4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.image-views", "2"], "softmax cannot use views"),
+        (["--data.text-views", "2"], "softmax cannot use text_views"),
+        (["--loss", "uniformity", "--memory", "8"], "uniformity cannot use past"),
+        (["--image-piece", "8"], "image tower has batch norm"),
+        (["--model.patch-dropout", "0.5"], "ResNet has no patches"),
+    ],
+)
+def test_what_the_loss_or_the_tower_cannot_do_is_refused_before_the_run(
+    options, message, data, tmp_path
+):
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "run", data, *options)
+    assert not (tmp_path / "run").exists()

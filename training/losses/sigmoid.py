@@ -1,13 +1,18 @@
 """Every image-text pair is a yes-or-no question of its own."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.matches import refuse_fields, same_group
+from training.diagnostics import extremes_of, note_batch
+from training.log_sums import log_sums
+from training.matches import hard_captions, own_hard_captions, refuse_fields
+from training.questions import answered
+from training.tiles import Tiles
 from vlp.errors import UserError
 from vlp.types import Pairs
 
@@ -19,16 +24,21 @@ class Sigmoid:
     loss_i = -sum_j log sigmoid( z_ij (s x_i.y_j + b) ),  z_ij = 1 for a match, else -1
 
     Pairs of the same group are matches: each question has its own answer, so several may be yes.
-    Features that cannot be told apart give log 2 + (N - 1) log 2 at scale 0 and bias 0.
+    Hard captions are questions to images, past texts to images and past images to texts, all
+    answered no; those of the anchor's group are not asked. Features that cannot be told apart give
+    log 2 + (N - 1) log 2 at scale 0 and bias 0.
 
     Source: SigLIP (Zhai et al. 2023, arXiv:2303.15343, section 3.2 and algorithm 1). Takes: image,
-    text, group.
+    text, group, hard_text, past.
     """
 
     start_scale: ClassVar[float] = 10.0
     # 1 pair in N is a match: from a bias of 0, the first steps would only learn that.
     start_bias: ClassVar[float | None] = -10.0
     max_scale: ClassVar[float] = 100.0
+
+    see: Literal["all", "own"] = "all"
+    """The hard captions that an image is asked about: those of all pairs, or only of its own."""
 
     def __call__(
         self,
@@ -47,9 +57,49 @@ class Sigmoid:
             scale: Factor on the cosines.
             bias: Added to the scaled cosines.
         """
-        refuse_fields(self, local)
+        refuse_fields(self, local, takes=("hard_text", "past"))
         if bias is None:
             raise UserError("The loss sigmoid needs an encoder with a bias; this one has none.")
-        logits = scale * local.image @ world.text.T + bias  # [batch, world]
-        signs = 2.0 * same_group(local, world) - 1.0  # [batch, world]
-        return -F.logsigmoid(signs * logits).sum(dim=1).mean()
+        loss = _of_the_batch(local, world, rows, scale, bias)
+        if local.hard_text is not None:
+            find = _own_hard_captions if self.see == "own" else _all_hard_captions
+            loss = loss + find(local, world, scale, bias)
+        if local.past is not None:
+            past = local.past
+            tiles = Tiles(float(scale.detach()), local.group, past.group, ceiling=past.ceiling)
+            loss = loss + answered(local.image, past.text, scale, bias, tiles)
+            loss = loss + answered(local.text, past.image, scale, bias, tiles)
+        return loss
+
+
+def _of_the_batch(
+    local: Pairs, world: Pairs, rows: Tensor, scale: Tensor, bias: Tensor
+) -> Float[Tensor, ""]:
+    tiles = Tiles.of_batch(local, world, rows, scale)
+    image, text = extremes_of(local)
+    if local.text is world.text:
+        loss = answered(local.image, world.text, scale, bias, tiles, (image, text))
+    else:
+        loss = answered(local.image, world.text, scale, bias, tiles, (image,))
+        if text is not None:  # this loss has no need of the other direction, but who watches has
+            with torch.no_grad():
+                log_sums(local.text, world.image, scale, tiles, (), text)
+    note_batch(image, text, tiles.scale, world)
+    return loss
+
+
+def _all_hard_captions(
+    local: Pairs, world: Pairs, scale: Tensor, bias: Tensor
+) -> Float[Tensor, ""]:
+    texts, groups = hard_captions(world)
+    return answered(
+        local.image, texts, scale, bias, Tiles(float(scale.detach()), local.group, groups)
+    )
+
+
+def _own_hard_captions(
+    local: Pairs, world: Pairs, scale: Tensor, bias: Tensor
+) -> Float[Tensor, ""]:
+    cosines, left_out = own_hard_captions(local)
+    values = F.softplus(scale * cosines + bias, threshold=40)
+    return values.masked_fill(left_out, 0).sum(1).mean()

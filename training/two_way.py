@@ -1,0 +1,162 @@
+"""Losses that ask each image for its text and each text for its image, on log-sum-exps alone.
+
+Softmax, hard negatives, decoupled and multi-positive differ in ten lines: a formula of an anchor's
+own similarity and of the log-sum-exps over its negatives. What the negatives are is settled here.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from training.diagnostics import extremes_of, note_batch
+from training.log_sums import EMPTY, LogSums, log_sums, log_sums_both_ways
+from training.matches import hard_captions, own_hard_captions, refuse_fields
+from training.tiles import Tiles, full_dtype
+from vlp.errors import UserError
+from vlp.types import Pairs
+
+
+class Direction(NamedTuple):
+    """One direction of a batch: what each anchor sees, and of what."""
+
+    own: Float[Tensor, "batch"]
+    """Scaled similarity to the anchor's own pair."""
+    negatives: dict[float, Float[Tensor, "batch"]]
+    """By power: log sum_j exp(power * s_ij) over the negatives; EMPTY without any."""
+    anchors: Float[Tensor, "batch dim"]
+    others: Float[Tensor, "world dim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoWay(ABC):
+    """A mean over pairs of two terms, image to text and text to image.
+
+    Negatives of an anchor are the pairs of other groups, the hard captions of other groups (of
+    images only) and the past features of other groups that are no near-duplicates of it.
+    """
+
+    start_scale: ClassVar[float] = 1 / 0.07
+    start_bias: ClassVar[float | None] = None
+    max_scale: ClassVar[float] = 100.0
+
+    see: Literal["all", "own"] = "all"
+    """The hard captions that an image is compared with: those of all pairs (NegCLIP), or only those
+    of its own."""
+    image_to_text: float = 0.5
+    """Weight of image to text, in [0, 1]; text to image has the rest."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.image_to_text <= 1:
+            raise UserError(f"image_to_text is {self.image_to_text}. Write a weight from 0 to 1.")
+
+    def __call__(
+        self,
+        local: Pairs,
+        world: Pairs,
+        rows: Int64[Tensor, "batch"],
+        scale: Float[Tensor, ""],
+        bias: Float[Tensor, ""] | None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of this process's pairs against the pairs of every process.
+
+        Args:
+            local: This process's pairs.
+            world: The pairs of every process, in rank order.
+            rows: The row of ``world`` that each local pair is.
+            scale: Factor on the cosines.
+            bias: Not taken: a softmax does not change with it.
+        """
+        refuse_fields(self, local, takes=("hard_text", "past"))
+        image, text = self._directions(local, world, rows, scale)
+        image_to_text = self.per_anchor(image, local, world, rows, scale)
+        text_to_image = self.per_anchor(text, local, world, rows, scale)
+        weighted = self.image_to_text * image_to_text + (1 - self.image_to_text) * text_to_image
+        return weighted.mean().to(full_dtype(local.image))
+
+    @property
+    def powers(self) -> tuple[float, ...]:
+        """The powers of exp(similarity) whose sums the formula needs."""
+        return (1.0,)
+
+    @abstractmethod
+    def per_anchor(
+        self,
+        seen: Direction,
+        local: Pairs,
+        world: Pairs,
+        rows: Int64[Tensor, "batch"],
+        scale: Float[Tensor, ""],
+    ) -> Float[Tensor, "batch"]:
+        """Return the term of each anchor in one direction."""
+
+    def _directions(
+        self, local: Pairs, world: Pairs, rows: Tensor, scale: Tensor
+    ) -> tuple[Direction, Direction]:
+        image, text = _of_the_batch(local, world, rows, scale, self.powers)
+        hard, past_texts, past_images = [], [], []
+        if local.hard_text is not None:
+            find = _own_hard_captions if self.see == "own" else _all_hard_captions
+            hard = [find(local, world, scale, self.powers)]
+        if local.past is not None:
+            past_texts = [_past(local.image, local.past.text, local, scale, self.powers)]
+            past_images = [_past(local.text, local.past.image, local, scale, self.powers)]
+        return (
+            self._joined(image, [*hard, *past_texts], local.image, world.text),
+            self._joined(text, past_images, local.text, world.image),
+        )
+
+    def _joined(
+        self, batch: LogSums, more: list[Tensor], anchors: Tensor, others: Tensor
+    ) -> Direction:
+        total = batch.negatives
+        for sums in more:
+            total = torch.logaddexp(total, sums)
+        negatives = dict(zip(self.powers, total, strict=True))
+        return Direction(batch.own, negatives, anchors, others)
+
+
+def _of_the_batch(
+    local: Pairs, world: Pairs, rows: Tensor, scale: Tensor, powers: tuple[float, ...]
+) -> tuple[LogSums, LogSums]:
+    """Return the sums over the pairs of every process; in one sweep where this is the only one."""
+    tiles = Tiles.of_batch(local, world, rows, scale)
+    image_sees, text_sees = sees = extremes_of(local)
+    if local.image is world.image and local.text is world.text:
+        image, text = log_sums_both_ways(local.image, local.text, scale, tiles, powers, sees)
+    else:
+        image = log_sums(local.image, world.text, scale, tiles, powers, image_sees)
+        text = log_sums(local.text, world.image, scale, tiles, powers, text_sees)
+    note_batch(image_sees, text_sees, tiles.scale, world)
+    return image, text
+
+
+def _all_hard_captions(
+    local: Pairs, world: Pairs, scale: Tensor, powers: tuple[float, ...]
+) -> Float[Tensor, "powers batch"]:
+    """Return the sums of images over the hard captions of every pair."""
+    texts, groups = hard_captions(world)
+    tiles = Tiles(float(scale.detach()), local.group, groups)
+    return log_sums(local.image, texts, scale, tiles, powers).negatives
+
+
+def _own_hard_captions(
+    local: Pairs, world: Pairs, scale: Tensor, powers: tuple[float, ...]
+) -> Float[Tensor, "powers batch"]:
+    """Return the sums of images over their own hard captions."""
+    cosines, left_out = own_hard_captions(local)
+    logits = scale * cosines.double()
+    sums = [(power * logits).masked_fill(left_out, EMPTY).logsumexp(1) for power in powers]
+    return torch.stack(sums)
+
+
+def _past(
+    anchors: Tensor, past: Tensor, local: Pairs, scale: Tensor, powers: tuple[float, ...]
+) -> Float[Tensor, "powers batch"]:
+    """Return the sums of anchors over past features of the other modality."""
+    assert local.past is not None
+    tiles = Tiles(float(scale.detach()), local.group, local.past.group, ceiling=local.past.ceiling)
+    return log_sums(anchors, past, scale, tiles, powers).negatives
