@@ -17,9 +17,9 @@ from data_pipelines.plan import Plan, hash63
 from data_pipelines.sources import find_shards
 from data_pipelines.tally import Tally
 from training.config import TrainConfig
+from training.freezing import StagedEncoder
 from training.gather import gather
 from training.log import RunLog, note
-from training.schedule import learning_rate
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.state import TrainState, restore, save
 from training.validation import validate
@@ -69,8 +69,8 @@ def _train(
     plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
     state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, identity)
     restore(state, out)
-    encoder, optimizer = accelerator.prepare(state.encoder, state.optimizer)
-    encoder.train()
+    staged = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
+    optimizer = accelerator.prepare(state.optimizer)
     steps = config.num_steps(plan.num_samples)
     _announce(config, parts, state, steps)
 
@@ -83,7 +83,8 @@ def _train(
             with log.waiting():
                 batch = next(batches)
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
-            rate = _set_learning_rate(optimizer, config, state.step, steps)
+            encoder = staged.at(state.samples_seen)
+            rate = _set_learning_rate(optimizer, parts.course.rate(state.samples_seen))
             loss, encoding = _forward(encoder, _to(batch, accelerator.device), parts)
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(encoder.parameters(), _clip(config))
@@ -168,6 +169,8 @@ def _announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) 
         f"{_amount(parts.loader.reader.plan)} of {' '.join(config.data.shards)}: {steps} steps of "
         f"{config.data.batch_size}."
     )
+    for line in parts.course.lines():
+        say(line)
     if config.data.weights:
         _announce_mix(config, parts, steps)
     if state.step:
@@ -188,15 +191,9 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return hash63(f"{seed} {step} {process}")
 
 
-def _set_learning_rate(optimizer: Any, config: TrainConfig, step: int, steps: int) -> float:
-    rate = learning_rate(
-        step,
-        peak=config.optimizer.learning_rate,
-        warmup_steps=config.warmup_steps(steps),
-        steps=steps,
-    )
+def _set_learning_rate(optimizer: Any, rate: float) -> float:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     return rate
 
 

@@ -9,7 +9,7 @@ def toy() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="tiny"),
         data=DataConfig(batch_size=128, workers=1),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.1, weight_decay=0.1),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup="10%", weight_decay=0.1),
         length="13 epochs",
     )
 
@@ -37,7 +37,7 @@ def emoji() -> TrainConfig:
                 outline=0.5,
             ),
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.05),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup="5%", weight_decay=0.05),
         length="45 epochs",
         save_every=500,
     )
@@ -48,7 +48,7 @@ def vit_b32_softmax() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="ViT-B-32"),
         data=DataConfig(batch_size=32768, workers=8),
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup=2000, weight_decay=0.2),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup="2000 steps", weight_decay=0.2),
         length="32 epochs",
     )
 
@@ -60,7 +60,7 @@ def vit_b16_sigmoid() -> TrainConfig:
         data=DataConfig(
             batch_size=32768, workers=8, augmentation=Augmentation(scale=(0.9, 1.0), flip=0.5)
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05, weight_decay=1e-4, beta2=0.95),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup="5%", weight_decay=1e-4, beta2=0.95),
         loss="sigmoid",
         length="9000000000 samples",
     )

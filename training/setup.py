@@ -20,7 +20,9 @@ from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
 from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.config import DataConfig, ModelConfig, TrainConfig
-from training.schedule import parameter_groups
+from training.groups import parameter_groups
+from training.optimizers import build_optimizer
+from training.schedule import Course, plan_course
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
@@ -37,6 +39,8 @@ class Parts:
     optimizer: torch.optim.Optimizer
     loss: Any
     """A part of ``training/losses``."""
+    course: Course
+    """Learning rate and stages."""
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -95,6 +99,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     loss = build("training.losses", config.loss)
     sources, plan = open_sources(config.data, config.seed)
+    course = plan_course(config, config.run_length(plan.num_samples))
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, loss).to(accelerator.device)
@@ -117,7 +122,9 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         workers=config.data.workers,
         max_bad=config.data.max_bad,
     )
-    return Parts(validation, loader, encoder, _optimizer(encoder, config), loss)
+    groups = parameter_groups(encoder, config.optimizer, course.stages)
+    optimizer = build_optimizer(config.optimizer, groups)
+    return Parts(validation, loader, encoder, optimizer, loss, course)
 
 
 def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
@@ -176,14 +183,3 @@ def build_encoder(model: ModelConfig, loss: Any) -> DualEncoder:
     if source.weights is None or not is_same_kind:
         encoder.set_logits(loss.start_scale, loss.start_bias)
     return encoder
-
-
-def _optimizer(encoder: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer:
-    options = config.optimizer
-    return torch.optim.AdamW(
-        parameter_groups(encoder, options.weight_decay),
-        lr=options.learning_rate,
-        betas=(options.beta1, options.beta2),
-        eps=options.epsilon,
-        fused=True,  # 6 times as fast as the loop over parameters, on CPU too
-    )
