@@ -59,6 +59,5 @@ class StagedEncoder:
     def _wrap_again(self, wrapped: DistributedDataParallel) -> nn.Module:
         """Wrap anew: data parallelism waits for the gradients that it knew of when it was made."""
         wrapped._remove_autograd_hooks()
-        self._accelerator._models.remove(wrapped)
         encoder = self._accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         return self._accelerator.prepare(encoder)

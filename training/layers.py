@@ -10,7 +10,7 @@ from torch import nn
 from vlp.errors import UserError
 
 TOWERS = ("visual", "text")
-BLOCK = re.compile(r"^(?:.*?\.)??(?:resblocks|blocks?|layers?|h|layer(?=\d))\.?(\d+)(?:\.(\d+))?\.")
+BLOCK = re.compile(r"^(?:.*?\.)??(?:resblocks|blocks?|layers?|h)\.?(\d+)(?:\.(\d+))?\.")
 """``transformer.resblocks.3.``, ``encoder.layer.3.``, ``encoder.block.3.``, ``layer2.0.``."""
 EMBEDDING = re.compile(r"embed|shared|conv\d|bn\d|ln_pre|norm_pre|patch|stem")
 """What comes before the blocks, by name; anything else outside of them comes after."""

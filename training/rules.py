@@ -57,7 +57,7 @@ class Stage:
     """Patterns of what is not trained meanwhile, beside what the whole run freezes."""
     rate: float = 1.0
     """Factor on the learning rate of the whole run's schedule."""
-    warmup: Duration = Duration(0, "samples")  # noqa: RUF009  frozen
+    warmup: Duration = Duration(0, "%")  # noqa: RUF009  frozen
     """A linear rise from 0 at the start of the stage, beside the run's own."""
 
     @classmethod

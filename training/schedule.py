@@ -67,17 +67,20 @@ class Course:
 
     def lines(self) -> list[str]:
         """Return the course in words: the schedule, then the stages where there are several."""
-        plan, batch = self.schedule, self.schedule.batch_size
+        plan, steps = self.schedule, self._steps
         said = f"Learning rate: {plan.shape.replace('_', ' ')} from {plan.peak:g}"
         if plan.warmup:
-            said += f" after a warm-up of {plan.warmup / batch:,.4g} steps"
+            said += f" after a warm-up of {steps(plan.warmup)} steps"
         if plan.cooldown:
-            said += f", with a cool-down over the last {plan.cooldown / batch:,.4g} steps"
-        named = zip(self.starts, self.stages, strict=True)
-        return [
-            said + ".",
-            *(_told(start / batch, stage) for start, stage in named if stage.freeze),
-        ]
+            said += f", with a cool-down over the last {steps(plan.cooldown)} steps"
+        told = []
+        for start, stage in zip(self.starts, self.stages, strict=True):
+            frozen = f"{' '.join(stage.freeze)} frozen" if stage.freeze else "nothing more frozen"
+            told.append(f"From step {steps(start)}: {frozen}, learning rate x {stage.rate:g}.")
+        return [f"{said}.", *(told if len(told) > 1 or self.stages[0].freeze else [])]
+
+    def _steps(self, samples: float) -> str:
+        return f"{math.ceil(samples / self.schedule.batch_size):,}"
 
 
 def plan_course(config: TrainConfig, run: RunLength) -> Course:
@@ -122,7 +125,3 @@ def plan_schedule(options: OptimizerConfig, run: RunLength) -> Schedule:
 def _rise(samples: float, length: float) -> float:
     """Return how far a linear rise over ``length`` samples has come, in [0, 1]."""
     return min(1.0, max(0.0, samples) / length) if length else 1.0
-
-
-def _told(step: float, stage: Stage) -> str:
-    return f"From step {step:,.0f}: {' '.join(stage.freeze)} frozen."
