@@ -73,6 +73,8 @@ class Course:
             said += f" after a warm-up of {steps(plan.warmup)} steps"
         if plan.cooldown:
             said += f", with a cool-down over the last {steps(plan.cooldown)} steps"
+        if plan.warmup >= plan.total:
+            said += ", which is longer than the run"
         told = []
         for start, stage in zip(self.starts, self.stages, strict=True):
             frozen = f"{' '.join(stage.freeze)} frozen" if stage.freeze else "nothing more frozen"

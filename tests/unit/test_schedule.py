@@ -130,6 +130,12 @@ def test_stages_follow_each_other_by_samples_seen():
     ]
 
 
+def test_a_warmup_longer_than_the_run_is_told():
+    config = TrainConfig(steps=10, optimizer=OptimizerConfig(warmup="500 steps"))
+    (line,) = plan_course(config, config.run_length(None)).lines()
+    assert line.endswith("after a warm-up of 500 steps, which is longer than the run.")
+
+
 def test_a_stage_is_read_from_its_text():
     assert Stage.parse("rest") == Stage(length=None)
     assert Stage.parse("10%: freeze=visual,text[:-2] lr=0.1 warmup=20 steps") == Stage(
