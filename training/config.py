@@ -168,8 +168,9 @@ class TrainConfig:
     """A loss of ``training/losses``, such as ``sigmoid`` or ``"softmax(label_smoothing=0.1)"``."""
     stages: tuple[str, ...] = ()
     """Parts of the run, one after the other, that freeze what they name: ``"50%: freeze=visual"
-    "rest"`` trains both towers in the second half; ``lr=0.1`` is a factor on the learning rate and
-    ``warmup=2%`` a warm-up of the stage's own. None: one stage, that freezes nothing."""
+    "rest"`` trains both towers in the second half; ``lr=0.1`` is a factor on the learning rate,
+    ``warmup=2%`` a warm-up of the stage's own, ``size=112`` another side of the pictures.
+    None: one stage, that freezes nothing."""
     length: str = "1 epochs"
     """The recipe's length, where none of steps, samples and epochs is given."""
     steps: int | None = None

@@ -17,10 +17,10 @@ from data_pipelines.plan import Plan, hash63
 from data_pipelines.sources import find_shards
 from data_pipelines.tally import Tally
 from training.config import TrainConfig
-from training.freezing import StagedEncoder
 from training.gather import gather
 from training.log import RunLog, note
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
+from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.validation import validate
 from vlp.checkpoint import list_checkpoints, paths_of
@@ -76,7 +76,7 @@ def _train(
 
     log = RunLog(out, state.step, is_main=is_main)
     figures = log.figures
-    batches = parts.loader.batches(state.samples_seen)
+    batches = staged_batches(parts.loader, parts.course, state.samples_seen)
     with closing(batches), _ledger(parts.loader, out, is_main), progress(steps, "train") as advance:
         advance(state.step)
         while state.step < steps:

@@ -32,7 +32,7 @@ class GroupRule:
         Raises:
             UserError: It is no such text.
         """
-        pattern, _, rest = text.partition(":") if "[" not in text else _after_brackets(text)
+        pattern, rest = _at_colon(text)
         options = _options(rest, ("lr", "decay", "layer-decay", "freeze"), text)
         if not pattern.strip() or not options:
             raise UserError(f"Cannot read the group {text!r}. Write it as {RULE}.")
@@ -59,6 +59,8 @@ class Stage:
     """Factor on the learning rate of the whole run's schedule."""
     warmup: Duration = Duration(0, "%")  # noqa: RUF009  frozen
     """A linear rise from 0 at the start of the stage, beside the run's own."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; None: the image tower's own."""
 
     @classmethod
     def parse(cls, text: str) -> "Stage":
@@ -68,17 +70,21 @@ class Stage:
             UserError: It is no such text.
         """
         length, _, rest = text.partition(":")
-        options = _options(rest, ("freeze", "lr", "warmup"), text)
+        options = _options(rest, ("freeze", "lr", "warmup", "size"), text)
         factor = _factor(options, "lr", text)
         freeze = options.get("freeze", "").replace(",", " ").split()
         if "freeze" in options and not freeze:
             raise UserError(f"Cannot read the stage {text!r}: write what it freezes, as {STAGE}.")
+        size = options.get("size")
+        if size is not None and not (size.isdecimal() and int(size)):
+            raise UserError(f"Cannot read the stage {text!r}: size is a number of pixels.")
         is_rest = length.strip() == "rest"
         return cls(
             length=None if is_rest else Duration.parse(length, f"The length of stage {text!r}"),
             freeze=tuple(freeze),
             rate=1.0 if factor is None else factor,
             warmup=Duration.parse(options.get("warmup", "0%"), f"The warm-up of stage {text!r}"),
+            image_size=int(size) if size else None,
         )
 
 
@@ -101,14 +107,14 @@ def parse_stages(texts: tuple[str, ...]) -> tuple[Stage, ...]:
     return stages
 
 
-def _after_brackets(text: str) -> tuple[str, str, str]:
+def _at_colon(text: str) -> tuple[str, str]:
     """Split at the first colon outside of brackets: ``visual[:-2]: freeze``."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "[") - (letter == "]")
         if letter == ":" and not depth:
-            return text[:place], ":", text[place + 1 :]
-    return text, "", ""
+            return text[:place], text[place + 1 :]
+    return text, ""
 
 
 def _options(text: str, known: tuple[str, ...], whole: str) -> dict[str, str]:

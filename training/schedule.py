@@ -65,6 +65,10 @@ class Course:
         factor = self.stages[number].rate * _rise(inside, self.warmups[number])
         return factor * self.schedule.rate(samples_seen)
 
+    def image_size(self, samples_seen: float) -> int | None:
+        """Return the side of the pictures of that step; None: the image tower's own."""
+        return self.stages[self.stage_at(samples_seen)].image_size
+
     def lines(self) -> list[str]:
         """Return the course in words: the schedule, then the stages where there are several."""
         plan, steps = self.schedule, self._steps
@@ -78,8 +82,11 @@ class Course:
         told = []
         for start, stage in zip(self.starts, self.stages, strict=True):
             frozen = f"{' '.join(stage.freeze)} frozen" if stage.freeze else "nothing more frozen"
-            told.append(f"From step {steps(start)}: {frozen}, learning rate x {stage.rate:g}.")
-        return [f"{said}.", *(told if len(told) > 1 or self.stages[0].freeze else [])]
+            size = f", pictures of {stage.image_size}" if stage.image_size else ""
+            told.append(
+                f"From step {steps(start)}: {frozen}, learning rate x {stage.rate:g}{size}."
+            )
+        return [f"{said}.", *(told if self.stages != (Stage(length=None),) else [])]
 
     def _steps(self, samples: float) -> str:
         return f"{math.ceil(samples / self.schedule.batch_size):,}"

@@ -26,6 +26,7 @@ from training.schedule import Course, plan_course
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
+from vlp.picture_size import check_size
 from vlp.spec import build
 
 
@@ -103,6 +104,9 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, loss).to(accelerator.device)
+    for stage in course.stages:
+        if stage.image_size:
+            check_size(encoder.visual, stage.image_size)
     reader = Reader(
         sources=sources,
         plan=plan,

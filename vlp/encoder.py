@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import pil_to_tensor
 
 from vlp.errors import UserError, first_line, nearest
+from vlp.picture_size import encode_at_any_size
 from vlp.tokenizer import Tokenizer, create_tokenizer
 from vlp.weights import load_both, load_tower, or_user_error
 
@@ -85,7 +86,8 @@ class DualEncoder(nn.Module):
         """Encode images, texts or both. The only way in, so that DDP's and FSDP's hooks run."""
         image = text = None
         if images is not None:
-            image = F.normalize(self.visual(self._normalise(images)).float(), dim=-1)
+            pixels = self._normalise(images)
+            image = F.normalize(encode_at_any_size(self.visual, pixels).float(), dim=-1)
         if tokens is not None:
             with _attention(tokens):
                 text = F.normalize(self.text(tokens).float(), dim=-1)

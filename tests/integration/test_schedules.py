@@ -108,14 +108,39 @@ def test_a_mistake_is_told_before_there_is_a_run_folder(options, message, data, 
     assert not (tmp_path / "run").exists()
 
 
+VIT = {
+    "embed_dim": 32,
+    "vision_cfg": {"layers": 1, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 32},
+    "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def vit(tmp_path):
+    """Return an architecture without batch norms: their statistics are those of a process."""
+    (tmp_path / "vit.json").write_text(json.dumps(VIT))
+    return str(tmp_path / "vit.json")
+
+
+def test_small_pictures_then_full_ones_go_on_exactly(vit, data, tmp_path):
+    options = ["--model.name", vit, "--steps", "4", "--save-every", "1", "--keep", "9"]
+    options += ["--stages", "75%: size=16", "rest: lr=0.1", "--data.validation", str(data)]
+    train(tmp_path / "whole", data, *options)
+    assert at_step(tmp_path / "whole", 4)["visual.positional_embedding"].shape == (17, 64)
+    assert moved(tmp_path / "whole", 3, 4) == {"visual", "text", "logit_scale"}
+    for step in (2, 3):
+        shutil.copytree(tmp_path / "whole", tmp_path / f"cut{step}")
+        for folder in sorted((tmp_path / f"cut{step}" / "checkpoints").iterdir())[step:]:
+            shutil.rmtree(folder)
+        train(tmp_path / f"cut{step}", data, *options)
+        whole, cut = weights(tmp_path / "whole"), weights(tmp_path / f"cut{step}")
+        assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
 @pytest.mark.slow
-def test_two_processes_train_the_stages_as_one_does(data, tmp_path):
-    vit = {"layers": 1, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 32}
-    text = {"context_length": 12, "width": 32, "heads": 2, "layers": 1}
-    architecture = {"embed_dim": 32, "vision_cfg": vit, "text_cfg": text}
-    (tmp_path / "vit.json").write_text(json.dumps(architecture))
-    options = ["--steps", "6", "--precision", "fp32", "--model.name", str(tmp_path / "vit.json")]
-    options += STAGES
+def test_two_processes_train_the_stages_as_one_does(vit, data, tmp_path):
+    options = ["--steps", "6", "--precision", "fp32", "--model.name", vit]
+    options += [*STAGES[:-1], "rest: size=24"]
     train(tmp_path / "one", data, *options)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -37,7 +37,7 @@ def on_meta(name: str, bert) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_can_be_started(name, bert, capsys):
+def test_a_recipe_can_be_started(name, bert):
     config = RECIPES[name]()
     encoder = on_meta(config.model.name, bert)
     course = plan_course(config, config.run_length(PAIRS))
@@ -47,9 +47,8 @@ def test_a_recipe_can_be_started(name, bert, capsys):
     CaptionChoice.parse(config.data.captions)
     steps = config.num_steps(PAIRS)
     trained = sum(p.numel() for group in groups for p in group["params"])
-    with capsys.disabled():
-        print(f"\n{name}: {steps:,} steps of {config.data.batch_size:,}, {trained:,} numbers")
-        print("  " + "\n  ".join(course.lines()))
+    print(f"{name}: {steps:,} steps of {config.data.batch_size:,}, {trained:,} numbers trained")
+    print("  " + "\n  ".join(course.lines()))  # pytest -s shows it
     batch = config.data.batch_size
     rates = [course.rate(step * batch) for step in range(0, steps, max(1, steps // 1000))]
     assert max(rates) == pytest.approx(config.optimizer.learning_rate, rel=0.02)

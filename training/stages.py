@@ -1,13 +1,19 @@
-"""What a stage freezes takes no gradient and keeps its batch-norm statistics, bit for bit."""
+"""Stages at work: what is frozen keeps its batch-norm statistics, and pictures change size."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
 
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from data_pipelines.loader import Loader
 from training.config import OptimizerConfig
 from training.groups import frozen_names
 from training.schedule import Course
+from vlp.types import Batch
 
 
 def freeze(encoder: nn.Module, frozen: set[str]) -> None:
@@ -61,3 +67,16 @@ class StagedEncoder:
         wrapped._remove_autograd_hooks()
         encoder = self._accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         return self._accelerator.prepare(encoder)
+
+
+def staged_batches(loader: Loader, course: Course, samples_seen: int) -> Generator[Batch]:
+    """Yield the batches that follow, with pictures of each stage's size."""
+    reader = loader.reader
+    full = reader.image_size
+    while True:
+        side = course.image_size(samples_seen)
+        loader.reader = replace(reader, image_size=(side, side) if side else full)
+        with closing(loader.batches(samples_seen)) as batches:
+            while course.image_size(samples_seen) == side:
+                yield next(batches)
+                samples_seen += reader.plan.batch_size
