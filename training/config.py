@@ -105,7 +105,8 @@ class OptimizerConfig:
     """Peak, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant", "reciprocal_sqrt"] = "cosine"
     """After the warm-up: down to 0 along half a cosine or a line; as it is; or with the reciprocal
-    square root of the samples seen. The last two can go on for longer, and end in a cool-down."""
+    square root of the samples seen. The last two do not depend on the run's length until they cool
+    down."""
     warmup: str = "5%"
     """Linear rise from 0, such as ``"2000 steps"``, ``"1000000 samples"``, ``"1 epochs"``, ``"5%"``
     of the run."""

@@ -69,7 +69,7 @@ class Duration:
             "epochs": run.epoch,
             "%": run.samples / 100,
         }
-        return round(self.amount * (sizes[self.unit] or 0), 6)  # 55% of 960 is 528.0000000000001
+        return round(self.amount * (sizes[self.unit] or 0), 6)  # a stage begins at a step
 
     def __str__(self) -> str:
         """Return it as it is written."""
