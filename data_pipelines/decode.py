@@ -61,7 +61,7 @@ def training_views(
             shrink = 1
     else:
         pixels, shrink = decode_pixels(data, buffer=_buffer()), 1
-        height, width = pixels.shape[:2]
+        height, width, _ = pixels.shape
         boxes = [crop_box(width, height, options, rng) for rng in rngs]
     tick("decode")
     views = [_resized(pixels, box, size, shrink) for box in boxes]

@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from data_pipelines.ahead import map_ahead
 from data_pipelines.shards import ShardSet
 from data_pipelines.sources import relative_names
 from data_pipelines.tar_index import Entry, open_index
-from vlp.errors import UserError
+from data_pipelines.uids import UID, open_uids
+from vlp.console import say
+from vlp.errors import UserError, first_line
 
 FILE = "keep.parquet"
 MOST = 100
@@ -37,11 +40,21 @@ def read_copies(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
 
     Args:
         path: ``keep.parquet`` or the folder that holds it; ``copies`` may be left out for 1 each.
+            Or DataComp's ``.npy`` of uids, where one that stands twice is read twice.
         shards: The shards that the list was made of, wherever they are now.
 
     Raises:
-        UserError: The list cannot be read, or names samples that the shards do not hold.
+        UserError: The list cannot be read, or names samples that the shards do not hold; of uids
+            only if there is none, since many of DataComp's pictures are gone from the web.
     """
+    read_list = _copies_by_uid if path.endswith(".npy") else _copies_by_key
+    copies = read_list(path, shards)
+    if not any(own.any() for own in copies):
+        raise UserError(f"{path} keeps no sample at all.")
+    return copies
+
+
+def _copies_by_key(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
     wanted = _read(Path(path))
     total, copies = sum(map(len, wanted.values())), []
     for shard, name in zip(shards.shards, relative_names(shards.shards), strict=True):
@@ -53,9 +66,38 @@ def read_copies(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
             f"{path} keeps {len(missing)} of its {total} samples from shards that do not hold "
             f"them, such as {missing[0][1]} of {missing[0][0]}. Name the shards it was made of."
         )
-    if not any(own.any() for own in copies):
-        raise UserError(f"{path} keeps no sample at all.")
     return copies
+
+
+def _copies_by_uid(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
+    """Return how often each sample stands in a list of uids; of samples of one uid, the first."""
+    wanted, times = np.unique(_read_uids(Path(path)), return_counts=True)
+    if len(times) and times.max() > MOST:
+        raise UserError(f"{path} keeps a uid {times.max()} times. Write it at most {MOST} times.")
+    is_met, copies = np.zeros(len(wanted), bool), []
+    for uids, has_uid in map_ahead(open_uids, shards.shards):
+        own = np.zeros(len(uids), np.int64)
+        at = np.minimum(np.searchsorted(wanted, uids), max(0, len(wanted) - 1))
+        matches = np.flatnonzero(has_uid & (wanted[at] == uids)) if len(wanted) else []
+        for number in matches:
+            if not is_met[at[number]]:
+                is_met[at[number]], own[number] = True, times[at[number]]
+        copies.append(own)
+    say(f"{is_met.sum()} of the {len(wanted)} uids in {path} are in the shards.")
+    return copies
+
+
+def _read_uids(path: Path) -> np.ndarray:
+    try:
+        uids = np.load(path)
+        if uids.dtype != UID or uids.ndim != 1:
+            raise ValueError(f"it holds {uids.ndim} dimensions of {uids.dtype}")
+        return uids
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"Cannot read the keep-list {path}: {first_line(error)}. A list of uids is an array of "
+            f"one dimension of pairs, numpy's dtype \"u8,u8\", as DataComp's are."
+        ) from None
 
 
 def _read(path: Path) -> dict[str, dict[str, int]]:

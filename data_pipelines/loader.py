@@ -3,9 +3,11 @@
 import multiprocessing
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, count, zip_longest
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -13,18 +15,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.faults import Faults
+from data_pipelines.fetch_ahead import PARTS_AHEAD
 from data_pipelines.reader import Part, Reader
 from data_pipelines.sources import relative_names
 from data_pipelines.tally import Tally
 from vlp.errors import UserError, first_line
 from vlp.types import Batch
 
-PARTS_AHEAD = 2
-"""Batches that workers make ahead of use."""
 SLOTS = PARTS_AHEAD + 1
 """Batches of pictures that the memory shared with workers has room for: one is being copied."""
 FIRST_READS = 200
-"""Samples before the share of bad ones is judged."""
+"""Samples before the share of bad ones is judged while reading goes on."""
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Loader:
     max_bad: float = 0.05
     """Share of bad samples above which reading stops."""
     tally: Tally = field(default_factory=Tally)
-    """What was counted so far."""
+    """What was counted so far: here, and by the other processes until they last shared it."""
+    _unshared: Tally = field(default_factory=Tally)
     _recent: Tally = field(default_factory=Tally)
     _since: float = field(default_factory=time.perf_counter)
 
@@ -67,16 +69,49 @@ class Loader:
 
     def faults(self) -> Faults:
         """Return what was wrong in the headers and with the samples that were met so far."""
-        shards = [shard for source in self.reader.sources for shard in source.shards]
-        names = dict(zip(map(str, shards), relative_names(shards), strict=True))
         found = Faults()
         for source in self.reader.sources:
             found.merge(source.faults.as_dict())
         for _, headers in sorted(self.tally.headers.items()):
             found.merge(headers)
         for fault in sorted(self.tally.faults):
-            found.add(fault.reason, names[fault.shard], fault.key)
+            found.add(fault.reason, self._names[fault.shard], fault.key)
         return found
+
+    def ledger(self) -> dict[str, Any]:
+        """Return what was counted so far as plain data, for a checkpoint."""
+        return self.tally.as_record(self._names)
+
+    def take_up(self, ledger: dict[str, Any]) -> None:
+        """Go on counting where a run stopped, by the ledger of its checkpoint, if it has one."""
+        if ledger:
+            paths = {name: path for path, name in self._names.items()}
+            self.tally.add(Tally.from_record(ledger, paths))
+
+    def share(self, gather: Callable[[list[Tally]], list[Tally]]) -> None:
+        """Bring together what every process counted since this was last done, and judge it.
+
+        Args:
+            gather: Returns the lists of all processes as one, in their order.
+
+        Raises:
+            UserError: Too many samples are bad, on all processes alike.
+        """
+        for process, tally in enumerate(gather([self._unshared])):
+            if process != self.process:
+                self.tally.add(tally)
+        self._unshared = Tally()
+        self.judge()
+
+    def judge(self, *, first_reads: int = FIRST_READS) -> None:
+        """Raise UserError where too many are bad of what was read, if that is as much as this."""
+        bad, reads = self.tally.substituted, self.tally.reads
+        if reads >= first_reads and bad > self.max_bad * reads:
+            raise UserError(
+                f"{bad} of {reads} samples cannot be read ({self.faults().summary()}); at most "
+                f"{self.max_bad:.0%} may be. Mend the shards, or write --data.max-bad "
+                f"{min(1.0, bad / reads + 0.05):.2f}."
+            )
 
     def speed(self) -> dict[str, float]:
         """Return what reading took since last asked.
@@ -128,16 +163,17 @@ class Loader:
     def _checked(self, part: Part | UserError) -> Part:
         if isinstance(part, UserError):
             raise part
-        for tally in (self.tally, self._recent):
+        for tally in (self.tally, self._recent, self._unshared):
             tally.add(part.tally)
-        bad, reads = self.tally.substituted, self.tally.reads
-        if reads >= FIRST_READS and bad > self.max_bad * reads:
-            raise UserError(
-                f"{bad} of {reads} samples cannot be read ({self.faults().summary()}); at most "
-                f"{self.max_bad:.0%} may be. Mend the shards, or write --data.max-bad "
-                f"{min(1.0, bad / reads + 0.05):.2f}."
-            )
+        if self.num_processes == 1:  # several are judged together, when they share their counts
+            self.judge()
         return part
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """The name of each shard by its path."""
+        shards = [shard for source in self.reader.sources for shard in source.shards]
+        return dict(zip(map(str, shards), relative_names(shards), strict=True))
 
 
 class _Stream(IterableDataset):
@@ -172,8 +208,9 @@ class _Stream(IterableDataset):
 def _next(parts: Iterator[Part | UserError]) -> Part | UserError:
     try:
         return next(parts)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Traceback" in str(error):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        is_torn = not isinstance(error, RuntimeError)  # killed while it handed over a part
+        if not is_torn and ("DataLoader worker" not in str(error) or "Traceback" in str(error)):
             raise
         return UserError(
             f"A worker that reads samples was killed ({first_line(error)}). If memory, or "

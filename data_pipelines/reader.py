@@ -1,12 +1,9 @@
 """Places of the plan to parts of a batch: read, replaced where broken, decoded, tokenised."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +14,10 @@ from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice, Group, caption_key
 from data_pipelines.decode import training_views
 from data_pipelines.faults import SampleFault
-from data_pipelines.plan import VISIT, WINDOW, Place, Plan, Row, hash63, sample_seed
+from data_pipelines.fetch_ahead import FetchAhead
+from data_pipelines.plan import Place, Plan, Row, hash63, sample_seed
 from data_pipelines.shards import ShardSet, read
-from data_pipelines.sources import ensure, relative_names, url_of
+from data_pipelines.sources import relative_names
 from data_pipelines.tally import Fault, Tally
 from data_pipelines.tar_index import Entry, TarIndex, open_index
 from vlp.errors import UserError
@@ -33,8 +31,6 @@ TRIES_NEARBY = 20
 """Of these, draws from the same shard before any shard of its source will do."""
 INDEXES = 512
 """Indexes of shards that a worker keeps in memory: about 0.15 MB each for 1,000 samples."""
-FETCHES = 4
-"""Shards with URLs that a worker fetches at a time, ahead of use."""
 
 
 class Part(NamedTuple):
@@ -235,44 +231,6 @@ class Reader:
             for number, source in enumerate(self.sources)
         ]
 
-    def _fetch_ahead(self, positions: range) -> None:
-        """Start to fetch the shards of these positions, and those a window further on."""
-        if not self._is_remote:
-            return
-        ahead = range(
-            positions.start + self.plan.lanes * WINDOW,
-            positions.stop + self.plan.lanes * WINDOW,
-            positions.step,
-        )
-        for place in map(self.plan.place, [*positions, *ahead]):
-            shard = self.sources[place.source].shards[place.shard]
-            is_counted = isinstance(self.plan.rows[place.source], Row)
-            turn = place.epoch if is_counted else place.epoch // (self.plan.lanes * VISIT)
-            # Once in an epoch, since the cache may have made room for others meanwhile.
-            if self._fetched.get(shard, -1) < turn:
-                self._fetched[shard] = turn
-                self._wanted.put(shard)
-
     @cached_property
-    def _is_remote(self) -> bool:
-        return any(url_of(shard) for source in self.sources for shard in source.shards)
-
-    @cached_property
-    def _fetched(self) -> dict[Path, int]:
-        return {}
-
-    @cached_property
-    def _wanted(self) -> SimpleQueue:
-        """The shards to fetch; the threads that do end with the process, whatever is left."""
-        wanted = SimpleQueue()
-        for _ in range(FETCHES):
-            Thread(target=_fetch_each, args=(wanted,), daemon=True).start()
-        return wanted
-
-
-def _fetch_each(wanted: SimpleQueue) -> None:
-    while True:
-        shard = wanted.get()
-        with contextlib.suppress(Exception):  # met again, and told, where the shard is read
-            ensure(shard)
-            open_index(shard)
+    def _fetch_ahead(self) -> FetchAhead:
+        return FetchAhead(self.sources, self.plan)

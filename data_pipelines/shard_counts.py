@@ -1,6 +1,5 @@
 """How many samples each shard holds: as stated beside it, else counted once and kept on disk."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -16,8 +15,10 @@ from jaxtyping import Bool, Int64
 
 from data_pipelines.ahead import map_ahead
 from data_pipelines.faults import Faults
-from data_pipelines.sources import read_small, url_of
-from data_pipelines.tar_index import index_folder, open_index, origin
+from data_pipelines.fetch import read_small
+from data_pipelines.index_files import index_folder, save_table
+from data_pipelines.shard_cache import url_of
+from data_pipelines.tar_index import open_index, origin
 from vlp.console import progress
 from vlp.errors import UserError
 
@@ -169,14 +170,6 @@ def _load(path: Path) -> dict[str, Count]:
 
 
 def _save(known: dict[str, Count], path: Path) -> None:
-    """Write the counts for the next time; where nothing can be written, do without."""
     columns = zip(*known.values(), strict=True)
     table = pa.table({"shard": list(known), **dict(zip(Count._fields, columns, strict=True))})
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, part)
-        part.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    save_table(table, path)

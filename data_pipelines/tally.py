@@ -2,9 +2,12 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+COUNTS = ("reads", "substituted", "captions_cut")
 
 
 class Fault(NamedTuple):
@@ -33,6 +36,25 @@ class Tally:
     slowest: tuple[float, str] = (0.0, "")
     """Seconds of the slowest read, and its shard."""
     _since: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], shards: Mapping[str, str]) -> "Tally":
+        """Return what ``as_record`` wrote down, with the paths of shards by their names."""
+        return cls(
+            **{name: record[name] for name in COUNTS},
+            faults={
+                Fault(reason, shards[shard], key): None for reason, shard, key in record["faults"]
+            },
+            headers={shards[shard]: faults for shard, faults in record["headers"].items()},
+        )
+
+    def as_record(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Return all but times and bytes as plain data, with names of shards for their paths."""
+        return {
+            **{name: getattr(self, name) for name in COUNTS},
+            "faults": [(reason, names[shard], key) for reason, shard, key in self.faults],
+            "headers": {names[shard]: faults for shard, faults in self.headers.items()},
+        }
 
     def tick(self, stage: str) -> float:
         """Count the time since the last tick as this stage's, and return it."""

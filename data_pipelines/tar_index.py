@@ -4,14 +4,12 @@ The only file that reads tar headers. The index of ``a/000000.tar`` is beside it
 ``a/.index/000000.tar.parquet``, or in the cache where the folder is read-only.
 """
 
-import contextlib
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_ident
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -19,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.faults import Faults
-from data_pipelines.sources import cache_folder, ensure, url_of
+from data_pipelines.index_files import index_folder, save_table
+from data_pipelines.shard_cache import ensure, url_of
 from vlp.errors import UserError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 CAPTION_EXTENSIONS = ("txt", "json", "cls")
-FOLDER = ".index"
 ORIGIN = b"vlp_index"
 FORM = "2"
 """Of the index; another form is not read."""
@@ -136,19 +134,6 @@ def origin(shard: Path) -> str:
     return f"{FORM} {state.st_size} {state.st_mtime_ns}"
 
 
-def index_folder(shard: Path) -> Path:
-    """Return the folder of a shard's index: beside it, or in the cache where that is read-only."""
-    beside = shard.parent / FOLDER
-    if url_of(shard) or _is_writable(beside if beside.exists() else shard.parent):
-        return beside
-    return cache_folder() / FOLDER / beside.absolute().relative_to("/")
-
-
-def _is_writable(folder: Path) -> bool:
-    """Return whether a folder may be written to; root may, but respects one that nobody may."""
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
-
-
 def _build(shard: Path) -> TarIndex:
     faults = Faults()
     keys, starts, names, members = [], [0], [], []
@@ -184,7 +169,6 @@ def _load(path: Path, shard: Path) -> TarIndex | None:
 
 
 def _save(index: TarIndex, path: Path) -> None:
-    """Write an index for the next time; where nothing can be written, do without."""
     table = pa.table(
         {
             "sample": np.repeat(np.arange(len(index)), np.diff(index.starts)),
@@ -194,18 +178,7 @@ def _save(index: TarIndex, path: Path) -> None:
         }
     )
     told = {"origin": origin(index.shard), "keys": index.keys, "faults": index.faults.as_dict()}
-    part = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            table.replace_schema_metadata({ORIGIN: json.dumps(told)}),
-            part,
-            write_page_checksum=True,
-        )
-        part.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    save_table(table.replace_schema_metadata({ORIGIN: json.dumps(told)}), path)
 
 
 def _find_members(shard: Path, faults: Faults) -> dict[str, dict[str, Member]]:

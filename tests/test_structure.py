@@ -24,7 +24,7 @@ FAMILIES = {
 DOORS = {
     "webdataset": ("data_pipelines/shards.py",),
     "tarfile": ("data_pipelines/tar_index.py",),
-    "fsspec": ("data_pipelines/sources.py",),
+    "fsspec": ("data_pipelines/fetch.py",),
     "simplejpeg": ("data_pipelines/decode.py",),
     "open_clip": ("vlp/encoder.py", "vlp/tokenizer.py", "vlp/weights.py"),
     "timm": ("vlp/weights.py", "training/layers.py", "training/optimizers.py"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,15 @@ def colours(folder: Path, count: int, first: int = 0) -> Path:
         Sample(s.key, s.image, f"a {s.metadata['colour']} field", s.metadata)
         for s in pairs(first + count)[first:]
     ]
+    write_shards(samples, folder, samples_per_shard=50)
+    return folder
+
+
+def spoil(folder: Path, count: int, *, every: int) -> Path:
+    """Write shards in which every so many samples one has half an image."""
+    samples = pairs(count)
+    for number in range(0, count, every):
+        samples[number] = replace(samples[number], image=samples[number].image[:60])
     write_shards(samples, folder, samples_per_shard=50)
     return folder
 

@@ -21,8 +21,8 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """Share of each source in what is read; none: all samples are one pool."""
     keep: tuple[str, ...] = ()
-    """Keep-lists of `vlp filter --keep-list`, one for each of the shards: which samples are read,
-    and how often in an epoch."""
+    """Keep-lists of `vlp filter --keep-list`, or DataComp's ``.npy`` of uids, one for each of the
+    shards: which samples are read, and how often in an epoch."""
     resample: bool = False
     """Draw shards with replacement: nothing is counted first, and there are no epochs."""
     validation: str | None = None

@@ -15,7 +15,6 @@ from torch import Tensor
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, hash63
 from data_pipelines.sources import find_shards
-from data_pipelines.tally import Tally
 from training.config import TrainConfig
 from training.gather import gather
 from training.log import RunLog, note
@@ -39,6 +38,7 @@ FREE_TO_CHANGE = (
     "validate_every",
 )
 """Fields that a run may go on with other values of: they change nothing of what is trained."""
+FAULTS = "faults.json"
 
 
 def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -69,6 +69,7 @@ def _train(
     plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
     state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, identity)
     restore(state, out)
+    parts.loader.take_up(state.ledger)
     staged = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
     steps = config.num_steps(plan.num_samples)
@@ -76,8 +77,11 @@ def _train(
 
     log = RunLog(out, state.step, is_main=is_main)
     figures = log.figures
-    batches = staged_batches(parts.loader, parts.course, state.samples_seen)
-    with closing(batches), _ledger(parts.loader, out, is_main), progress(steps, "train") as advance:
+    with (
+        closing(staged_batches(parts.loader, parts.course, state.samples_seen)) as batches,
+        _ledger(parts.loader, out),
+        progress(steps, "train") as advance,
+    ):
         advance(state.step)
         while state.step < steps:
             with log.waiting():
@@ -97,6 +101,7 @@ def _train(
             advance(1)
 
             if state.step % config.log_every == 0 or state.step == steps:
+                parts.loader.share(gather_object)
                 values = _values(accelerator, loss, encoding, norm) | {"learning_rate": rate}
                 figures |= log.row(state, values | log.speed() | parts.loader.speed())
                 _check_finite(figures["loss"], state)
@@ -106,10 +111,9 @@ def _train(
                 if is_main:
                     figures |= log.row(state, validate(parts, parts.validation))
                 accelerator.wait_for_everyone()
-            if is_main and _is_due(config.save_every, state.step, steps):
-                save(state, out, keep=config.keep)
+            if _is_due(config.save_every, state.step, steps):
+                _save(state, parts.loader, out, keep=config.keep, is_main=is_main)
     log.close()
-    _share_counts(parts.loader)
     accelerator.end_training()
     return _report(out, parts, state, figures) if is_main else None
 
@@ -239,22 +243,27 @@ def _announce_mix(config: TrainConfig, parts: Parts, steps: int) -> None:
 
 
 @contextmanager
-def _ledger(loader: Loader, out: Path, is_main: bool) -> Iterator[None]:
-    """Write down what was wrong with the data although a run stops for it."""
+def _ledger(loader: Loader, out: Path) -> Iterator[None]:
+    """Write down what was wrong with the data although a run stops for it.
+
+    The process that fails knows what all had found at the last row of figures, and its own since.
+    """
     try:
         yield
-    except UserError:
-        if is_main:
-            write_json(out / "faults.json", loader.faults().as_dict())
+        loader.judge(first_reads=1)  # a run of few samples, too
+    except (UserError, KeyboardInterrupt):
+        if out.is_dir():  # of a run on several machines, another may not see it
+            write_json(out / FAULTS, loader.faults().as_dict())
         raise
 
 
-def _share_counts(loader: Loader) -> None:
-    """Bring together what every process counted while it read."""
-    whole = Tally()
-    for tally in gather_object([loader.tally]):
-        whole.add(tally)
-    loader.tally = whole
+def _save(state: TrainState, loader: Loader, out: Path, *, keep: int, is_main: bool) -> None:
+    """Write a checkpoint, which holds the ledger of the data too, and the ledger for people."""
+    loader.share(gather_object)
+    if is_main:
+        state.ledger = loader.ledger()
+        save(state, out, keep=keep)
+        write_json(out / FAULTS, loader.faults().as_dict())
 
 
 def _report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +271,6 @@ def _report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any])
     tally = loader.tally
     cut = tally.captions_cut / max(1, tally.reads)
     faults = loader.faults()
-    write_json(out / "faults.json", faults.as_dict())
     say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
     if cut:
         length = loader.reader.tokenizer.length

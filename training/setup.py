@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from data_pipelines.captions import CaptionChoice
+from data_pipelines.fetch_ahead import warn_of_small_cache
 from data_pipelines.keep_list import read_copies
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
@@ -101,6 +102,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     loss = build("training.losses", config.loss)
     sources, plan = open_sources(config.data, config.seed)
     course = plan_course(config, config.run_length(plan.num_samples))
+    if accelerator.is_main_process:
+        warn_of_small_cache(sources, plan)
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, loss).to(accelerator.device)

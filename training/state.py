@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,8 @@ class TrainState:
     """Identity of the plan: a run goes on only with the data that it began with."""
     step: int = 0
     samples_seen: int = 0
+    ledger: dict[str, Any] = field(default_factory=dict)
+    """What was counted of the data: faults and how much was read, see ``Loader.ledger``."""
 
 
 def save(state: TrainState, run: Path, *, keep: int) -> Path:
@@ -41,6 +44,7 @@ def save(state: TrainState, run: Path, *, keep: int) -> Path:
         "step": state.step,
         "samples_seen": state.samples_seen,
         "data": state.data,
+        "ledger": state.ledger,
         "scaler": state.scaler.state_dict() if state.scaler else None,
     }
     torch.save(content, part / STATE)
@@ -77,6 +81,7 @@ def restore(state: TrainState, run: Path) -> bool:
             f"the same, their samples are not. Bring the old ones back, or use --overwrite."
         )
     state.step, state.samples_seen = content["step"], content["samples_seen"]
+    state.ledger = content.get("ledger", {})
     return True
 
 

@@ -19,6 +19,8 @@ def contact_sheet(
 ) -> None:
     """Write a PNG: each row a title and its pictures, each picture with its caption below.
 
+    Folders that are missing are made, as for every output.
+
     Raises:
         UserError: The file cannot be written, or is not called ``.png``.
     """

@@ -13,6 +13,9 @@ MAX_PIXELS = 100_000_000
 
 ORIENTATION = 0x0112
 """EXIF's tag of how a picture is turned; 1 is upright."""
+BITS, PHOTOMETRIC = 0x0102, 0x0106
+"""TIFF's tags of the bits of each channel, and of what a 0 means."""
+ZERO_IS_WHITE = 0
 
 
 class ImageError(Exception):
@@ -22,10 +25,12 @@ class ImageError(Exception):
 def decode(data: bytes) -> Image.Image:
     """Return the first frame as upright RGB.
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits.
+    EXIF orientation is applied, transparency is laid on white, grey of 12 or 16 bits is scaled to
+    8. Grey of 32 bits is refused: no header says which of its values is white.
 
     Raises:
-        ImageError: The bytes are no picture, end early, or hold more than ``MAX_PIXELS``.
+        ImageError: The bytes are no picture, end early, hold more than ``MAX_PIXELS``, or have
+            channels of 32 bits.
     """
     if not data:
         raise ImageError("image is empty")
@@ -35,7 +40,7 @@ def decode(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data))
             check_size(*image.size)
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(_eight_bit(image)))
     except Image.UnidentifiedImageError:
         raise ImageError("image format is not known") from None
     except Image.DecompressionBombError:
@@ -114,9 +119,21 @@ def is_upright(data: bytes) -> bool:
         return False
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Return an image whose channels have 8 bits; what else it holds goes with it."""
+    is_16_bit_pgm = image.format == "PPM" and image.mode == "I"
+    if image.mode in ("I", "F") and not is_16_bit_pgm:
+        raise ImageError("image has channels of 32 bits")
+    if not image.mode.startswith("I"):
+        return image
+    tags = getattr(image, "tag_v2", {})
+    scale = 256 / 2 ** tags.get(BITS, (16,))[0]
+    grey = image.convert("I").point(lambda value: value * scale).convert("L")
+    # Pillow heeds this for 1 and 8 bits itself.
+    return ImageOps.invert(grey) if tags.get(PHOTOMETRIC) == ZERO_IS_WHITE else grey
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

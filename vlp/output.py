@@ -64,13 +64,7 @@ def check_output(
 
     Fields named in ``free``, as ``data.workers``, may differ from those it was written with.
     """
-    for source in inputs:
-        out, read = path.resolve(), source.resolve()
-        if out in (read, *read.parents) or read in out.parents:
-            raise UserError(
-                f"The output {path} is the input {source}, holds it or lies in it. "
-                f"Give another output folder."
-            )
+    _check_apart(path, inputs)
     if path.is_file():
         raise UserError(f"The output {path} is a file. Give the name of a folder.")
     if not path.exists() or not any(path.iterdir()):
@@ -98,6 +92,17 @@ def check_output(
             f"{path} was written with another config: {'; '.join(changes)}. "
             f"Give another folder, or --overwrite to replace it."
         )
+
+
+def _check_apart(path: Path, inputs: Sequence[Path]) -> None:
+    out = path.resolve()
+    for source in inputs:
+        read = source.resolve()
+        if out in (read, *read.parents) or read in out.parents:
+            raise UserError(
+                f"The output {path} is the input {source}, holds it or lies in it. "
+                f"Give another output folder."
+            )
 
 
 def remove_output(path: Path) -> None:
@@ -139,7 +144,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
         file.write(data)
         file.flush()

@@ -3,7 +3,11 @@
 import functools
 import os
 import random
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -17,14 +21,15 @@ import pytest
 import torch
 from tests_support import pairs
 
+from data_pipelines import fetch
+from data_pipelines import fetch_ahead as fetch_ahead_module
 from data_pipelines import plan as plan_module
-from data_pipelines import reader as reader_module
-from data_pipelines import sources
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Resampled, Row
 from data_pipelines.reader import Reader
+from data_pipelines.shard_cache import cache_folder
 from data_pipelines.shards import name_shards, open_shards, write_shards
 from data_pipelines.tally import Tally
 from vlp.errors import UserError
@@ -38,7 +43,7 @@ COUNTS = (17, 1, 0, 30, 5)
 def own_cache(tmp_path, monkeypatch):
     """Give each test a cache of its own, and short waits between tries."""
     monkeypatch.setenv("VLP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    monkeypatch.setattr(fetch, "SECONDS_BETWEEN_TRIES", (0.01, 0.01))
 
 
 def write(folder, counts=COUNTS, *, is_broken=lambda number: False) -> Path:
@@ -350,7 +355,7 @@ def test_a_shard_that_is_not_there_is_named_at_once(folder, serve):
     ],
 )
 def test_what_cannot_be_fetched_is_told_in_one_line(source, message):
-    if source.startswith("s3") and sources.importlib.util.find_spec("s3fs"):
+    if source.startswith("s3") and fetch.importlib.util.find_spec("s3fs"):
         pytest.skip("s3fs is installed")
     with pytest.raises(UserError, match=message) as error:
         open_shards(source)
@@ -379,7 +384,7 @@ def test_shards_that_made_room_are_fetched_again_while_reading_goes_on(
     found, _ = take_all(f"{server.url}/{RANGE}", encoder, 1, workers, 0, 8)
     assert_same(found, endless[:8])
     assert server.tars()["/000003.tar"] > 1
-    kept = [p for p in sources.cache_folder().rglob("*.tar") if not p.name.startswith(".")]
+    kept = [p for p in cache_folder().rglob("*.tar") if not p.name.startswith(".")]
     assert sum(path.stat().st_size for path in kept) <= 1.1 * size
 
 
@@ -387,7 +392,7 @@ def test_a_resumed_stream_reads_few_shards_for_its_first_batch(
     tmp_path, encoder, serve, monkeypatch
 ):
     window, shards, size = 10, 60, 10
-    for module in (plan_module, reader_module):
+    for module in (plan_module, fetch_ahead_module):
         monkeypatch.setattr(module, "WINDOW", window)
     folder = write(tmp_path / "many", (size,) * shards)
     sizes = {f"{number:06d}.tar": size for number in range(shards)}
@@ -401,6 +406,86 @@ def test_a_resumed_stream_reads_few_shards_for_its_first_batch(
     # and end in another; workers are one batch or two ahead of the first.
     assert len(server.tars()) <= 3 * lanes * 2
     assert set(server.tars().values()) == {1}
+
+
+@pytest.fixture
+def windows(tmp_path, monkeypatch):
+    """Return 60 shards of 10 samples each and a plan of 4 lanes with windows of 20 samples."""
+    for module in (plan_module, fetch_ahead_module):
+        monkeypatch.setattr(module, "WINDOW", 20)
+    folder = write(tmp_path / "many", (10,) * 60)
+    sizes = {f"{number:06d}.tar": 10 for number in range(60)}
+    (folder / "sizes.json").write_text(str(sizes).replace("'", '"'))
+    return folder, Plan([Row(np.full(60, 10), 0, 4)], BATCH, lanes=4)
+
+
+def read_windows(server, windows, encoder, workers, start, stop) -> Counter:
+    """Read batches of the stream and return how often each shard has been asked for."""
+    source, plan = f"{server.url}/{{000000..000059}}.tar", windows[1]
+    take(make(source, encoder, workers=workers, plan=plan), start * BATCH, stop - start)
+    for thread in threading.enumerate():
+        if thread.name == fetch_ahead_module.THREAD:
+            thread.join()
+    return server.tars()
+
+
+LAST = 40
+"""The batch before which nothing of the next epoch is looked at."""
+
+
+@pytest.mark.parametrize(("workers", "stop"), [(0, 12), (2, 12), (1, 27)])
+def test_when_the_cache_is_lost_as_many_shards_as_stated_are_fetched_again(
+    workers, stop, windows, encoder, serve
+):
+    server = serve(windows[0])
+    before = read_windows(server, windows, encoder, workers, 0, stop)
+    assert set(before.values()) == {1}
+    shutil.rmtree(cache_folder())
+    found = read_windows(server, windows, encoder, workers, stop, LAST)
+    # 40 samples in a row lie in 5 shards at most: that for each of 4 lanes.
+    assert fetch_ahead_module.shards_at_a_time(windows[1]) == [20]
+    assert 0 < sum(times > 1 for times in found.values()) <= 20
+    assert max(found.values()) == 2
+
+
+def test_shards_that_are_in_the_cache_are_not_fetched_again(windows, encoder, serve):
+    server = serve(windows[0])
+    read_windows(server, windows, encoder, 2, 0, 12)
+    # What workers were still fetching when they were stopped is not in the cache.
+    kept = {f"/{path.name}" for path in cache_folder().rglob("[0-9]*.tar")}
+    assert len(kept) >= 12
+    found = read_windows(server, windows, encoder, 1, 12, LAST)
+    assert {found[path] for path in kept} == {1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_with_room_for_the_windows_is_enough_to_fetch_every_shard_once(
+    workers, windows, encoder, serve, monkeypatch, capsys
+):
+    server = serve(windows[0])
+    size = sum(path.stat().st_size for path in windows[0].glob("*.tar")) / 60
+    plan, opened = windows[1], open_shards(f"{server.url}/{{000000..000059}}.tar")
+    monkeypatch.setenv("VLP_CACHE_GB", str(24 * size / 1e9))
+    fetch_ahead_module.warn_of_small_cache([opened], plan)
+    assert not capsys.readouterr().err
+    assert set(read_windows(server, windows, encoder, workers, 0, LAST).values()) == {1}
+    kept = [path for path in cache_folder().rglob("*.tar") if not path.name.startswith(".")]
+    assert len(kept) <= 25
+
+
+def test_a_cache_without_room_for_the_windows_is_told_of_with_the_number_that_would_do(
+    windows, serve, monkeypatch, capsys
+):
+    server = serve(windows[0])
+    size = (windows[0] / "000000.tar").stat().st_size
+    opened = open_shards(f"{server.url}/{{000000..000059}}.tar")
+    monkeypatch.setenv("VLP_CACHE_GB", str(10 * size / 1e9))
+    fetch_ahead_module.warn_of_small_cache([opened], windows[1])
+    (line,) = capsys.readouterr().err.splitlines()
+    needed = float(re.findall(r"Set VLP_CACHE_GB=([\d.e-]+)", line)[0])
+    assert 20 * size < needed * 1e9 < 25 * size
+    assert "smaller than the 20 shards that are read at a time" in line
+    assert not server.tars()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -479,6 +564,77 @@ def test_a_worker_that_is_killed_ends_the_run_with_an_error(folder, encoder):
     batches.close()
     assert not set(active_children()) & started
     assert error.traceback  # which keeps all that it passed
+
+
+COMMAND = "sleep 300 & echo $$ $! > {pids}.part; mv {pids}.part {pids}; wait"
+COUNTS_IT = "open_shards({source!r})"
+READS_IT = """
+encoder = create_encoder(read_config("tiny"))
+reader = Reader([name_shards({source!r})], Plan([Resampled(1, 0)], 2), encoder.tokenizer, (32, 32),
+                Augmentation(), CaptionChoice.parse("txt"))
+next(Loader(reader, workers=1).batches(0))
+"""
+IMPORTS = """
+from data_pipelines.augment import Augmentation
+from data_pipelines.captions import CaptionChoice
+from data_pipelines.loader import Loader
+from data_pipelines.plan import Plan, Resampled
+from data_pipelines.reader import Reader
+from data_pipelines.shards import name_shards, open_shards
+from vlp.encoder import create_encoder, read_config
+"""
+
+
+def eventually(condition, seconds: float = 60) -> bool:
+    """Return whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc what is running")
+@pytest.mark.parametrize(
+    ("code", "how"),
+    sometimes(
+        [
+            (code, how)
+            for code in (COUNTS_IT, READS_IT)
+            for how in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
+        ],
+        often={2, 3},
+    ),
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
+)
+def test_a_command_ends_with_all_that_it_started_when_the_run_is_stopped(code, how, tmp_path):
+    pids = tmp_path / "pids"
+    code = IMPORTS + code.format(source=f"pipe:{COMMAND.format(pids=pids)}")
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
+    )
+    try:
+        assert eventually(pids.exists)
+        started = [int(pid) for pid in pids.read_text().split()]
+        assert all(map(is_running, started))
+        run.send_signal(how)
+        assert eventually(lambda: not any(map(is_running, started)), seconds=10)
+        assert run.wait(20) != 0
+    finally:
+        run.kill()
+
+
+def test_a_command_is_not_given_what_is_typed_and_may_leave_its_errors_open(folder):
+    source = f"pipe:cat; sleep 0.2 >&2 & cat {folder}/000000.tar"
+    assert open_shards(source).counts.tolist() == [17]
 
 
 def test_the_tallies_of_processes_add_up():

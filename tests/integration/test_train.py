@@ -1,6 +1,8 @@
 """A run from recipe to checkpoint: it learns, goes on where it was stopped, and splits evenly."""
 
 import io
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +11,10 @@ import tarfile
 import pytest
 import torch
 from tests_support import pairs
-from training_support import colours, one_thread, rows, train, weights
+from training_support import colours, one_thread, rows, spoil, train, weights
 
 from data_pipelines.shards import write_shards
+from training import loop
 from vlp import cli
 from vlp.errors import UserError
 from vlp.types import Sample
@@ -47,6 +50,53 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(data, tmp_path):
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """Return shards of 96 samples, 12 of which have half an image."""
+    return spoil(tmp_path / "spoiled", 96, every=8)
+
+
+def faults(run) -> dict:
+    return json.loads((run / "faults.json").read_text())
+
+
+def test_a_short_run_on_bad_samples_stops_at_its_end_and_may_be_gone_on_with(spoiled, tmp_path):
+    options = ["--steps", "4"]
+    with pytest.raises(UserError, match=r"of 96 samples cannot be read .*at most 5% may") as error:
+        train(tmp_path / "run", spoiled, *options)
+    assert faults(tmp_path / "run")["image ends early"]["count"] == 12
+    assert (tmp_path / "run" / "checkpoints" / "step_0000004").is_dir()
+    advised = re.findall(r"--data.max-bad (0\.\d+)", str(error.value))
+    result = train(tmp_path / "run", spoiled, *options, "--data.max-bad", *advised)
+    assert result["faults"]["image ends early"]["count"] == 12
+    assert result["substituted"] >= 12
+
+
+def test_the_ledger_of_a_run_that_goes_on_is_that_of_one_that_never_stopped(
+    spoiled, tmp_path, monkeypatch
+):
+    options = ["--steps", "10", "--save-every", "3", "--data.max-bad", "0.3"]
+    whole = train(tmp_path / "whole", spoiled, *options)
+    limit, steps = loop._limit_scale, []
+
+    def stop(parts):
+        steps.append(limit(parts))
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_limit_scale", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", spoiled, *options)
+    monkeypatch.setattr(loop, "_limit_scale", limit)
+    assert faults(tmp_path / "cut")
+    spoiled.rename(tmp_path / "moved")
+    (tmp_path / "spoiled").symlink_to(tmp_path / "moved")
+    cut = train(tmp_path / "cut", spoiled, *options)
+    for name in ("faults", "substituted", "captions_cut"):
+        assert cut[name] == whole[name]
+    assert faults(tmp_path / "cut") == faults(tmp_path / "whole") == whole["faults"]
 
 
 STOP_AT_STEP_8 = """

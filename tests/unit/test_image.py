@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -37,6 +38,61 @@ def test_transparency_is_laid_on_white():
 def test_sixteen_bit_grey_keeps_its_brightness():
     grey = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
     assert decode(encoded(grey, "PNG")).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_sixteen_bit_grey_is_turned_as_its_exif_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = Image.fromarray(np.full((10, 20), 32768, dtype=np.uint16))
+    found = decode(encoded(grey, "PNG", exif=exif))
+    assert (found.size, found.getpixel((0, 0))) == ((10, 20), (128, 128, 128))
+
+
+def tiff(bits: int, photometric: int, data: bytes) -> bytes:
+    """Return a grey TIFF of 2 x 1 pixels, by its specification (TIFF 6.0, section 4)."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 122, 277: 1, 278: 1}
+    tags[279] = len(data)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize(
+    ("bits", "data", "is_inverted"),
+    [
+        (8, b"\x40\xff", False),
+        (8, b"\x40\xff", True),
+        (12, b"\x40\x0f\xff", False),
+        (16, b"\x00\x40\xff\xff", False),
+        (16, b"\x00\x40\xff\xff", True),
+    ],
+)
+def test_grey_of_a_tiff_is_as_bright_as_its_header_says(bits, data, is_inverted):
+    found = decode(tiff(bits, 0 if is_inverted else 1, data))
+    brightness = [0x40, 0xFF]
+    if is_inverted:
+        brightness = [255 - value for value in brightness]
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(value,) * 3 for value in brightness]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_channels_of_32_bits_are_a_fault(kind):
+    data = encoded(Image.fromarray(np.full((4, 4), 100, dtype=kind)), "TIFF")
+    with pytest.raises(ImageError, match="image has channels of 32 bits"):
+        decode(data)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+def test_every_mode_of_a_tiff_becomes_rgb_of_about_the_same_colour(mode):
+    white, middle = (Image.new("L", (4, 4), value) for value in (255, 128))
+    image = white.convert("P" if mode == "PA" else "RGB")
+    image = Image.merge("LAB", [white, middle, middle]) if mode == "LAB" else image.convert(mode)
+    found = decode(encoded(image, "TIFF"))
+    assert min(found.getpixel((0, 0))) >= 253
+
+
+def test_a_portable_graymap_of_16_bits_keeps_its_brightness():
+    grey = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
+    assert decode(encoded(grey, "PPM")).getpixel((0, 0)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LA"])

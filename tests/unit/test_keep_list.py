@@ -1,7 +1,10 @@
 """Keep-lists: which samples are read and how often, without rewriting shards."""
 
+import os
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -127,3 +130,79 @@ def test_a_run_trains_on_what_is_kept(kept, shards, tmp_path):
     argv += ["--data.keep", str(kept), "--data.batch-size", "8", "--steps", "1", "--quiet"]
     with pytest.raises(UserError, match="larger than the data, 7 samples"):
         cli.run(argv)
+
+
+UIDS = [
+    f"{(number + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128:032x}" for number in range(64)
+]
+
+
+def subset(path, uids) -> str:
+    """Write a list of uids as DataComp's baselines do."""
+    pairs = [(int(uid[:16], 16), int(uid[16:32], 16)) for uid in uids]
+    np.save(path, np.array(sorted(pairs), "u8,u8"))
+    return str(path)
+
+
+@pytest.fixture
+def with_uids(tmp_path):
+    """Return shards whose metadata has uids, in the first shard of which some have none."""
+    samples = pairs(64)
+    for number, sample in enumerate(samples):
+        uid = {} if number in (3, 4) else {"uid": UIDS[number]}
+        samples[number] = replace(sample, metadata={**sample.metadata, **uid})
+    samples[4] = replace(samples[4], key=UIDS[4])
+    write_shards(samples, tmp_path / "with_uids", samples_per_shard=25)
+    return tmp_path / "with_uids"
+
+
+def test_a_list_of_uids_is_read_as_often_as_each_stands_in_it(with_uids, tmp_path, encoder, capsys):
+    opened = open_shards(with_uids)
+    gone = ["f" * 32, "0" * 32]
+    wanted = [*UIDS[10:15], UIDS[4], UIDS[60], UIDS[60], UIDS[60], *gone]
+    copies = read_copies(subset(tmp_path / "subset.npy", wanted), opened)
+    assert "7 of the 9 uids" in capsys.readouterr().out
+    found = epoch(opened, copies, encoder, 9)
+    assert found == {**{f"{n:05d}": 1 for n in range(10, 15)}, UIDS[4]: 1, "00060": 3}
+
+
+def test_uids_are_read_from_the_metadata_once(with_uids, tmp_path):
+    path, opened = subset(tmp_path / "subset.npy", UIDS[:30]), open_shards(with_uids)
+    first = read_copies(path, opened)
+    names = sorted(p.name for p in (with_uids / ".index").glob("*.uids.parquet"))
+    assert names == [f"{n:06d}.tar.uids.parquet" for n in range(3)]
+    for shard in opened.shards:  # of the same size and age, but nothing of the old content
+        state = shard.stat()
+        shard.write_bytes(bytes(state.st_size))
+        os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert [own.tolist() for own in read_copies(path, opened)] == [own.tolist() for own in first]
+
+
+def test_uids_of_a_changed_shard_and_a_damaged_table_are_read_anew(with_uids, tmp_path):
+    path = subset(tmp_path / "subset.npy", UIDS[:2])
+    assert read_copies(path, open_shards(with_uids))[0].tolist() == [1, 1] + [0] * 23
+    samples = [replace(sample, metadata={"uid": UIDS[1]}) for sample in pairs(25)]
+    write_shards(samples, with_uids)
+    # Of samples of one uid the first is the one that is meant.
+    assert read_copies(path, open_shards(with_uids))[0].tolist() == [1] + [0] * 24
+    (with_uids / ".index" / "000000.tar.uids.parquet").write_bytes(b"PAR1 torn")
+    assert read_copies(path, open_shards(with_uids))[0].tolist() == [1] + [0] * 24
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(3, np.int64), 'of int64. A list of uids is .* "u8,u8"'),
+        (np.zeros((2, 2), "u8,u8"), "it holds 2 dimensions"),
+        (np.zeros(0, "u8,u8"), "keeps no sample at all"),
+        (np.array([(1, 2)], "u8,u8"), "keeps no sample at all"),
+        (np.array([(1, 2)] * 101, "u8,u8"), "keeps a uid 101 times"),
+        (None, "Cannot read the keep-list"),
+    ],
+)
+def test_a_list_of_uids_that_makes_no_sense_says_why(array, message, with_uids, tmp_path):
+    path = tmp_path / "subset.npy"
+    np.save(path, array) if array is not None else path.write_bytes(b"torn")
+    with pytest.raises(UserError, match=message) as error:
+        read_copies(str(path), open_shards(with_uids))
+    assert "\n" not in str(error.value)

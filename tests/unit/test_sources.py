@@ -8,9 +8,11 @@ import pytest
 from tests_support import pairs
 
 from data_pipelines import tar_index
+from data_pipelines.index_files import index_folder
+from data_pipelines.shard_cache import cache_folder, cached_path, url_of
 from data_pipelines.shards import open_shards, write_shards
-from data_pipelines.sources import cache_folder, cached_path, find_shards, relative_names, url_of
-from data_pipelines.tar_index import index_folder, open_index
+from data_pipelines.sources import find_shards, relative_names
+from data_pipelines.tar_index import open_index
 from vlp.errors import UserError
 
 URLS = [
