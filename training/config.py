@@ -1,13 +1,14 @@
 """What a run is told: plain frozen data, checked when it is made, printed, saved and compared."""
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice, Group
 from data_pipelines.plan import LANES
+from training.duration import Duration, RunLength
+from training.rules import GroupRule, parse_stages
 from vlp.errors import UserError
 
 
@@ -105,12 +106,25 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine to zero."""
+    """Which optimizer takes the steps, how large they are, and what they move."""
 
+    name: str = "adamw"
+    """``adamw``, ``stable_adamw``, or one of timm's: ``lamb``, ``lion`` (use a third to a tenth of
+    AdamW's rate and as much more decay), ``"adopt(caution=True)"``."""
     learning_rate: float = 5e-4
     """Peak, reached after the warm-up."""
-    warmup: float = 0.05
-    """Length of the warm-up: a share of the run below 1, or a number of steps."""
+    schedule: Literal["cosine", "linear", "constant", "reciprocal_sqrt"] = "cosine"
+    """After the warm-up: down to 0 along half a cosine or a line; as it is; or with the reciprocal
+    square root of the samples seen. The last two do not depend on the run's length until they cool
+    down."""
+    warmup: str = "5%"
+    """Linear rise from 0, such as ``"2000 steps"``, ``"1000000 samples"``, ``"1 epochs"``, ``"5%"``
+    of the run."""
+    cooldown: str = "0%"
+    """Linear fall to 0 at the end, of a constant or reciprocal square root."""
+    timescale: str | None = None
+    """Of the reciprocal square root: so far behind the warm-up, the rate is the peak over the root
+    of 2; none: the length of the warm-up."""
     weight_decay: float = 0.2
     """Not applied to norms, biases, scale and bias."""
     beta1: float = 0.9
@@ -118,12 +132,40 @@ class OptimizerConfig:
     epsilon: float = 1e-6
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0 leaves it as it is."""
+    layer_decay: float = 1.0
+    """Factor on the rate from each layer of a tower to the one before; its last layer has 1."""
+    groups: tuple[str, ...] = ()
+    """Rules for parameters by name: ``"visual.*: lr=0.1 decay=0"`` (factors on the learning rate
+    and weight decay), ``"text: layer-decay=0.9"``, ``"text.transformer.resblocks.[0-5]: freeze"``.
+    A module's name stands for all in it, ``visual[:-2]`` for all layers of the tower but the last
+    two; of several rules that name a parameter, the last decides."""
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"The learning rate is {self.learning_rate}. Write one above 0.")
-        if self.warmup < 0:
-            raise UserError(f"The warm-up is {self.warmup}. Write a share below 1, or steps.")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"The layer decay is {self.layer_decay}. Write one up to 1, as 0.75.")
+        _, cooldown, timescale = self.durations()
+        if cooldown.amount and self.schedule in ("cosine", "linear"):
+            raise UserError(
+                f"A {self.schedule} falls to 0 by itself. Leave out --optimizer.cooldown, or write "
+                f"--optimizer.schedule constant."
+            )
+        if self.schedule == "reciprocal_sqrt" and not timescale.amount:
+            raise UserError(
+                "A reciprocal square root has a time scale. Write --optimizer.timescale "
+                '"10000 steps", or a warm-up above 0.'
+            )
+        for rule in self.groups:
+            GroupRule.parse(rule)
+
+    def durations(self) -> tuple[Duration, Duration, Duration]:
+        """Return the warm-up, the cool-down and the time scale."""
+        return (
+            Duration.parse(self.warmup, "The warm-up"),
+            Duration.parse(self.cooldown, "The cool-down"),
+            Duration.parse(self.timescale or self.warmup, "The time scale"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +212,11 @@ class TrainConfig:
     memory_momentum: float = 0.0
     """Share of its own weights, such as 0.999, that a second encoder keeps in a step, which past
     pairs then come from (MoCo): one more forward pass. 0: the trained encoder alone."""
+    stages: tuple[str, ...] = ()
+    """Parts of the run, one after the other, that freeze what they name: ``"50%: freeze=visual"
+    "rest"`` trains both towers in the second half; ``lr=0.1`` is a factor on the learning rate,
+    ``warmup=2%`` a warm-up of the stage's own, ``size=112`` another side of the pictures.
+    None: one stage, that freezes nothing."""
     length: str = "1 epochs"
     """The recipe's length, where none of steps, samples and epochs is given."""
     steps: int | None = None
@@ -198,9 +245,10 @@ class TrainConfig:
             raise UserError(f"The length is given twice, by {flags}. Give exactly one.")
         if self.seed < 0:
             raise UserError(f"The seed is {self.seed}. Write 0 or more.")
-        unit, amount = self._length()
-        if not 0 < amount < math.inf:
-            raise UserError(f"The length is {amount} {unit}. Write one above 0.")
+        length = self._length()
+        if not 0 < length.amount < math.inf or length.unit == "%":
+            raise UserError(f"The length is {length}. Write one above 0 in steps or samples.")
+        parse_stages(self.stages)
         _check_least(self, {"log_every": 1, "save_every": 1})
         _check_least(self, {"image_piece": 0, "text_piece": 0, "memory": 0, "memory_top": 0})
         self._check_memory()
@@ -215,18 +263,16 @@ class TrainConfig:
         Raises:
             UserError: The length is in epochs of data that is not counted.
         """
-        unit, amount = self._length()
-        if unit == "steps":
-            return int(amount)
-        if unit == "epochs" and num_samples is None:
-            raise UserError("Data that is drawn with replacement has no epochs. Write --samples.")
-        samples = amount if unit == "samples" else amount * (num_samples or 0)
-        return max(1, -(-int(samples) // self.data.batch_size))
+        return max(1, math.ceil(self.run_length(num_samples).samples / self.data.batch_size))
 
-    def warmup_steps(self, steps: int) -> int:
-        """Return the length of the warm-up in steps, for a run of this many steps."""
-        warmup = self.optimizer.warmup
-        return round(warmup * steps) if warmup < 1 else int(warmup)
+    def run_length(self, num_samples: int | None) -> RunLength:
+        """Return what durations are parts of, for a set of this many samples; None: not known.
+
+        Raises:
+            UserError: The length is in epochs of data that is not counted.
+        """
+        none_yet = RunLength(0, self.data.batch_size, num_samples)
+        return none_yet._replace(samples=max(1, int(self._length().samples(none_yet))))
 
     def _check_memory(self) -> None:
         if not 0 <= self.memory_momentum < 1:
@@ -238,15 +284,12 @@ class TrainConfig:
         if given and not self.memory:
             raise UserError(f"{given[0]} needs past pairs. Write --memory 65536, too.")
 
-    def _length(self) -> tuple[str, float]:
+    def _length(self) -> Duration:
         for unit in ("steps", "samples", "epochs"):
             amount = getattr(self, unit)
             if amount is not None:
-                return unit, amount
-        match = re.fullmatch(r"([\d.]+) (steps|samples|epochs)", self.length)
-        if not match:
-            raise UserError(f'The length is {self.length!r}. Write it as "30 epochs".')
-        return match[2], float(match[1])
+                return Duration(amount, unit)
+        return Duration.parse(self.length, "The length")
 
 
 def _check_least(config: object, least: dict[str, int], prefix: str = "") -> None:

@@ -16,8 +16,8 @@ from data_pipelines.plan import Plan, hash63
 from data_pipelines.sources import find_shards
 from training.config import TrainConfig
 from training.log import RunLog, note
-from training.schedule import learning_rate
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
+from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.step import over_processes, take_step
 from training.validation import validate
@@ -71,24 +71,27 @@ def _train(
     state = TrainState(parts.encoder, parts.optimizer, accelerator.scaler, parts.memory, identity)
     restore(state, out)
     parts.loader.take_up(state.ledger)
-    encoder, optimizer = accelerator.prepare(state.encoder, state.optimizer)
-    encoder.train()
+    staged = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
+    optimizer = accelerator.prepare(state.optimizer)
     steps = config.num_steps(plan.num_samples)
-    warmup_steps = config.warmup_steps(steps)
     _announce(config, parts, state, steps)
 
     log = RunLog(out, state.step, is_main=is_main)
     figures = log.figures
-    batches = parts.loader.batches(state.samples_seen)
-    with closing(batches), _ledger(parts.loader, out), progress(steps, "train") as advance:
+    with (
+        closing(staged_batches(parts.loader, parts.course, state.samples_seen)) as batches,
+        _ledger(parts.loader, out),
+        progress(steps, "train") as advance,
+    ):
         advance(state.step)
         while state.step < steps:
             with log.waiting():
                 batch = next(batches)
             is_logged = _is_due(config.log_every, state.step + 1, steps)
-            memory = state.memory if state.step >= warmup_steps else None
+            memory = state.memory if state.samples_seen >= parts.course.schedule.warmup else None
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
-            rate = _set_learning_rate(optimizer, config, state.step, steps)
+            encoder = staged.at(state.samples_seen)
+            rate = _set_learning_rate(optimizer, parts.course.rate(state.samples_seen))
             values = take_step(
                 accelerator, encoder, optimizer, batch, parts, memory=memory, is_watched=is_logged
             )
@@ -162,6 +165,8 @@ def _announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) 
         f"{' + '.join(config.loss)} on {_amount(parts.loader.reader.plan)} of "
         f"{' '.join(config.data.shards)}: {steps} steps of {config.data.batch_size}."
     )
+    for line in parts.course.lines():
+        say(line)
     if config.data.weights:
         _announce_mix(config, parts, steps)
     if state.step:
@@ -173,15 +178,9 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return hash63(f"{seed} {step} {process}")
 
 
-def _set_learning_rate(optimizer: Any, config: TrainConfig, step: int, steps: int) -> float:
-    rate = learning_rate(
-        step,
-        peak=config.optimizer.learning_rate,
-        warmup_steps=config.warmup_steps(steps),
-        steps=steps,
-    )
+def _set_learning_rate(optimizer: Any, rate: float) -> float:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     return rate
 
 

@@ -21,12 +21,15 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
 from training.config import DataConfig, ModelConfig, TrainConfig
+from training.groups import parameter_groups
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
-from training.schedule import parameter_groups
+from training.optimizers import build_optimizer
+from training.schedule import Course, plan_course
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
+from vlp.picture_size import check_size
 from vlp.types import Pairs, Past
 
 
@@ -43,6 +46,8 @@ class Parts:
     objective: Objective
     pieces: Pieces
     memory: Memory | None
+    course: Course
+    """Learning rate and stages."""
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -103,11 +108,15 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     if accelerator.is_main_process:
         warn_of_scales(objective)
     sources, plan = open_sources(config.data, config.seed)
+    course = plan_course(config, config.run_length(plan.num_samples))
     if accelerator.is_main_process:
         warn_of_small_cache(sources, plan)
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
+    for stage in course.stages:
+        if stage.image_size:
+            check_size(encoder.visual, stage.image_size)
     pieces = Pieces(config.image_piece, config.text_piece)
     refuse_batch_norm(encoder, pieces)
     _check_fields(objective, config, encoder.dim)
@@ -132,15 +141,18 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         workers=config.data.workers,
         max_bad=config.data.max_bad,
     )
+    groups = parameter_groups(encoder, config.optimizer, course.stages)
+    optimizer = build_optimizer(config.optimizer, groups)
     return Parts(
         validation,
         loader,
         encoder,
-        _optimizer(encoder, config),
+        optimizer,
         config.optimizer.clip_norm,
         objective,
         pieces,
         _memory(encoder, config),
+        course,
     )
 
 
@@ -201,17 +213,6 @@ def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:
     if source.weights is None or not is_same_kind:
         encoder.set_logits(objective.start_scale, objective.start_bias)
     return encoder
-
-
-def _optimizer(encoder: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer:
-    options = config.optimizer
-    return torch.optim.AdamW(
-        parameter_groups(encoder, options.weight_decay),
-        lr=options.learning_rate,
-        betas=(options.beta1, options.beta2),
-        eps=options.epsilon,
-        fused=True,  # 6 times as fast as the loop over parameters, on CPU too
-    )
 
 
 def _memory(encoder: DualEncoder, config: TrainConfig) -> Memory | None:

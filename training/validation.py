@@ -1,5 +1,8 @@
 """How a run does on held-out shards: the loss at a fixed batch size, and retrieval."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from data_pipelines.captions import caption_key
@@ -19,10 +22,10 @@ BATCH_SIZE = 256
 
 def validate(parts: Parts, validation: ShardSet) -> dict[str, float]:
     """Return the validation loss and retrieval of the encoder as it is now."""
-    encoder = parts.encoder.eval()
-    encoded = encode_shards(encoder, validation)
-    retrieval = run_evaluators(encoder, encoded, [build("eval.evaluators", "retrieval")])
-    encoder.train()
+    encoder = parts.encoder
+    with _evaluating(encoder):
+        encoded = encode_shards(encoder, validation)
+        retrieval = run_evaluators(encoder, encoded, [build("eval.evaluators", "retrieval")])
     loss = validation_loss(encoder, encoded, parts.objective)
     return {f"validation/{name}": value for name, value in {"loss": loss, **retrieval}.items()}
 
@@ -45,3 +48,15 @@ def validation_loss(encoder: DualEncoder, encoded: EncodedSet, objective: Object
         pairs = Pairs(encoded.image[part], encoded.text[part], group[part], group[part])
         losses.append(objective(pairs, pairs, torch.arange(size), scale, bias))
     return torch.stack(losses).mean().item()
+
+
+@contextmanager
+def _evaluating(encoder: DualEncoder) -> Iterator[None]:
+    """Put all modules into evaluation for a while; norms that a stage froze stay there after."""
+    before = {module: module.training for module in encoder.modules()}
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in before.items():
+            module.training = is_training

@@ -28,6 +28,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from vlp.errors import UserError, first_line, nearest
 from vlp.patch_dropout import drop_patches
+from vlp.picture_size import encode_at_any_size
 from vlp.tokenizer import Tokenizer, create_tokenizer
 from vlp.weights import load_both, load_tower, or_user_error
 
@@ -94,7 +95,7 @@ class DualEncoder(nn.Module):
         if images is not None:
             if self.patch_dropout is not None:
                 self.patch_dropout.seed = seed
-            image = _unit_rows(self.visual(self._normalise(images)))
+            image = _unit_rows(encode_at_any_size(self.visual, self._normalise(images)))
         if tokens is not None:
             with _attention(tokens):
                 text = _unit_rows(self.text(tokens))

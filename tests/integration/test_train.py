@@ -303,7 +303,7 @@ def test_a_run_goes_on_with_other_workers_but_not_with_another_batch(data, tmp_p
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     with pytest.raises(UserError, match=r"optimizer.warmup was"):
-        train(tmp_path / "cut", data, "--steps", "6", "--optimizer.warmup", "0.5")
+        train(tmp_path / "cut", data, "--steps", "6", "--optimizer.warmup", "50%")
 
 
 def test_keep_lists_go_with_their_sources(data, tmp_path):

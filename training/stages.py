@@ -1,0 +1,82 @@
+"""Stages at work: what is frozen keeps its batch-norm statistics, and pictures change size."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from data_pipelines.loader import Loader
+from training.config import OptimizerConfig
+from training.groups import frozen_names
+from training.schedule import Course
+from vlp.types import Batch
+
+
+def freeze(encoder: nn.Module, frozen: set[str]) -> None:
+    """Train all of an encoder but what is named; its frozen norms use the statistics they have.
+
+    The optimizer leaves out what has no gradient, so its state of a frozen parameter waits.
+    """
+    encoder.train()
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    for name, module in encoder.named_modules():
+        if isinstance(module, _NormBase):
+            # A norm without weights goes with what it lies in.
+            owner = name if module.affine else name.rpartition(".")[0]
+            inside = [
+                f"{owner}.{own}" for own, _ in encoder.get_submodule(owner).named_parameters()
+            ]
+            module.train(not inside or not frozen.issuperset(inside))
+
+
+class StagedEncoder:
+    """The encoder as the present stage trains it, wrapped for the processes."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        accelerator: Accelerator,
+        course: Course,
+        options: OptimizerConfig,
+    ) -> None:
+        self._encoder, self._accelerator, self._course = encoder, accelerator, course
+        fixed = {name for name, p in encoder.named_parameters() if not p.requires_grad}
+        self._frozen = [fixed | frozen_names(encoder, options, stage) for stage in course.stages]
+        self._stage = -1
+        self._wrapped = encoder
+
+    def at(self, samples_seen: int) -> nn.Module:
+        """Return the module to call for the step that begins after this many samples."""
+        stage = self._course.stage_at(samples_seen)
+        if stage != self._stage:
+            is_first, self._stage = self._stage < 0, stage
+            freeze(self._encoder, self._frozen[stage])
+            if is_first:
+                self._wrapped = self._accelerator.prepare(self._encoder)
+            elif isinstance(self._wrapped, DistributedDataParallel):
+                self._wrapped = self._wrap_again(self._wrapped)
+        return self._wrapped
+
+    def _wrap_again(self, wrapped: DistributedDataParallel) -> nn.Module:
+        """Wrap anew: data parallelism waits for the gradients that it knew of when it was made."""
+        wrapped._remove_autograd_hooks()
+        encoder = self._accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        return self._accelerator.prepare(encoder)
+
+
+def staged_batches(loader: Loader, course: Course, samples_seen: int) -> Generator[Batch]:
+    """Yield the batches that follow, with pictures of each stage's size."""
+    reader = loader.reader
+    full = reader.image_size
+    while True:
+        side = course.image_size(samples_seen)
+        loader.reader = replace(reader, image_size=(side, side) if side else full)
+        with closing(loader.batches(samples_seen)) as batches:
+            while course.image_size(samples_seen) == side:
+                yield next(batches)
+                samples_seen += reader.plan.batch_size
