@@ -1,6 +1,6 @@
 """Which pairs of the batch match: what every loss asks before it calls something a negative."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -44,12 +44,17 @@ def other_matches(
     return (group[:, None] == world_group) & ~own
 
 
-def refuse_fields(loss: object, pairs: Pairs, takes: Iterable[str] = ()) -> None:
-    """Raise UserError where the batch holds a field that the loss cannot use."""
+def refuse_fields(loss: Any, pairs: Pairs) -> None:
+    """Raise UserError where the batch holds a field that the loss does not say it ``takes``."""
     for name in OPTIONAL:
-        if getattr(pairs, name) is not None and name not in takes:
+        if getattr(pairs, name) is not None and name not in fields_of(loss):
             kind = type(loss).__name__.lower()
             raise UserError(f"The loss {kind} cannot use {name}. Choose a loss that takes it.")
+
+
+def fields_of(loss: Any) -> tuple[str, ...]:
+    """Return the optional fields of a batch that a loss takes; one that says nothing takes none."""
+    return getattr(loss, "takes", ())
 
 
 def mean_over_kept(

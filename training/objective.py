@@ -1,13 +1,14 @@
 """What a run minimises: one loss, or several that add up by their weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from training.matches import OPTIONAL, fields_of
 from vlp.console import warn
 from vlp.errors import UserError
 from vlp.spec import build, parse
@@ -43,8 +44,27 @@ class Objective:
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the value of each loss by its name, before weights."""
-        return {name: loss(local, world, rows, scale, bias) for name, loss in self.losses.items()}
+        """Return the value of each loss by its name, before weights.
+
+        Each sees the fields of the batch that it takes.
+
+        Raises:
+            UserError: There is a field that none of them takes.
+        """
+        self.refuse(field for field in OPTIONAL if getattr(local, field) is not None)
+        values = {}
+        for name, loss in self.losses.items():
+            own = _seen_by(loss, local)
+            whole = own if world is local else _seen_by(loss, world)
+            values[name] = loss(own, whole, rows, scale, bias)
+        return values
+
+    def refuse(self, fields: Iterable[str]) -> None:
+        """Raise UserError where no loss takes one of these optional fields of a batch."""
+        for field in fields:
+            if not any(field in fields_of(loss) for loss in self.losses.values()):
+                names = " and ".join(self.losses)
+                raise UserError(f"The loss {names} cannot use {field}. Add a loss that takes it.")
 
     def total(
         self,
@@ -104,6 +124,11 @@ def warn_of_scales(objective: Objective) -> None:
             f"The losses want different scales to start from ({told}); the run starts from "
             f"{objective.start_scale:.4g}."
         )
+
+
+def _seen_by(loss: Any, pairs: Pairs) -> Pairs:
+    hidden = {field: None for field in OPTIONAL if field not in fields_of(loss)}
+    return pairs._replace(**hidden)
 
 
 def _unlike(name: str, taken: dict[str, Any]) -> str:

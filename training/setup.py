@@ -30,7 +30,6 @@ from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
 from vlp.picture_size import check_size
-from vlp.types import Pairs, Past
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     objective = build_objective(config.loss)
+    objective.refuse(_fields(config))
     if accelerator.is_main_process:
         warn_of_scales(objective)
     sources, plan = open_sources(config.data, config.seed)
@@ -119,7 +119,6 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
             check_size(encoder.visual, stage.image_size)
     pieces = Pieces(config.image_piece, config.text_piece)
     refuse_batch_norm(encoder, pieces)
-    _check_fields(objective, config, encoder.dim)
     reader = Reader(
         sources=sources,
         plan=plan,
@@ -227,18 +226,11 @@ def _memory(encoder: DualEncoder, config: TrainConfig) -> Memory | None:
     )
 
 
-def _check_fields(objective: Objective, config: TrainConfig, dim: int) -> None:
-    """Let the losses see two pairs with all fields that a batch will have.
-
-    What one cannot use it says when it is called: better now than after the first batch.
-    """
-    features, numbers = torch.eye(2, dim), torch.arange(2)
-    pairs = Pairs(features, features, numbers, numbers)
-    if config.data.image_views > 1:
-        pairs = pairs._replace(views=features[None])
-    if config.data.text_views > 1:
-        pairs = pairs._replace(text_views=features[None])
-    if config.memory:
-        pairs = pairs._replace(past=Past(features, features, numbers))
-    bias = None if objective.start_bias is None else torch.zeros(())
-    objective(pairs, pairs, numbers, torch.ones(()), bias)
+def _fields(config: TrainConfig) -> list[str]:
+    """Return the optional fields that batches of a run have."""
+    asked = {
+        "views": config.data.image_views > 1,
+        "text_views": config.data.text_views > 1,
+        "past": config.memory > 0,
+    }
+    return [field for field, is_asked in asked.items() if is_asked]

@@ -73,8 +73,9 @@ def forward_backward(
         local, encoding = encode(encoder, batch, parts.pieces)
         world, rows = gather(local)
         if memory is not None:
-            past = memory.past(world)
-            local, world = local._replace(past=past), world._replace(past=past)
+            is_alone, past = world is local, memory.past(world)
+            local = local._replace(past=past)
+            world = local if is_alone else world._replace(past=past)
         with watching() if is_watched else nullcontext() as seen:
             losses = parts.objective.each(local, world, rows, encoding.scale, encoding.bias)
         loss = parts.objective.total(losses, encoding.scale, encoding.bias)

@@ -42,6 +42,7 @@ class TwoWay(ABC):
     start_scale: ClassVar[float] = 1 / 0.07
     start_bias: ClassVar[float | None] = None
     max_scale: ClassVar[float] = 100.0
+    takes: ClassVar[tuple[str, ...]] = ("hard_text", "past")
 
     see: Literal["all", "own"] = "all"
     """The hard captions that an image is compared with: those of all pairs (NegCLIP), or only those
@@ -70,7 +71,7 @@ class TwoWay(ABC):
             scale: Factor on the cosines.
             bias: Not taken: a softmax does not change with it.
         """
-        refuse_fields(self, local, takes=("hard_text", "past"))
+        refuse_fields(self, local)
         image, text = self._directions(local, world, rows, scale)
         image_to_text = self.per_anchor(image, local, world, rows, scale)
         text_to_image = self.per_anchor(text, local, world, rows, scale)

@@ -48,7 +48,7 @@ def test_a_locked_image_tower_does_not_move_by_a_bit(data, tmp_path):
 def staged(data, tmp_path_factory):
     """Return a run of three stages with a checkpoint after each of its six steps."""
     run = tmp_path_factory.mktemp("staged") / "run"
-    train(run, data, "--steps", "6", "--save-every", "1", "--keep", "9", *STAGES)
+    train(run, data, "--steps", "6", "--save-every", "1", "--keep.last", "9", *STAGES)
     return run
 
 
@@ -63,7 +63,7 @@ def test_a_run_that_stops_in_any_stage_equals_one_that_did_not(step, staged, dat
     shutil.copytree(staged, tmp_path / "cut")
     for folder in sorted((tmp_path / "cut" / "checkpoints").iterdir())[step:]:
         shutil.rmtree(folder)
-    train(tmp_path / "cut", data, "--steps", "6", "--save-every", "1", "--keep", "9", *STAGES)
+    train(tmp_path / "cut", data, "--steps", "6", "--save-every", "1", "--keep.last", "9", *STAGES)
     whole, cut = weights(staged), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert rows(tmp_path / "cut") == rows(staged)
@@ -123,7 +123,7 @@ def vit(tmp_path):
 
 
 def test_small_pictures_then_full_ones_go_on_exactly(vit, data, tmp_path):
-    options = ["--model.name", vit, "--steps", "4", "--save-every", "1", "--keep", "9"]
+    options = ["--model.name", vit, "--steps", "4", "--save-every", "1", "--keep.last", "9"]
     options += ["--stages", "75%: size=16", "rest: lr=0.1", "--data.validation", str(data)]
     train(tmp_path / "whole", data, *options)
     assert at_step(tmp_path / "whole", 4)["visual.positional_embedding"].shape == (17, 64)

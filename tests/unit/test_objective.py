@@ -6,9 +6,10 @@ import torch
 from training.config import TrainConfig
 from training.losses.sigmoid import Sigmoid
 from training.losses.softmax import Softmax
+from training.losses.uniformity import Uniformity
 from training.objective import build_objective, warn_of_scales
 from vlp.errors import UserError
-from vlp.types import Pairs
+from vlp.types import Pairs, Past
 
 
 def pairs() -> Pairs:
@@ -40,6 +41,21 @@ def test_a_bias_is_wanted_where_any_loss_wants_one_and_the_least_scale_is_allowe
     assert build_objective(["softmax"]).start_bias is None
     warn_of_scales(with_sigmoid)
     assert not capsys.readouterr().err
+
+
+def test_each_loss_sees_the_fields_that_it_takes_and_what_none_takes_is_refused():
+    batch, rows = pairs(), torch.arange(6)
+    scale, bias = torch.tensor(10.0), torch.tensor(-10.0)
+    more = batch._replace(past=Past(batch.text, batch.image, rows + 6))
+    objective = build_objective(["softmax", "uniformity"])
+    found = objective.each(more, more, rows, scale, bias)
+    assert found["softmax"] == Softmax()(more, more, rows, scale, None)
+    assert found["softmax"] > Softmax()(batch, batch, rows, scale, None)
+    assert found["uniformity"] == Uniformity()(batch, batch, rows, scale, None)
+    with pytest.raises(UserError, match="softmax and uniformity cannot use teacher"):
+        objective(more._replace(teacher=(batch.image, batch.text)), more, rows, scale, bias)
+    inside = build_objective(["matryoshka(loss='softmax', dims=(4,))"])
+    assert inside.each(more, more, rows, scale, None)["matryoshka"] > 0
 
 
 def test_every_parameter_gets_a_gradient_although_no_loss_takes_it():

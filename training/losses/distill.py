@@ -33,6 +33,7 @@ class Distill:
     start_scale: ClassVar[float] = 1 / 0.07
     start_bias: ClassVar[float | None] = None
     max_scale: ClassVar[float] = 100.0
+    takes: ClassVar[tuple[str, ...]] = ("teacher",)
 
     teacher_scale: float = 100.0
     """Factor on the teacher's cosines, above 0: the logit scale that it was trained to."""
@@ -58,7 +59,7 @@ class Distill:
             scale: Factor on the student's cosines.
             bias: Not taken: a softmax does not change with it.
         """
-        refuse_fields(self, local, takes=("teacher",))
+        refuse_fields(self, local)
         if local.teacher is None or world.teacher is None:
             raise UserError("The loss distill needs the features of a teacher, and has none.")
         (image, text), (images, texts) = local.teacher, world.teacher

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from training.matches import fields_of
 from training.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.spec import build
@@ -54,6 +55,11 @@ class Matryoshka:
     def start_bias(self) -> float | None:
         """The bias that the loss starts from."""
         return self.inner.start_bias
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The optional fields of a batch that the loss takes."""
+        return fields_of(self.inner)
 
     @property
     def max_scale(self) -> float:

@@ -36,6 +36,7 @@ class Sigmoid:
     # 1 pair in N is a match: from a bias of 0, the first steps would only learn that.
     start_bias: ClassVar[float | None] = -10.0
     max_scale: ClassVar[float] = 100.0
+    takes: ClassVar[tuple[str, ...]] = ("hard_text", "past")
 
     see: Literal["all", "own"] = "all"
     """The hard captions that an image is asked about: those of all pairs, or only of its own."""
@@ -57,7 +58,7 @@ class Sigmoid:
             scale: Factor on the cosines.
             bias: Added to the scaled cosines.
         """
-        refuse_fields(self, local, takes=("hard_text", "past"))
+        refuse_fields(self, local)
         if bias is None:
             raise UserError("The loss sigmoid needs an encoder with a bias; this one has none.")
         loss = _of_the_batch(local, world, rows, scale, bias)
