@@ -90,13 +90,17 @@ class CaptionChoice:
 def _one_of(value: Any, rng: np.random.Generator) -> str:
     """Return a caption drawn from the lines of a text or the entries of a list; "" for none."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        value = [str(entry).strip() for entry in value if entry is not None]
-        value = [entry for entry in value if entry]
+        value = [text for entry in value if (text := _text_of(entry).strip())]
         count = int(rng.integers(1, len(value) + 1)) if value else 0
         return " ".join(value[i] for i in rng.permutation(len(value))[:count])
-    text = str(value) if isinstance(value, str | int | float) else ""
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
+    # Only at line feeds: web captions hold other separators, which are white space.
+    lines = [line for text in _text_of(value).split("\n") if (line := text.strip())]
     if len(lines) > 1:
         return lines[int(rng.integers(len(lines)))]
     return lines[0] if lines else ""
+
+
+def _text_of(value: Any) -> str:
+    """Return a text or a number as a caption; "" for what is none, NaN of a table among it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if isinstance(value, str) or (is_number and math.isfinite(value)) else ""

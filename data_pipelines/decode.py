@@ -35,7 +35,7 @@ def training_views(
     rngs: Sequence[np.random.Generator],
     *,
     is_scaled: bool = False,
-    tick: Callable[[str], object] = str,
+    tick: Callable[[str], object] = lambda stage: None,
 ) -> list[UInt8[Tensor, "3 height width"]]:
     """Return a view of a picture for each generator.
 

@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 SECONDS_BETWEEN_TRIES = (1, 2, 4, 8)
 SECONDS_OF_SILENCE = 60
 """After which a connection is given up; how long a shard may take is not limited."""
+CUT_OFF = 141
+"""Exit code of a pipe whose last part, such as ``head``, has read enough."""
 GUARDED = """
 exec 3<&0 </dev/null
 "$@" 3<&- &
@@ -167,7 +169,7 @@ def _run(command: str, part: Path) -> None:
             process.wait()
         errors.seek(0)
         said = errors.read().decode(errors="replace").strip().splitlines()
-    if process.returncode:
+    if process.returncode not in (0, CUT_OFF):
         raise OSError(f"exit code {process.returncode}" + (f", {said[-1]}" if said else ""))
     if not part.stat().st_size:
         raise OSError("the command gave nothing")

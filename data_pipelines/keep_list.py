@@ -90,14 +90,19 @@ def _copies_by_uid(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
 def _read_uids(path: Path) -> np.ndarray:
     try:
         uids = np.load(path)
-        if uids.dtype != UID or uids.ndim != 1:
+        if uids.ndim != 1 or uids.dtype.newbyteorder("=") != UID:
             raise ValueError(f"it holds {uids.ndim} dimensions of {uids.dtype}")
-        return uids
+        return uids.astype(UID)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"Cannot read the keep-list {path}: {first_line(error)}. A list of uids is an array of "
+            f"Cannot read the keep-list {path}: {_reason(error)}. A list of uids is an array of "
             f"one dimension of pairs, numpy's dtype \"u8,u8\", as DataComp's are."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    # numpy takes any other file for a pickle, and tells how to open it against all caution.
+    return "it is no .npy file" if "pickle" in str(error) else first_line(error)
 
 
 def _read(path: Path) -> dict[str, dict[str, int]]:
@@ -115,10 +120,14 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
     copies = table["copies"].to_pylist() if has_copies else [1] * len(keys)
     found: dict[str, dict[str, int]] = {}
     for name, key, count in zip(names, keys, copies, strict=True):
-        if not isinstance(count, int | float) or not 0 <= count <= MOST or count % 1:
-            raise UserError(
-                f"{path} keeps {key} of {name} {count} times. Write a whole number, 0 to {MOST}."
-            )
+        if name is None or key is None:
+            raise UserError(f"The keep-list {path} has a row without a shard or a key.")
         own = found.setdefault(name, {})
-        own[key] = own.get(key, 0) + int(count)
+        is_number = isinstance(count, int | float)
+        total = own.get(key, 0) + count if is_number else count
+        if not is_number or not (0 <= count <= total <= MOST) or count % 1:
+            raise UserError(
+                f"{path} keeps {key} of {name} {total} times. Write a whole number, 0 to {MOST}."
+            )
+        own[key] = int(total)
     return found

@@ -1,14 +1,16 @@
 """Batches of training samples from worker processes. The loader's state is one number."""
 
+import math
+import mmap
 import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import chain, count, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -17,12 +19,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from data_pipelines.faults import Faults
 from data_pipelines.fetch_ahead import PARTS_AHEAD
 from data_pipelines.reader import Part, Reader
-from data_pipelines.sources import relative_names
 from data_pipelines.tally import Tally
 from vlp.errors import UserError, first_line
 from vlp.types import Batch
 
-SLOTS = PARTS_AHEAD + 1
+RING = PARTS_AHEAD + 1
 """Batches of pictures that the memory shared with workers has room for: one is being copied."""
 FIRST_READS = 200
 """Samples before the share of bad ones is judged while reading goes on."""
@@ -54,13 +55,14 @@ class Loader:
         Raises:
             UserError: Too many samples are bad, a shard gives none, or a worker was killed.
         """
-        ring = self._memory()
-        parts, workers = self._parts(samples_seen, ring)
+        workers = min(self.workers, self._num_rows)
+        ring = self._memory(workers)
+        parts = self._parts(samples_seen, ring, workers)
         try:
             for number in count():
                 found = [self._checked(_next(parts)) for _ in range(workers or 1)]
                 start = time.perf_counter()
-                batch = _assembled(found, ring[number % SLOTS])
+                batch = _assembled(found, ring[number % RING])
                 self._recent.seconds["hand over"] += time.perf_counter() - start
                 yield batch
         finally:
@@ -75,18 +77,17 @@ class Loader:
         for _, headers in sorted(self.tally.headers.items()):
             found.merge(headers)
         for fault in sorted(self.tally.faults):
-            found.add(fault.reason, self._names[fault.shard], fault.key)
+            found.add(fault.reason, fault.shard, fault.key)
         return found
 
     def ledger(self) -> dict[str, Any]:
         """Return what was counted so far as plain data, for a checkpoint."""
-        return self.tally.as_record(self._names)
+        return self.tally.as_record()
 
     def take_up(self, ledger: dict[str, Any]) -> None:
         """Go on counting where a run stopped, by the ledger of its checkpoint, if it has one."""
         if ledger:
-            paths = {name: path for path, name in self._names.items()}
-            self.tally.add(Tally.from_record(ledger, paths))
+            self.tally.add(Tally.from_record(ledger))
 
     def share(self, gather: Callable[[list[Tally]], list[Tally]]) -> None:
         """Bring together what every process counted since this was last done, and judge it.
@@ -108,9 +109,9 @@ class Loader:
         bad, reads = self.tally.substituted, self.tally.reads
         if reads >= first_reads and bad > self.max_bad * reads:
             raise UserError(
-                f"{bad} of {reads} samples cannot be read ({self.faults().summary()}); at most "
-                f"{self.max_bad:.0%} may be. Mend the shards, or write --data.max-bad "
-                f"{min(1.0, bad / reads + 0.05):.2f}."
+                f"{bad} of {reads} samples cannot be read and had to be replaced; at most "
+                f"{self.max_bad:.0%} may be. Faults: {self.faults().summary()}. Mend the shards, "
+                f"or write --data.max-bad {min(1.0, bad / reads + 0.05):.2f}."
             )
 
     def speed(self) -> dict[str, float]:
@@ -135,7 +136,7 @@ class Loader:
         """Pairs of a batch that are this process's."""
         return self.reader.plan.batch_size // self.num_processes
 
-    def _memory(self) -> UInt8[Tensor, "slots views batch height width 3"]:
+    def _memory(self, workers: int) -> UInt8[Tensor, "slots views batch height width 3"]:
         """Return memory that workers write pictures into, again and again.
 
         New memory for each batch would cost more than what is written: each page of it faults, here
@@ -143,44 +144,49 @@ class Loader:
         them fastest.
         """
         views, size = self.reader.image_views, self.reader.image_size
-        shape = (SLOTS, views, self._num_rows, *size, 3)
-        return torch.empty(shape, dtype=torch.uint8).share_memory_()
+        shape = (RING, views, self._num_rows, *size, 3)
+        if workers and _context() == "fork":  # not of /dev/shm, which is small in many containers
+            shared = mmap.mmap(-1, math.prod(shape))
+            return torch.frombuffer(shared, dtype=torch.uint8).view(shape)
+        memory = torch.empty(shape, dtype=torch.uint8)
+        return memory.share_memory_() if workers else memory
 
-    def _parts(self, samples_seen: int, ring: Tensor) -> tuple[Iterator[Part | UserError], int]:
-        """Start the workers; return their parts, one of each in turn, and how many they are."""
-        workers = min(self.workers, self._num_rows)
+    def _parts(self, samples_seen: int, ring: Tensor, workers: int) -> Iterator["Part | Failure"]:
+        """Start the workers; return their parts, one of each in turn."""
         with warnings.catch_warnings():  # the user says how many processes there shall be
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             stream = DataLoader(
                 _Stream(replace(self.reader), samples_seen, self.process, self.num_processes, ring),
                 batch_size=None,
+                collate_fn=_as_it_is,
                 num_workers=workers,
                 prefetch_factor=PARTS_AHEAD if workers else None,
                 multiprocessing_context=_context() if workers else None,
             )
-            return iter(stream), workers
+            return iter(stream)
 
-    def _checked(self, part: Part | UserError) -> Part:
-        if isinstance(part, UserError):
-            raise part
+    def _checked(self, part: "Part | Failure") -> Part:
         for tally in (self.tally, self._recent, self._unshared):
             tally.add(part.tally)
+        if isinstance(part, Failure):
+            raise part.error
         if self.num_processes == 1:  # several are judged together, when they share their counts
             self.judge()
         return part
 
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """The name of each shard by its path."""
-        shards = [shard for source in self.reader.sources for shard in source.shards]
-        return dict(zip(map(str, shards), relative_names(shards), strict=True))
+
+class Failure(NamedTuple):
+    """What a worker says last: why it cannot go on, and what it has counted."""
+
+    error: UserError
+    tally: Tally
 
 
 class _Stream(IterableDataset):
     """A worker's parts of the batches, in order; an error for the user comes as an item.
 
     Pictures go into the slots of ``ring`` in turn. A worker fills a slot again when it is asked for
-    the part ``SLOTS`` further on, which is after the batch was copied out of it.
+    the part ``RING`` further on, which is after the batch was copied out of it.
     """
 
     def __init__(
@@ -189,33 +195,51 @@ class _Stream(IterableDataset):
         self.reader, self.start, self.ring = reader, start, ring
         self.process, self.num_processes = process, num_processes
 
-    def __iter__(self) -> Iterator[Part | UserError]:
+    def __iter__(self) -> Iterator[Part | Failure]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         first = self.start + self.process + self.num_processes * worker
         end, step = self.start + self.reader.plan.batch_size, self.num_processes * workers
         for number in count():
-            pixels = self.ring[number % SLOTS, :, worker::workers]
+            pixels, tally = self.ring[number % RING, :, worker::workers], Tally()
             try:
-                part = self.reader.part(range(first, end, step), pixels)
+                part = self.reader.part(range(first, end, step), pixels, tally)
             except UserError as error:
-                yield error
+                yield Failure(error, tally)
                 return
             yield part
             first, end = (edge + self.reader.plan.batch_size for edge in (first, end))
 
 
-def _next(parts: Iterator[Part | UserError]) -> Part | UserError:
+def _next(parts: Iterator[Part | Failure]) -> Part | Failure:
     try:
         return next(parts)
-    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        is_torn = not isinstance(error, RuntimeError)  # killed while it handed over a part
-        if not is_torn and ("DataLoader worker" not in str(error) or "Traceback" in str(error)):
-            raise
-        return UserError(
-            f"A worker that reads samples was killed ({first_line(error)}). If memory, or "
-            f"/dev/shm, ran out, write fewer --data.workers or a smaller batch."
-        )
+    except RuntimeError as error:
+        if told := worker_error(error):
+            return Failure(told, Tally())
+        raise
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # killed while it handed over
+        return Failure(_killed(error), Tally())
+
+
+def worker_error(error: RuntimeError) -> UserError | None:
+    """Return what to tell where a worker was killed, which torch raises wherever it is just then.
+
+    None: the error is another one.
+    """
+    is_killed = "DataLoader worker" in str(error) and "Traceback" not in str(error)
+    return _killed(error) if is_killed else None
+
+
+def _killed(error: Exception) -> UserError:
+    return UserError(
+        f"A worker that reads samples was killed ({first_line(error)}). If memory ran out, write "
+        f"fewer --data.workers or a smaller batch."
+    )
+
+
+def _as_it_is(part: Any) -> Any:
+    return part
 
 
 def _context() -> str | None:
@@ -229,7 +253,7 @@ def _assembled(parts: Sequence[Part], pixels: UInt8[Tensor, "views batch height 
     images = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=torch.cuda.is_available())
     images = images.copy_(pixels).movedim(-1, 2)
     # [views, batch, length], a row from each part in turn
-    tokens = torch.stack(_in_turn([list(part.tokens.unbind(1)) for part in parts]), 1)
+    tokens = torch.from_numpy(np.stack(_in_turn([[*part.tokens] for part in parts]), 1))
     return Batch(
         images=images[0],
         tokens=tokens[0],

@@ -24,7 +24,7 @@ from vlp.errors import UserError
 
 LANES = 16
 WINDOW = 8192
-SLOTS = 10_000
+MIX_SLOTS = 10_000
 """Mixed sources share this many places of a lane by their weights, again and again."""
 VISIT = 1000
 """With replacement, this many samples in a row of a lane are of one shard."""
@@ -189,7 +189,7 @@ class Plan:
         source = 0
         if len(self.rows) > 1:
             offset, lane = divmod(position, self.lanes)
-            block, slot = divmod(offset, SLOTS)
+            block, slot = divmod(offset, MIX_SLOTS)
             sources, before = self._slots(lane, block)
             source = int(sources[slot])
             position = (block * self._shares[source] + int(before[slot])) * self.lanes + lane
@@ -223,10 +223,10 @@ class Plan:
     @cached_property
     def _shares(self) -> tuple[int, ...]:
         """Slots of each row: its weight, rounded so that they add up and no row goes without."""
-        exact = np.array(self.weights) / sum(self.weights) * SLOTS
+        exact = np.array(self.weights) / sum(self.weights) * MIX_SLOTS
         shares = np.maximum(1, np.floor(exact).astype(int))
-        shares[np.argsort(shares - exact, kind="stable")[: max(0, SLOTS - shares.sum())]] += 1
-        shares[shares.argmax()] += SLOTS - shares.sum()
+        shares[np.argsort(shares - exact, kind="stable")[: max(0, MIX_SLOTS - shares.sum())]] += 1
+        shares[shares.argmax()] += MIX_SLOTS - shares.sum()
         return tuple(shares.tolist())
 
 

@@ -25,18 +25,18 @@ from vlp.image import ImageError
 from vlp.tokenizer import Tokenizer
 from vlp.types import Sample
 
-TRIES = 50
+DRAWS = 50
 """Draws for a readable sample in the place of a broken one before the data is given up."""
-TRIES_NEARBY = 20
+DRAWS_NEARBY = 20
 """Of these, draws from the same shard before any shard of its source will do."""
-INDEXES = 512
-"""Indexes of shards that a worker keeps in memory: about 0.15 MB each for 1,000 samples."""
+INDEXED = 500_000
+"""Samples of the indexes that a worker keeps in memory: 0.15 MB for 1,000."""
 
 
 class Part(NamedTuple):
     """What one worker makes of a batch beside its pictures; the first view is the batch's own."""
 
-    tokens: Int64[Tensor, "text_views part length"]
+    tokens: Int64[np.ndarray, "part text_views length"]
     keys: list[str]
     group: list[int]
     seed: list[int]
@@ -76,14 +76,18 @@ class Reader:
     """Decode large JPEGs at a reduced size, see ``training_views``."""
 
     def part(
-        self, positions: range, pixels: UInt8[Tensor, "image_views part height width 3"]
+        self,
+        positions: range,
+        pixels: UInt8[Tensor, "image_views part height width 3"],
+        tally: Tally,
     ) -> Part:
-        """Return the samples at these positions of the plan; their pictures go into ``pixels``.
+        """Return the samples at these positions of the plan.
+
+        Their pictures go into ``pixels``, what is counted into ``tally``.
 
         Raises:
             UserError: A shard cannot be fetched, or no sample can be read.
         """
-        tally = Tally()
         self._fetch_ahead(positions)
         images = pixels.movedim(-1, 2)
         ready = []
@@ -93,13 +97,13 @@ class Reader:
                 images[view, number] = image
             ready.append(item._replace(views=[]))
             tally.tick("hand over")
-        captions = [item.captions[view] for view in range(self.text_views) for item in ready]
+        captions = [caption for item in ready for caption in item.captions]
         tokens, cut = self.tokenizer.with_cuts(captions)
         tally.captions_cut = int(cut.sum())
         tally.reads = len(ready)
         tally.tick("tokenise")
         return Part(
-            tokens.view(self.text_views, len(ready), -1),
+            tokens.view(len(ready), self.text_views, -1).numpy(),
             [item.key for item in ready],
             [item.group for item in ready],
             [item.seed for item in ready],
@@ -109,25 +113,25 @@ class Reader:
     def _filled(self, place: Place, tally: Tally) -> Ready:
         """Return the sample at a place, or its substitute."""
         draw = first = None
-        for attempt in range(TRIES):
+        for attempt in range(DRAWS):
             index = self._open(place, tally)
             try:
                 entry = self._entry(place, index)
                 return self._prepare(entry, place, tally)
             except (SampleFault, ImageError) as fault:
-                found = Fault(str(fault), str(index.shard), self._name(place, index))
+                found = Fault(str(fault), self.shard_name(place), self._name(place, index))
                 tally.faults[found] = None
                 first = first or (index.shard, found.reason)
                 tally.substituted += draw is None
             draw = draw or np.random.default_rng([self.seed, *place])
-            other = self._another(place, tally, draw, is_near=attempt < TRIES_NEARBY)
+            other = self._another(place, tally, draw, is_near=attempt < DRAWS_NEARBY)
             if other is None:
                 break
             place = other
         assert first is not None
         shard, reason = first
         raise UserError(
-            f"{shard} gives no readable sample in {TRIES_NEARBY} draws ({reason}), nor do others. "
+            f"{shard} gives no readable sample in {DRAWS_NEARBY} draws ({reason}), nor do others. "
             f"`vlp inspect {shard}` shows what is wrong; leave such shards out."
         )
 
@@ -141,7 +145,7 @@ class Reader:
             extra = len(index) - int(source.counts[place.shard])
             if extra > 0 and source.counts[place.shard]:
                 faults.add("sample beyond the stated count", shard.name, "", extra)
-            tally.headers[str(shard)] = faults.as_dict()
+            tally.headers[self.shard_name(place)] = faults.as_dict()
         tally.tick("fetch")
         return index
 
@@ -151,9 +155,13 @@ class Reader:
 
     @cached_property
     def _index(self) -> Callable[[Path], TarIndex]:
-        return lru_cache(maxsize=INDEXES)(open_index)
+        sizes = [count for source in self.sources for count in source.counts]
+        several = INDEXED // max(1000, round(sum(sizes) / max(1, len(sizes))))
+        return lru_cache(maxsize=max(4 * self.plan.lanes, several))(open_index)
 
     def _entry(self, place: Place, index: TarIndex) -> Entry:
+        if not len(index) and not self.sources[place.source].counts[place.shard]:
+            raise SampleFault("shard holds no sample")
         number = self._number(place, index)
         if number >= len(index):
             raise SampleFault("shard holds fewer samples than stated")
@@ -174,7 +182,7 @@ class Reader:
         row = self.plan.rows[place.source]
         copies = row.copies if isinstance(row, Row) else None
         num_shards = len(self.sources[place.source].shards)
-        for attempt in range(TRIES):
+        for attempt in range(DRAWS):
             if attempt or not is_near:
                 place = place._replace(shard=int(draw.integers(num_shards)))
             index = self._open(place, tally)
@@ -191,7 +199,7 @@ class Reader:
         )
         spent = tally.tick("read")
         tally.slowest = max(tally.slowest, (spent, str(entry.shard)))
-        tally.bytes_read[place.source] += len(sample.image) + len(sample.text)
+        tally.bytes_read[place.source] += sum(member.size for member in entry.members.values())
         name = self._names[place.source][place.shard]
         seed = sample_seed(self.seed, place.epoch, name, entry.key, place.copy)
         draws = np.random.default_rng(seed)
@@ -222,6 +230,11 @@ class Reader:
         """Return what two readers share that read the same samples in the same order."""
         names = "\n".join(name for names in self._names for name in names)
         return f"{hash63(f'{self.plan.identity()} {names}'):016x}"
+
+    def shard_name(self, place: Place) -> str:
+        """Return what a shard is called in the ledger, after the number of several sources."""
+        name = self._names[place.source][place.shard]
+        return name if len(self.sources) > 1 else name.partition("/")[2]
 
     @cached_property
     def _names(self) -> list[list[str]]:

@@ -120,7 +120,7 @@ def _read_stats(shard: Path) -> bytes | None:
         if url.startswith("pipe:"):
             return None
         try:
-            return read_small(f"{url.rpartition('/')[0]}/{path.name}")
+            return read_small(_beside(url, path.name))
         except UserError:  # the shard itself is asked for next, and named where that fails
             return None
     return path.read_bytes() if path.is_file() else None
@@ -144,7 +144,7 @@ def _stated_sizes(shard: Path) -> dict[str, int]:
     folder = shard.parent
     url = url_of(shard)
     if url:
-        found = None if url.startswith("pipe:") else read_small(f"{url.rpartition('/')[0]}/{SIZES}")
+        found = None if url.startswith("pipe:") else read_small(_beside(url, SIZES))
     else:
         found = (folder / SIZES).read_bytes() if (folder / SIZES).is_file() else None
     if found is None:
@@ -155,9 +155,17 @@ def _stated_sizes(shard: Path) -> dict[str, int]:
             raise ValueError
         return sizes
     except (ValueError, OverflowError, AttributeError, TypeError):
+        if url:  # many servers answer with a page where there is no such file
+            return {}
         raise UserError(
             f'{folder / SIZES} is damaged. Write {{"000000.tar": 1000, ...}}, or remove it.'
         ) from None
+
+
+def _beside(url: str, name: str) -> str:
+    """Return the URL of a file in the same folder, with the same query."""
+    place, mark, query = url.partition("?")
+    return f"{place.rpartition('/')[0]}/{name}{mark}{query}"
 
 
 def _load(path: Path) -> dict[str, Count]:

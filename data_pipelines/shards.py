@@ -92,7 +92,8 @@ def join(sets: Sequence[ShardSet]) -> ShardSet:
         UserError: A shard is in two of them.
     """
     shards = [shard for one in sets for shard in one.shards]
-    twice = next((shard for shard, count in Counter(shards).items() if count > 1), None)
+    written = Counter(map(os.path.abspath, shards))  # ./a and a are one
+    twice = next((shard for shard, count in written.items() if count > 1), None)
     if twice:
         raise UserError(
             f"{twice} is named twice. To read samples more often, write --data.weights, or copies "
@@ -138,7 +139,7 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
             raise SampleFault("metadata is no JSON object")
         if "cls" in found:
             metadata["cls"] = _class_number(found["cls"])
-        text = found["txt"].decode() if "txt" in found else str(metadata.get("caption") or "")
+        text = found["txt"].decode() if "txt" in found else _caption_of(metadata)
     except UnicodeDecodeError:
         raise SampleFault("caption or metadata is no UTF-8") from None
     except (ValueError, RecursionError):
@@ -146,6 +147,13 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
     if needs_caption and not text.strip() and "cls" not in metadata:
         raise SampleFault("caption is empty" if "txt" in found else "no caption")
     return Sample(entry.key, found[extension], text.strip(), metadata)
+
+
+def _caption_of(metadata: dict[str, Any]) -> str:
+    """Return the caption of ``.json``; of a list of captions, each is a line as in ``.txt``."""
+    caption = metadata.get("caption")
+    captions = caption if isinstance(caption, list) else [caption]
+    return "\n".join(" ".join(text.split()) for text in captions if isinstance(text, str))
 
 
 def read_members(entry: Entry, extensions: Sequence[str]) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import braceexpand
 
 from data_pipelines.fetch import matching_urls
-from data_pipelines.shard_cache import cached_path
+from data_pipelines.shard_cache import cached_path, url_of
 from vlp.errors import UserError
 
 Source = str | Path | Sequence[str | Path]
@@ -54,10 +54,17 @@ def find_shards(source: Source) -> list[Path]:
 
 
 def relative_names(shards: Sequence[Path]) -> list[str]:
-    """Return the path of each shard below the folder of all of them: as told wherever they are."""
+    """Return the path of each shard below the folder of all of them: as told wherever they are.
+
+    Beside files of this machine, those of URLs are named by their URLs.
+    """
     paths = [os.path.abspath(shard) for shard in shards]
-    root = len(os.path.commonpath({os.path.dirname(path) for path in paths}))
-    return [path[root:].lstrip(os.sep) for path in paths]
+    urls = [url_of(shard) for shard in shards]
+    if None not in urls:
+        urls = [None] * len(urls)
+    local = {os.path.dirname(p) for p, url in zip(paths, urls, strict=True) if url is None}
+    root = len(os.path.commonpath(local))
+    return [url or path[root:].lstrip(os.sep) for path, url in zip(paths, urls, strict=True)]
 
 
 def is_remote(name: str) -> bool:

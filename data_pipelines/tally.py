@@ -15,6 +15,7 @@ class Fault(NamedTuple):
 
     reason: str
     shard: str
+    """Its name, see ``Reader.shard_name``."""
     key: str
 
 
@@ -38,22 +39,20 @@ class Tally:
     _since: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], shards: Mapping[str, str]) -> "Tally":
-        """Return what ``as_record`` wrote down, with the paths of shards by their names."""
+    def from_record(cls, record: Mapping[str, Any]) -> "Tally":
+        """Return what ``as_record`` wrote down."""
         return cls(
             **{name: record[name] for name in COUNTS},
-            faults={
-                Fault(reason, shards[shard], key): None for reason, shard, key in record["faults"]
-            },
-            headers={shards[shard]: faults for shard, faults in record["headers"].items()},
+            faults=dict.fromkeys(Fault(*fault) for fault in record["faults"]),
+            headers=dict(record["headers"]),
         )
 
-    def as_record(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """Return all but times and bytes as plain data, with names of shards for their paths."""
+    def as_record(self) -> dict[str, Any]:
+        """Return all but times and bytes as plain data."""
         return {
             **{name: getattr(self, name) for name in COUNTS},
-            "faults": [(reason, names[shard], key) for reason, shard, key in self.faults],
-            "headers": {names[shard]: faults for shard, faults in self.headers.items()},
+            "faults": [tuple(fault) for fault in self.faults],
+            "headers": dict(self.headers),
         }
 
     def tick(self, stage: str) -> float:

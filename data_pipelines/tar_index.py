@@ -26,7 +26,7 @@ CAPTION_EXTENSIONS = ("txt", "json", "cls")
 ORIGIN = b"vlp_index"
 FORM = "2"
 """Of the index; another form is not read."""
-TRIES = 20
+OPENINGS = 20
 """To open a shard that others' shards push out of the cache."""
 
 
@@ -113,13 +113,13 @@ def open_shard(shard: Path) -> BinaryIO:
         UserError: It cannot be fetched, or a file that has no URL is gone.
         OSError: It may not be read.
     """
-    for _ in range(TRIES):
+    for _ in range(OPENINGS):
         try:
             return open(shard, "rb", buffering=0)
         except FileNotFoundError:  # not fetched yet, or made room for others in the cache
             ensure(shard)
     raise UserError(
-        f"The cache lost {shard} {TRIES} times before it was read. Set VLP_CACHE_GB to more."
+        f"The cache lost {shard} {OPENINGS} times before it was read. Set VLP_CACHE_GB to more."
     )
 
 

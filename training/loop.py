@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, worker_error
 from data_pipelines.plan import Plan, hash63
 from data_pipelines.sources import find_shards
 from training.config import TrainConfig
@@ -27,6 +27,8 @@ from vlp.errors import UserError
 from vlp.output import check_output, read_record, remove_output, write_json, write_record
 
 FREE_TO_CHANGE = (
+    "data.shards",
+    "data.keep",
     "data.workers",
     "data.max_bad",
     "log_every",
@@ -38,7 +40,8 @@ FREE_TO_CHANGE = (
     "image_piece",
     "text_piece",
 )
-"""Fields that a run may go on with other values of: they change nothing of what is trained."""
+"""Fields that a run may go on with other values of: they change nothing of what is trained. Of
+moved shards the checkpoint knows the names and counts."""
 FAULTS = "faults.json"
 
 
@@ -213,9 +216,11 @@ def _ledger(loader: Loader, out: Path) -> Iterator[None]:
     try:
         yield
         loader.judge(first_reads=1)  # a run of few samples, too
-    except (UserError, KeyboardInterrupt):
+    except (UserError, KeyboardInterrupt, RuntimeError) as error:
         if out.is_dir():  # of a run on several machines, another may not see it
             write_json(out / FAULTS, loader.faults().as_dict())
+        if isinstance(error, RuntimeError) and (told := worker_error(error)):
+            raise told from None
         raise
 
 

@@ -11,6 +11,8 @@ MAX_PIXELS = 100_000_000
 """Larger pictures are refused from the header: a small file can unpack to gigabytes."""
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is read: some of Pillow's other formats run programs on bytes that came from the web."""
 ORIENTATION = 0x0112
 """EXIF's tag of how a picture is turned; 1 is upright."""
 BITS, PHOTOMETRIC = 0x0102, 0x0106
@@ -37,7 +39,7 @@ def decode(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             check_size(*image.size)
             image.load()
             return _rgb(ImageOps.exif_transpose(_eight_bit(image)))
@@ -78,7 +80,7 @@ def size(data: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            width, height = Image.open(io.BytesIO(data)).size
+            width, height = Image.open(io.BytesIO(data), formats=FORMATS).size
     except Image.DecompressionBombError:
         raise ImageError("image has too many pixels") from None
     except Exception:  # a damaged header makes decoders raise anything
@@ -114,7 +116,7 @@ def is_upright(data: bytes) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1) == 1
+            return Image.open(io.BytesIO(data), formats=FORMATS).getexif().get(ORIENTATION, 1) == 1
     except Exception:  # a damaged header makes decoders raise anything
         return False
 

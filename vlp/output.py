@@ -95,10 +95,13 @@ def check_output(
 
 
 def _check_apart(path: Path, inputs: Sequence[Path]) -> None:
-    out = path.resolve()
-    for source in inputs:
-        read = source.resolve()
-        if out in (read, *read.parents) or read in out.parents:
+    out, folders = str(path.resolve()), {}
+    for source in inputs:  # may be 100,000 shards of a few folders
+        folder = source.parent
+        if folder not in folders:
+            folders[folder] = folder.resolve()
+        read = str(source.resolve() if source.is_symlink() else folders[folder] / source.name)
+        if f"{read}{os.sep}".startswith(f"{out}{os.sep}") or out.startswith(f"{read}{os.sep}"):
             raise UserError(
                 f"The output {path} is the input {source}, holds it or lies in it. "
                 f"Give another output folder."

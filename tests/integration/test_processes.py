@@ -127,7 +127,7 @@ def test_processes_of_gloo_train_as_one_process_does(case, processes, tmp_path):
     data = colours(tmp_path / "shards", 96)
     options, pieces = CASES[case]
     options = [*options, "--steps", "3", "--optimizer.clip-norm", "0.5", "--precision", "fp32"]
-    options += ["--optimizer.warmup", "1"]
+    options += ["--optimizer.warmup", "1 steps"]
     # Without batch norm: its statistics are those of a process, in every data-parallel trainer.
     (tmp_path / "vit.json").write_text(json.dumps(VIT))
     options += ["--model.name", str(tmp_path / "vit.json")]

@@ -14,7 +14,7 @@ from tests_support import pairs
 from training_support import colours, one_thread, rows, spoil, train, weights
 
 from data_pipelines.shards import write_shards
-from training import loop
+from training import step
 from vlp import cli
 from vlp.errors import UserError
 from vlp.types import Sample
@@ -39,7 +39,7 @@ def test_four_colours_are_learned(loss, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "memory", [[], ["--memory", "60", "--memory-momentum", "0.9", "--optimizer.warmup", "2"]]
+    "memory", [[], ["--memory", "60", "--memory-momentum", "0.9", "--optimizer.warmup", "2 steps"]]
 )
 def test_a_run_that_goes_on_equals_one_that_never_stopped(memory, data, tmp_path):
     options = ["--steps", "12", "--save-every", "5", *memory]
@@ -82,17 +82,17 @@ def test_the_ledger_of_a_run_that_goes_on_is_that_of_one_that_never_stopped(
 ):
     options = ["--steps", "10", "--save-every", "3", "--data.max-bad", "0.3"]
     whole = train(tmp_path / "whole", spoiled, *options)
-    limit, steps = loop._limit_scale, []
+    limit, steps = step._limit_scale, []
 
     def stop(parts):
         steps.append(limit(parts))
         if len(steps) == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_limit_scale", stop)
+    monkeypatch.setattr(step, "_limit_scale", stop)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", spoiled, *options)
-    monkeypatch.setattr(loop, "_limit_scale", limit)
+    monkeypatch.setattr(step, "_limit_scale", limit)
     assert faults(tmp_path / "cut")
     spoiled.rename(tmp_path / "moved")
     (tmp_path / "spoiled").symlink_to(tmp_path / "moved")
@@ -330,7 +330,7 @@ def test_losses_that_add_up_are_logged_by_name_with_what_the_batch_showed(data, 
 
 def test_past_pairs_wait_for_the_warmup_and_are_more_negatives(data, tmp_path):
     for name, options in (("with", ["--memory", "48"]), ("without", [])):
-        train(tmp_path / name, data, "--steps", "6", "--optimizer.warmup", "3", *options)
+        train(tmp_path / name, data, "--steps", "6", "--optimizer.warmup", "3 steps", *options)
     losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("with", "without")]
     assert losses[0][:4] == losses[1][:4], "the first step after the warm-up fills the memory"
     assert losses[0][4] > losses[1][4]

@@ -112,7 +112,7 @@ def test_copies_of_a_sample_keep_out_of_one_batch():
 
 
 def test_sources_are_mixed_by_weight_and_each_keeps_its_epochs(monkeypatch):
-    monkeypatch.setattr(plan_module, "SLOTS", 100)
+    monkeypatch.setattr(plan_module, "MIX_SLOTS", 100)
     rows = [Row(np.array([100, 50]), 0), Row(np.array([30]), 5)]
     plan = Plan(rows, 16, weights=(0.7, 0.3))
     places = take(plan, 0, 16 * 100)
@@ -123,7 +123,7 @@ def test_sources_are_mixed_by_weight_and_each_keeps_its_epochs(monkeypatch):
 
 
 def test_a_source_of_small_weight_is_not_left_out(monkeypatch):
-    monkeypatch.setattr(plan_module, "SLOTS", 100)
+    monkeypatch.setattr(plan_module, "MIX_SLOTS", 100)
     plan = Plan([Row(np.array([50]), 0), Row(np.array([50]), 1)], 8, weights=(1, 1e-9))
     assert {p.source for p in take(plan, 0, 1600)} == {0, 1}
 

@@ -9,10 +9,10 @@ from transformers import BertConfig
 from data_pipelines.captions import CaptionChoice
 from training.commands import RECIPES
 from training.groups import frozen_names, parameter_groups
+from training.objective import build_objective
 from training.optimizers import build_optimizer
 from training.schedule import plan_course
 from vlp.encoder import _build, read_config
-from vlp.spec import build
 
 PAIRS = 400_000_000  # as many as CLIP had, for the recipes that count in epochs
 
@@ -43,7 +43,7 @@ def test_a_recipe_can_be_started(name, bert):
     course = plan_course(config, config.run_length(PAIRS))
     groups = parameter_groups(encoder, config.optimizer, course.stages)
     build_optimizer(config.optimizer, groups)
-    build("training.losses", config.loss)
+    build_objective(config.loss)
     CaptionChoice.parse(config.data.captions)
     steps = config.num_steps(PAIRS)
     trained = sum(p.numel() for group in groups for p in group["params"])
