@@ -26,7 +26,7 @@ from data_pipelines import fetch_ahead as fetch_ahead_module
 from data_pipelines import plan as plan_module
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, worker_error
 from data_pipelines.plan import Plan, Resampled, Row
 from data_pipelines.reader import Reader
 from data_pipelines.shard_cache import cache_folder
@@ -497,6 +497,10 @@ def test_a_source_without_a_readable_sample_stops_within_seconds_and_names_the_s
     with pytest.raises(UserError, match=r"00000[01].tar gives no readable sample.*ends early"):
         take(make(broken, encoder, workers=workers), 0, 1)
     assert time.monotonic() - start < 5
+    loader = make(broken, encoder, workers=workers)
+    with pytest.raises(UserError):
+        take(loader, 0, 1)
+    assert loader.faults().as_dict()["image ends early"]["count"] > 10, "what failed is counted"
 
 
 def test_a_source_that_yields_nothing_with_replacement_stops_within_seconds(tmp_path, encoder):
@@ -564,6 +568,12 @@ def test_a_worker_that_is_killed_ends_the_run_with_an_error(folder, encoder):
     batches.close()
     assert not set(active_children()) & started
     assert error.traceback  # which keeps all that it passed
+
+
+def test_what_torch_raises_of_a_killed_worker_is_told_and_other_errors_are_not():
+    told = worker_error(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+    assert "worker that reads samples was killed" in str(told)
+    assert worker_error(RuntimeError("Sizes of tensors must match")) is None
 
 
 COMMAND = "sleep 300 & echo $$ $! > {pids}.part; mv {pids}.part {pids}; wait"

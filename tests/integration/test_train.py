@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -100,6 +102,36 @@ def test_the_ledger_of_a_run_that_goes_on_is_that_of_one_that_never_stopped(
     for name in ("faults", "substituted", "captions_cut"):
         assert cut[name] == whole[name]
     assert faults(tmp_path / "cut") == faults(tmp_path / "whole") == whole["faults"]
+
+
+def test_a_worker_that_is_killed_while_the_run_computes_ends_it_in_one_line(
+    spoiled, tmp_path, monkeypatch
+):
+    steps, others, limit = [], set(active_children()), step._limit_scale
+
+    def kill(parts):
+        limit(parts)
+        steps.append(0)
+        if len(steps) == 3:
+            worker = min(set(active_children()) - others, key=lambda child: child.pid)
+            worker.kill()
+            worker.join()
+            time.sleep(0.1)  # the signal comes while the trainer is here, not while it waits
+
+    monkeypatch.setattr(step, "_limit_scale", kill)
+    options = ["--steps", "50", "--data.max-bad", "1", "--data.workers", "2"]
+    with pytest.raises(UserError, match="A worker that reads samples was killed"):
+        train(tmp_path / "run", spoiled, *options)
+    assert faults(tmp_path / "run")
+
+
+def test_a_run_goes_on_where_its_data_was_moved_to_and_on_no_other(data, tmp_path):
+    train(tmp_path / "run", data, "--steps", "2")
+    shutil.copytree(data, tmp_path / "moved")
+    assert train(tmp_path / "run", tmp_path / "moved", "--steps", "2")["steps"] == 2
+    other = colours(tmp_path / "other", 72)
+    with pytest.raises(UserError, match="no longer those"):
+        train(tmp_path / "run", other, "--steps", "2")
 
 
 STOP_AT_STEP_8 = """

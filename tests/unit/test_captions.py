@@ -1,5 +1,8 @@
 """Which caption of a sample is read: by priority, by weight, drawn by the sample's seed."""
 
+import io
+import json
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -13,7 +16,7 @@ from data_pipelines.faults import SampleFault
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Row
 from data_pipelines.reader import Reader
-from data_pipelines.shards import open_shards, write_shards
+from data_pipelines.shards import open_shards, read, write_shards
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -118,3 +121,40 @@ def test_samples_of_json_alone_match_by_the_caption_that_was_drawn(tmp_path, enc
     by_key = dict(zip(batch.keys, batch.group.tolist(), strict=True))
     assert by_key["0"] == by_key["1"] == by_key["4"]
     assert len(set(by_key.values())) == 3
+
+
+CAPTIONS_OF_JSON = {
+    "a text": ("a dog", {"a dog"}),
+    "texts": (["a dog", "a\ncat", 7], {"a dog", "a cat"}),
+    "an object": ({"a": 1}, None),
+    "not a number": (float("nan"), None),
+    "yes or no": (True, None),
+    "nothing": (None, None),
+}
+
+
+@pytest.mark.parametrize("kind", CAPTIONS_OF_JSON)
+def test_only_texts_of_json_are_captions_without_a_txt(kind, tmp_path):
+    caption, wanted = CAPTIONS_OF_JSON[kind]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in (("0.png", picture()), ("0.json", json.dumps({"caption": caption}))):
+            content = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (entry,) = open_shards(tmp_path).entries
+    if wanted is None:
+        with pytest.raises(SampleFault, match="no caption"):
+            read(entry)
+        return
+    text = read(entry).text
+    choice = CaptionChoice.parse("txt")
+    drawn = {choice.draw(Sample("0", b"", text), np.random.default_rng(i)) for i in range(20)}
+    assert drawn == wanted
+
+
+def test_separators_of_web_captions_are_white_space_and_not_line_ends():
+    choice = CaptionChoice.parse("txt")
+    sample = Sample("0", b"", "a dog\u2028in the\x0bsnow")
+    drawn = {choice.draw(sample, np.random.default_rng(i)) for i in range(9)}
+    assert drawn == {"a dog\u2028in the\x0bsnow"}

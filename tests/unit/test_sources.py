@@ -138,6 +138,15 @@ def test_names_are_those_below_the_folder_of_all_shards(monkeypatch, tmp_path):
     assert relative_names(piped) == relative_names(deep)
 
 
+def test_beside_files_the_names_of_remote_shards_do_not_depend_on_the_cache(monkeypatch, tmp_path):
+    named = []
+    for cache in ("one", "another/deeper"):
+        monkeypatch.setenv("VLP_CACHE", str(tmp_path / cache))
+        shards = [Path("/data/0.tar"), cached_path("https://host/a/0.tar?token=a/b")]
+        named.append(relative_names(shards))
+    assert named[0] == named[1] == ["0.tar", "https://host/a/0.tar?token=a/b"]
+
+
 def test_the_index_is_written_once_beside_the_shards_and_read_again(shards):
     before = open_shards(shards)
     written = files_below(shards / ".index")
