@@ -22,7 +22,8 @@ def negatives(pairs: Pairs, i: int, way: str, see: str = "all") -> list[Tensor]:
     if pairs.past is not None:
         past = pairs.past.text if way == "image_to_text" else pairs.past.image
         for feature, group in zip(past, pairs.past.group, strict=True):
-            is_near = pairs.past.ceiling is not None and anchors[i] @ feature > pairs.past.ceiling
+            ceiling = pairs.past.ceiling
+            is_near = ceiling is not None and others[i] @ feature > ceiling
             if group != pairs.group[i] and not is_near:
                 found.append(anchors[i] @ feature)
     return found

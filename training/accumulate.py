@@ -133,7 +133,8 @@ def _pairs(batch: Batch, image: Tensor, text: Tensor) -> Pairs:
         views = text[count : count * (1 + len(batch.text_views))]
         pairs = pairs._replace(text_views=views.unflatten(0, (-1, count)))
     if batch.hard_tokens is not None:
-        hard = text[-batch.hard_tokens[..., 0].numel() :].unflatten(0, (count, -1))
+        start = count * (1 + _num_views(batch.text_views))
+        hard = text[start:].unflatten(0, batch.hard_tokens.shape[:2])
         pairs = pairs._replace(hard_text=hard, hard_group=batch.hard_group)
     return pairs
 

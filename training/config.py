@@ -207,8 +207,8 @@ class TrainConfig:
     memory_top: int = 0
     """Of the past pairs, only as many as are most similar to the batch; 0: all."""
     memory_ceiling: float | None = None
-    """Cosine to an image or a caption above which the other half of a past pair is its
-    near-duplicate and no negative of it, such as 0.95."""
+    """Cosine of a past caption to an image's own caption, or of a past image to a caption's own
+    image, above which it is a near-duplicate and no negative, such as 0.95."""
     memory_momentum: float = 0.0
     """Share of its own weights, such as 0.999, that a second encoder keeps in a step, which past
     pairs then come from (MoCo): one more forward pass. 0: the trained encoder alone."""
@@ -280,9 +280,14 @@ class TrainConfig:
                 f"memory_momentum is {self.memory_momentum}. Write 0 up to below 1, as 0.999."
             )
         options = ("memory_top", "memory_ceiling", "memory_momentum")
-        given = [name for name in options if getattr(self, name)]
+        given = [name for name in options if getattr(self, name) not in (None, 0)]
         if given and not self.memory:
-            raise UserError(f"{given[0]} needs past pairs. Write --memory 65536, too.")
+            flag = given[0].replace("_", "-")
+            raise UserError(f"--{flag} needs past pairs. Write --memory 65536, too.")
+        if self.memory_ceiling is not None and not 0 < self.memory_ceiling <= 1:
+            raise UserError(
+                f"--memory-ceiling is {self.memory_ceiling}. Write a cosine up to 1, as 0.95."
+            )
 
     def _length(self) -> Duration:
         for unit in ("steps", "samples", "epochs"):

@@ -152,7 +152,8 @@ def _shared_log_sums(
     """Return log-sum-exps with one offset for all; None where some sum is too small for it.
 
     With one offset, one exponential serves both directions, and nothing need be known of the tile.
-    It reaches sums over a range of 120 nats below the largest possible, in practice all.
+    It reaches sums over a range of 120 nats below the largest possible; where modalities lie far
+    apart at a scale of 100, or powers are above 1, some lie lower.
     """
     sums = [side.new_zeros(len(powers), len(side)) for side in sides]
     for rows, columns, logits in hidden:

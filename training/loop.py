@@ -40,7 +40,7 @@ FREE_TO_CHANGE = (
     "image_piece",
     "text_piece",
 )
-"""Fields that a run may go on with other values of: they change nothing of what is trained. Of
+"""Fields that a run may go on with other values of: they change nothing but rounding. Of
 moved shards the checkpoint knows the names and counts."""
 FAULTS = "faults.json"
 

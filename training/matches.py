@@ -10,9 +10,6 @@ from training.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
 
-NO_GROUP = -1
-"""The group of a hard caption that is of none."""
-
 OPTIONAL = ("views", "text_views", "hard_text", "teacher", "past")
 
 
@@ -20,8 +17,7 @@ def hard_captions(pairs: Pairs) -> tuple[Float[Tensor, "hard dim"], Int64[Tensor
     """Return all hard captions of the pairs, pair by pair, and the group that each would be of."""
     assert pairs.hard_text is not None
     texts = pairs.hard_text.flatten(0, 1)  # [batch * hard, dim]
-    if pairs.hard_group is None:
-        return texts, torch.full((len(texts),), NO_GROUP, device=texts.device)
+    assert pairs.hard_group is not None, "else one equal to a caption would be its negative"
     return texts, pairs.hard_group.flatten()
 
 
@@ -48,7 +44,7 @@ def refuse_fields(loss: Any, pairs: Pairs) -> None:
     """Raise UserError where the batch holds a field that the loss does not say it ``takes``."""
     for name in OPTIONAL:
         if getattr(pairs, name) is not None and name not in fields_of(loss):
-            kind = type(loss).__name__.lower()
+            kind = type(loss).__module__.rpartition(".")[2]
             raise UserError(f"The loss {kind} cannot use {name}. Choose a loss that takes it.")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.accumulate import Pieces, encode
 from training.gather import gather
-from training.tiles import Tiles
+from training.tiles import Tiles, Twins
 from vlp.encoder import DualEncoder
 from vlp.types import Batch, Pairs, Past
 
@@ -98,8 +98,12 @@ class Memory(nn.Module):
 def _highest_cosines(past: Past, world: Pairs) -> Float[Tensor, "past"]:
     """Return each past pair's highest cosine to the other modality of a pair of another group."""
     highest = torch.full_like(past.image[:, 0], -torch.inf)
-    tiles = Tiles(1.0, past.group, world.group, ceiling=past.ceiling)
-    for features, others in ((past.image, world.text), (past.text, world.image)):
+    for features, others, mine, theirs in (
+        (past.image, world.text, past.text, world.text),
+        (past.text, world.image, past.image, world.image),
+    ):
+        twins = None if past.ceiling is None else Twins(mine, theirs.to(mine.dtype), past.ceiling)
+        tiles = Tiles(1.0, past.group, world.group, twins=twins)
         for rows, columns, cosines in tiles.walk(features, others.to(features.dtype)):
             tiles.hide(cosines, rows, columns)
             highest[rows] = torch.maximum(highest[rows], cosines.amax(dim=1))

@@ -1,8 +1,8 @@
 """What a run minimises: one loss, or several that add up by their weights."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 from jaxtyping import Float, Int64
@@ -16,6 +16,9 @@ from vlp.types import Pairs
 
 CLIP_SCALE = 1 / 0.07
 """Of an encoder that no loss wants a scale of."""
+
+MOST = 1e6
+"""Weight of a loss."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,9 @@ def build_objective(specs: Sequence[str]) -> Objective:
     for spec in specs:
         name, arguments = parse(spec)
         weight = arguments.pop("weight", 1.0)
-        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise UserError(f"{spec!r}: weight is {weight!r}. Write a number above 0.")
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight <= MOST:
+            raise UserError(f"{spec!r}: weight is {weight!r:.40}. Write a number above 0.")
         written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         label = _unlike(name.rpartition(".")[2], losses)
         losses[label] = build("training.losses", f"{name}({written})" if written else name)
@@ -133,8 +137,8 @@ def _seen_by(loss: Any, pairs: Pairs) -> Pairs:
 
 def _unlike(name: str, taken: dict[str, Any]) -> str:
     """Return the name, with a number where it is taken."""
-    count = sum(other == name or other.startswith(f"{name}_") for other in taken)
-    return f"{name}_{count + 1}" if count else name
+    labels = chain([name], (f"{name}_{number}" for number in count(2)))
+    return next(label for label in labels if label not in taken)
 
 
 def _start_scales(objective: Objective) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -22,6 +22,18 @@ from vlp.types import Pairs
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 """Similarities in a tile, by kind of device. On CPU 512 x 512 in fp32 are 1 MiB, and more are
 no faster; a GPU wants products that fill it, 64 MiB each."""
+
+
+class Twins(NamedTuple):
+    """The anchors' own pairs in the modality of the others.
+
+    Within a modality duplicates have a cosine near 1. Across modalities even matches have 0.3.
+    """
+
+    mine: Float[Tensor, "anchors dim"]
+    others: Float[Tensor, "others dim"]
+    ceiling: float
+    """Cosine of the two above which the other is left out."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,8 @@ class Tiles:
     first_own: int | None = None
     """The row of ``others`` that is the first anchor's own pair; those of the next ones follow.
     None: the anchors' own pairs are not among the others."""
-    ceiling: float | None = None
-    """Cosine above which another is a near-duplicate of the anchor, and left out."""
+    twins: "Twins | None" = None
+    """By which others are near-duplicates of an anchor's own pair, and left out."""
 
     @classmethod
     def of_batch(
@@ -49,6 +61,29 @@ class Tiles:
         first, last = rows[[0, -1]].tolist()
         assert last - first == len(rows) - 1, "the rows of a process follow each other"
         return cls(float(scale.detach()), local.group, world.group, first_own=first)
+
+    @classmethod
+    def of_past(
+        cls,
+        mine: Float[Tensor, "anchors dim"],
+        others: Float[Tensor, "past dim"],
+        local: Pairs,
+        scale: Float[Tensor, ""],
+    ) -> "Tiles":
+        """Return how anchors are walked among past features of the other modality.
+
+        Args:
+            mine: The anchors' own pairs, of the same modality as the others.
+            others: Past features.
+            local: This process's pairs, with their past.
+            scale: Factor on the cosines.
+        """
+        assert local.past is not None
+        twins = None
+        if local.past.ceiling is not None:
+            mine, others = in_full_precision(mine.detach(), others)
+            twins = Twins(mine, others, local.past.ceiling)
+        return cls(float(scale.detach()), local.group, local.past.group, twins=twins)
 
     def walk(self, anchors: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield the rows, the columns and the scaled similarities of each tile.
@@ -97,9 +132,10 @@ class Tiles:
         return self.anchor_group[rows, None] == self.other_group[None, columns]
 
     def hide(self, tile: Tensor, rows: slice, columns: slice) -> None:
-        """Overwrite with -inf all that are no negatives: matches and near-duplicates."""
-        if self.ceiling is not None:
-            tile.masked_fill_(tile > self.ceiling * self.scale, -torch.inf)
+        """Overwrite with -inf all that are no negatives: matches, and near-duplicates of them."""
+        if self.twins is not None:
+            mine, others, ceiling = self.twins
+            tile.masked_fill_(mine[rows] @ others[columns].T > ceiling, -torch.inf)
         if (matches := self.matches(rows, columns)) is not None:
             tile.masked_fill_(matches, -torch.inf)
         elif (own := self.own(tile, rows, columns)) is not None:

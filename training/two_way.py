@@ -103,8 +103,9 @@ class TwoWay(ABC):
             find = _own_hard_captions if self.see == "own" else _all_hard_captions
             hard = [find(local, world, scale, self.powers)]
         if local.past is not None:
-            past_texts = [_past(local.image, local.past.text, local, scale, self.powers)]
-            past_images = [_past(local.text, local.past.image, local, scale, self.powers)]
+            texts, images = local.past.text, local.past.image
+            past_texts = [_past(local.image, local.text, texts, local, scale, self.powers)]
+            past_images = [_past(local.text, local.image, images, local, scale, self.powers)]
         return (
             self._joined(image, [*hard, *past_texts], local.image, world.text),
             self._joined(text, past_images, local.text, world.image),
@@ -155,9 +156,13 @@ def _own_hard_captions(
 
 
 def _past(
-    anchors: Tensor, past: Tensor, local: Pairs, scale: Tensor, powers: tuple[float, ...]
+    anchors: Tensor,
+    mine: Tensor,
+    past: Tensor,
+    local: Pairs,
+    scale: Tensor,
+    powers: tuple[float, ...],
 ) -> Float[Tensor, "powers batch"]:
-    """Return the sums of anchors over past features of the other modality."""
-    assert local.past is not None
-    tiles = Tiles(float(scale.detach()), local.group, local.past.group, ceiling=local.past.ceiling)
+    """Return the sums of anchors over past features of the other modality, that of ``mine``."""
+    tiles = Tiles.of_past(mine, past, local, scale)
     return log_sums(anchors, past, scale, tiles, powers).negatives

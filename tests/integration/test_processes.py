@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from training.gather import gather
 from training.objective import build_objective
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
-from vlp.types import Batch, Past
+from vlp.types import Batch, Pairs, Past
 
 COUNT = 12
 LOSSES = ["hard_negative(beta=0.5)", "sigmoid(weight=0.5)"]
@@ -86,6 +87,43 @@ def test_every_parameter_has_the_gradient_of_the_whole_batch_in_pieces_too(proce
             for name, gradient in wanted.items():
                 least = 1e-9 * gradient.abs().max().item()
                 torch.testing.assert_close(found[name], gradient, atol=least, rtol=0, msg=name)
+
+
+def clip_rank(rank: int, processes: int, folder: str) -> None:
+    store = dist.FileStore(f"{folder}/clip", processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    peer = open_clip.loss.ClipLoss(
+        local_loss=True, gather_with_grad=True, rank=rank, world_size=processes
+    )
+    found = []
+    for is_ours in (True, False):
+        generator = torch.Generator().manual_seed(rank)
+        image, text = torch.randn(2, 5, 8, dtype=torch.float64, generator=generator)
+        image, text = (torch.nn.functional.normalize(x, dim=-1) for x in (image, text))
+        scale = torch.tensor(20.0, dtype=torch.float64)
+        leaves = [leaf.requires_grad_() for leaf in (image, text, scale)]
+        if is_ours:
+            number = torch.arange(5) + 5 * rank
+            local = Pairs(image, text, number, number)
+            world, rows = gather(local)
+            loss = build_objective(["softmax"])(local, world, rows, scale, None)
+        else:
+            loss = peer(image, text, scale)
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    torch.save(found, f"{folder}/clip{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_over_processes_softmax_is_open_clips_local_loss_with_gathered_gradients(
+    processes, tmp_path
+):
+    mp.start_processes(clip_rank, (processes, str(tmp_path)), nprocs=processes, start_method="fork")
+    for rank in range(processes):
+        ours, theirs = torch.load(tmp_path / f"clip{rank}.pt")
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)
 
 
 CASES = {

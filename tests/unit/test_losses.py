@@ -290,7 +290,7 @@ def test_the_gradient_near_the_end_of_training_keeps_its_digits():
         gradients.append(found)
     assert 1e-4 < value.item() < 1e-2
     for mine, wanted in zip(gradients[0][:3], gradients[1][:3], strict=True):
-        assert (mine - wanted).norm() / wanted.norm() < 2e-5  # bf16 logits: 2e-2
+        assert (mine - wanted).norm() / wanted.norm() < 4e-6  # bf16 logits: 2e-2
 
 
 def test_an_empty_past_changes_nothing():

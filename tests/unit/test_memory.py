@@ -57,10 +57,12 @@ def test_the_most_similar_to_any_pair_of_another_group_are_offered(towers):
     for i in range(40):
         cosines = [-1.0]
         for j in range(8):
-            for one, other in ((held.image, shown.text), (held.text, shown.image)):
-                cosine = float(one[i] @ other[j])
-                if held.group[i] != shown.group[j] and cosine <= 0.55:
-                    cosines.append(cosine)
+            for one, other, mine, twin in (
+                (held.image, shown.text, held.text, shown.text),
+                (held.text, shown.image, held.image, shown.image),
+            ):
+                if held.group[i] != shown.group[j] and mine[i] @ twin[j] <= 0.55:
+                    cosines.append(float(one[i] @ other[j]))
         highest.append(max(cosines))
     wanted = sorted(range(40), key=lambda i: -highest[i])[:6]
     past = memory.past(shown)

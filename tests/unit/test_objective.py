@@ -85,7 +85,7 @@ def test_a_config_takes_one_loss_as_a_text():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"memory_top": 5}, r"memory_top needs past pairs. Write --memory 65536"),
+        ({"memory_top": 5}, r"memory-top needs past pairs. Write --memory 65536"),
         ({"memory": 8, "memory_momentum": 1.0}, r"memory_momentum is 1.0"),
         ({"image_piece": -1}, r"image_piece is -1. Write 0 or more"),
     ],

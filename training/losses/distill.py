@@ -64,13 +64,15 @@ class Distill:
             raise UserError("The loss distill needs the features of a teacher, and has none.")
         (image, text), (images, texts) = local.teacher, world.teacher
         total = _divergence(
-            (local.image, local.group, rows, image * self.teacher_scale),
+            (local.image, local.group, rows, image),
             (world.text, world.group, texts),
             scale,
+            self.teacher_scale,
         ) + _divergence(
-            (local.text, local.group, rows, text * self.teacher_scale),
+            (local.text, local.group, rows, text),
             (world.image, world.group, images),
             scale,
+            self.teacher_scale,
         )
         return total.mean() / 2
 
@@ -79,6 +81,7 @@ def _divergence(
     by_row: tuple[Tensor, Tensor, Tensor, Tensor],
     world: tuple[Tensor, Tensor, Tensor],
     scale: Tensor,
+    teacher_scale: float,
 ) -> Float[Tensor, "batch"]:
     """Return the divergence of each anchor's distribution over the others from the teacher's."""
     others, group, teacher = in_full_precision(*world)
@@ -86,7 +89,9 @@ def _divergence(
     def term(anchors: Tensor, own_group: Tensor, rows: Tensor, taught: Tensor) -> Tensor:
         left_out = other_matches(own_group, group, rows)  # [rows, world]
         logits = (scale * anchors @ others.T).masked_fill(left_out, -torch.inf)
-        wanted = (taught @ teacher.T).masked_fill(left_out, -torch.inf).log_softmax(1)
+        wanted = (
+            (teacher_scale * taught @ teacher.T).masked_fill(left_out, -torch.inf).log_softmax(1)
+        )
         surplus = (wanted - logits.log_softmax(1)).masked_fill(left_out, 0)
         return (wanted.exp() * surplus).sum(1)
 

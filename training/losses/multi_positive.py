@@ -84,10 +84,13 @@ def _over_other_matches(
     """
     totals = []
     side = math.isqrt(tile_elements(negatives))
-    for first in range(0, len(anchors.row), side):
+    firsts = range(0, len(anchors.row), side)
+    lasts = [min(first + side, len(anchors.row)) - 1 for first in firsts]
+    # Asked for all blocks at once: the host would wait for each on CUDA.
+    starts = torch.searchsorted(others.group, anchors.group[list(firsts)]).tolist()
+    stops = torch.searchsorted(others.group, anchors.group[lasts], right=True).tolist()
+    for first, start, stop in zip(firsts, starts, stops, strict=True):
         rows = anchors.part(first, first + side)
-        start = int(torch.searchsorted(others.group, rows.group[0]))
-        stop = int(torch.searchsorted(others.group, rows.group[-1], right=True))
         total = negatives.new_zeros(len(rows.row))
         for left in range(start, stop, side):
             columns = others.part(left, min(left + side, stop))

@@ -66,10 +66,12 @@ class Sigmoid:
             find = _own_hard_captions if self.see == "own" else _all_hard_captions
             loss = loss + find(local, world, scale, bias)
         if local.past is not None:
-            past = local.past
-            tiles = Tiles(float(scale.detach()), local.group, past.group, ceiling=past.ceiling)
-            loss = loss + answered(local.image, past.text, scale, bias, tiles)
-            loss = loss + answered(local.text, past.image, scale, bias, tiles)
+            for anchors, mine, others in (
+                (local.image, local.text, local.past.text),
+                (local.text, local.image, local.past.image),
+            ):
+                tiles = Tiles.of_past(mine, others, local, scale)
+                loss = loss + answered(anchors, others, scale, bias, tiles)
         return loss
 
 
