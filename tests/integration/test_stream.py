@@ -585,6 +585,8 @@ reader = Reader([name_shards({source!r})], Plan([Resampled(1, 0)], 2), encoder.t
 next(Loader(reader, workers=1).batches(0))
 """
 IMPORTS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.loader import Loader
