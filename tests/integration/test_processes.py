@@ -76,7 +76,7 @@ def one_rank(rank: int, processes: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_parameter_has_the_gradient_of_the_whole_batch_in_pieces_too(processes, tmp_path):
     wanted = gradients(towers(), whole_batch(), Pieces())
     # fork: a spawned process would have to import this file by name, and tests are no package.

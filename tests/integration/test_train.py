@@ -27,7 +27,7 @@ def data(tmp_path_factory):
     return colours(tmp_path_factory.mktemp("data") / "shards", 96)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_four_colours_are_learned(loss, data, tmp_path):
     held_out = colours(tmp_path / "held_out", 64, first=200)
     result = train(
@@ -41,7 +41,14 @@ def test_four_colours_are_learned(loss, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "memory", [[], ["--memory", "60", "--memory-momentum", "0.9", "--optimizer.warmup", "2 steps"]]
+    "memory",
+    [
+        [],
+        pytest.param(
+            ["--memory", "60", "--memory-momentum", "0.9", "--optimizer.warmup", "2 steps"],
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_run_that_goes_on_equals_one_that_never_stopped(memory, data, tmp_path):
     options = ["--steps", "12", "--save-every", "5", *memory]
