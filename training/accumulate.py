@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from training.gather import num_processes
 from vlp.encoder import DualEncoder, Encoding
 from vlp.errors import UserError
 from vlp.types import Batch, Pairs
@@ -75,12 +76,12 @@ def without_reduction(encoder: nn.Module) -> AbstractContextManager:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Put the mean over processes in the place of every gradient, bucket by bucket."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if num_processes() == 1:
         return
     for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         dist.all_reduce(flat, dist.ReduceOp.SUM)
-        flat /= dist.get_world_size()
+        flat /= num_processes()
         for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 

@@ -23,7 +23,7 @@ def gather(local: Pairs) -> tuple[Pairs, Int64[Tensor, "batch"]]:
     and teacher do not. The past is the same on every process, and is not gathered.
     """
     num_pairs = len(local.image)
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if num_processes() == 1:
         return local, torch.arange(num_pairs, device=local.image.device)
     rows = torch.arange(num_pairs, device=local.image.device) + dist.get_rank() * num_pairs
     world = local._replace(
@@ -45,6 +45,12 @@ def gather(local: Pairs) -> tuple[Pairs, Int64[Tensor, "batch"]]:
         image, text = local.teacher
         world = world._replace(teacher=(_gather(image), _gather(text)))
     return world, rows
+
+
+def num_processes() -> int:
+    """Return how many processes train together; 1 where none were started."""
+    is_started = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if is_started else 1
 
 
 class _GatherRows(torch.autograd.Function):
