@@ -154,3 +154,10 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
         open_image(str(tmp_path / "x.jpg"))
     with pytest.raises(UserError, match="Cannot open the image"):
         open_image(str(tmp_path / "missing.jpg"))
+
+
+def test_a_format_for_which_pillow_would_start_another_program_is_not_known():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    for read in (decode, size):
+        with pytest.raises(ImageError, match="format is not known"):
+            read(postscript)

@@ -10,6 +10,7 @@ from tests_support import pairs
 from data_pipelines import tar_index
 from data_pipelines.index_files import index_folder
 from data_pipelines.shard_cache import cache_folder, cached_path, url_of
+from data_pipelines.shard_counts import _beside
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import find_shards, relative_names
 from data_pipelines.tar_index import open_index
@@ -285,3 +286,9 @@ def test_a_star_in_a_url_stands_for_the_shards_that_are_there(shards, cache):
 def test_many_shards_are_counted_by_processes_as_one_by_one(tmp_path):
     write_shards(pairs(40), tmp_path / "many", samples_per_shard=1)
     assert open_shards(tmp_path / "many").counts.tolist() == [1] * 40
+
+
+def test_a_file_beside_a_url_keeps_the_query_whatever_that_holds():
+    url = "https://host/a/000000.tar?token=x/y"
+    assert _beside(url, "sizes.json") == "https://host/a/sizes.json?token=x/y"
+    assert _beside("s3://bucket/a/0.tar", "sizes.json") == "s3://bucket/a/sizes.json"
