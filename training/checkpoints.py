@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from training.config import KeepConfig
+from training.options import KeepConfig
 from vlp.checkpoint import list_checkpoints, step_of
 from vlp.console import say
 from vlp.errors import UserError, first_line

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from training.config import OptimizerConfig
 from training.layers import TOWERS, slice_layers, tower_layers
+from training.options import OptimizerConfig
 from training.rules import GroupRule, Stage
 from vlp.errors import UserError, nearest
 

@@ -62,6 +62,7 @@ class RunLog:
     def row(self, state: TrainState, figures: Mapping[str, Any]) -> dict[str, float]:
         """Write one row and return it as plain numbers."""
         row = {name: _number(value) for name, value in figures.items()}
+        self.figures |= row
         if self._file and self._board:
             where = {"step": state.step, "samples_seen": state.samples_seen}
             self._file.write(json.dumps(where | row) + "\n")

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from data_pipelines.augment import Augmentation
-from training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from training.config import TrainConfig
+from training.options import DataConfig, ModelConfig, OptimizerConfig
 
 
 def toy() -> TrainConfig:

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from training.config import OptimizerConfig, TrainConfig
+from training.config import TrainConfig
 from training.duration import RunLength
+from training.options import OptimizerConfig
 from training.rules import Stage, parse_stages
 from vlp.errors import UserError
 

@@ -20,11 +20,12 @@ from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
 from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
-from training.config import DataConfig, ModelConfig, TrainConfig
+from training.config import TrainConfig
 from training.groups import parameter_groups
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
+from training.options import DataConfig, ModelConfig
 from training.schedule import Course, plan_course
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
@@ -32,7 +33,7 @@ from vlp.errors import UserError
 from vlp.picture_size import check_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """The parts of a run; only the encoder, the optimizer and the memory change while it lasts."""
 
@@ -141,17 +142,16 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         max_bad=config.data.max_bad,
     )
     groups = parameter_groups(encoder, config.optimizer, course.stages)
-    optimizer = build_optimizer(config.optimizer, groups)
     return Parts(
-        validation,
-        loader,
-        encoder,
-        optimizer,
-        config.optimizer.clip_norm,
-        objective,
-        pieces,
-        _memory(encoder, config),
-        course,
+        validation=validation,
+        loader=loader,
+        encoder=encoder,
+        optimizer=build_optimizer(config.optimizer, groups),
+        clip_norm=config.optimizer.clip_norm,
+        objective=objective,
+        pieces=pieces,
+        memory=_memory(encoder, config),
+        course=course,
     )
 
 

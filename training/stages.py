@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from data_pipelines.loader import Loader
-from training.config import OptimizerConfig
 from training.groups import frozen_names
+from training.options import OptimizerConfig
 from training.schedule import Course
 from vlp.types import Batch
 

@@ -1,20 +1,32 @@
 """TrainState: everything that a restart needs, and nothing else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from training.checkpoints import new_checkpoint, newest, remove_old
-from training.config import KeepConfig
-from training.memory import Memory
+from training.options import KeepConfig
 from vlp.checkpoint import load_weights, save_encoder
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError, first_line
 
 STATE = "train_state.pt"
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: its state is tensors, numbers and texts in dicts and lists."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that it needs to go on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Become what it was."""
+        ...
 
 
 @dataclass
@@ -23,11 +35,9 @@ class TrainState:
 
     encoder: DualEncoder
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None = None
-    """Of fp16: its scale grows and shrinks with the run."""
-    memory: Memory | None = None
-    """Of past features."""
-    data: str = ""
+    others: Mapping[str, Stateful]
+    """Whatever else moves: the memory of past features, fp16's scaler."""
+    data: str
     """Identity of the plan: a run goes on only with the data that it began with."""
     step: int = 0
     samples_seen: int = 0
@@ -47,8 +57,7 @@ def save(state: TrainState, run: Path, keep: KeepConfig) -> None:
         "samples_seen": state.samples_seen,
         "data": state.data,
         "ledger": state.ledger,
-        "scaler": state.scaler.state_dict() if state.scaler else None,
-        "memory": state.memory.state_dict() if state.memory else None,
+        "others": {name: part.state_dict() for name, part in state.others.items()},
     }
     weights = state.encoder.state_dict()
     with new_checkpoint(run, state.step, num_bytes([content, weights])) as part:
@@ -66,10 +75,8 @@ def restore(state: TrainState, run: Path) -> bool:
         content = torch.load(saved / STATE, map_location="cpu", weights_only=True)
         load_weights(state.encoder, saved)
         state.optimizer.load_state_dict(content["optimizer"])
-        if state.scaler and content["scaler"]:
-            state.scaler.load_state_dict(content["scaler"])
-        if state.memory:
-            state.memory.load_state_dict(content["memory"])
+        for name, part in state.others.items():
+            part.load_state_dict(content["others"][name])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(
             f"Cannot go on from the checkpoint {saved} ({first_line(error)}). Remove it to go on "

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from training.config import OptimizerConfig
 from training.groups import frozen_names, parameter_groups, select
 from training.layers import tower_layers
+from training.options import OptimizerConfig
 from training.rules import Stage
 from training.stages import freeze
 from vlp.encoder import _build, create_encoder, read_config

@@ -5,8 +5,8 @@ import io
 import pytest
 import torch
 
-from training.config import OptimizerConfig
 from training.optimizers import build_optimizer, optimizer_names
+from training.options import OptimizerConfig
 from training.stable_adamw import StableAdamW
 from vlp.errors import UserError
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from training.config import OptimizerConfig, TrainConfig
+from training.config import TrainConfig
 from training.duration import Duration, RunLength
+from training.options import OptimizerConfig
 from training.rules import GroupRule, Stage
 from training.schedule import plan_course, plan_schedule
 from vlp.errors import UserError

@@ -1,0 +1,68 @@
+"""What a run says when it begins and when it is over."""
+
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.plan import Plan
+from training.config import TrainConfig
+from training.setup import Parts
+from training.state import TrainState
+from vlp.console import say
+
+
+def announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -> None:
+    """Say what will be trained, on what, and for how long."""
+    count = sum(p.numel() for p in parts.encoder.parameters())
+    say(
+        f"Training {config.model.name} ({count / 1e6:.1f} M parameters) with "
+        f"{' + '.join(config.loss)} on {_amount(parts.loader.reader.plan)} of "
+        f"{' '.join(config.data.shards)}: {steps} steps of {config.data.batch_size}."
+    )
+    for line in parts.course.lines():
+        say(line)
+    if config.data.weights:
+        _announce_mix(config, parts, steps)
+    if state.step:
+        say(f"Going on from step {state.step}, {state.samples_seen} samples seen.")
+
+
+def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) -> dict[str, Any]:
+    """Say how the run went and return it as data."""
+    loader = parts.loader
+    tally = loader.tally
+    cut = tally.captions_cut / max(1, tally.reads)
+    faults = loader.faults()
+    say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
+    if cut:
+        length = loader.reader.tokenizer.length
+        say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
+    if faults:
+        say(
+            f"Faults of the data: {faults.summary()}. {tally.substituted} times another sample of "
+            f"the shard took a broken one's place."
+        )
+    return {
+        "out": str(out),
+        "steps": state.step,
+        "samples_seen": state.samples_seen,
+        "captions_cut": cut,
+        "faults": faults.as_dict(),
+        "substituted": tally.substituted,
+        "metrics": figures,
+    }
+
+
+def _amount(plan: Plan) -> str:
+    return (
+        "shards drawn with replacement"
+        if plan.num_samples is None
+        else f"{plan.num_samples} samples"
+    )
+
+
+def _announce_mix(config: TrainConfig, parts: Parts, steps: int) -> None:
+    """Say how often each source of a mix will have been read through."""
+    epochs = parts.loader.reader.plan.epochs(steps * config.data.batch_size)
+    for source, number in zip(config.data.shards, epochs, strict=True):
+        if number is not None:
+            say(f"  {source}: {number:.3g} epochs")
