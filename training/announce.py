@@ -1,10 +1,12 @@
 """What a run says when it begins and when it is over."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.plan import Plan
 from training.config import TrainConfig
+from training.setbacks import SKIPPED
 from training.setup import Parts
 from training.state import TrainState
 from vlp.console import say
@@ -20,6 +22,9 @@ def announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -
     )
     for line in parts.course.lines():
         say(line)
+    if config.ema:
+        half = math.log(2) / (1 - config.ema) * config.data.batch_size
+        say(f"The moving average of the weights forgets half in {half:,.0f} samples.")
     if config.data.weights:
         _announce_mix(config, parts, steps)
     if state.step:
@@ -33,6 +38,8 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
     cut = tally.captions_cut / max(1, tally.reads)
     faults = loader.faults()
     say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
+    if parts.guard.skipped:
+        say(f"{parts.guard.skipped} steps were left out; {SKIPPED} names their samples.")
     if cut:
         length = loader.reader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
@@ -45,6 +52,7 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
         "out": str(out),
         "steps": state.step,
         "samples_seen": state.samples_seen,
+        "skipped": parts.guard.skipped,
         "captions_cut": cut,
         "faults": faults.as_dict(),
         "substituted": tally.substituted,

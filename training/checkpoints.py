@@ -1,6 +1,7 @@
 """The checkpoints of a run on disk: whole or not there, verified, and no more than asked for."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,15 +61,15 @@ def new_checkpoint(run: Path, step: int, num_bytes: int) -> Iterator[Path]:
     flush(folder.parent)
 
 
-def newest(run: Path) -> Path | None:
+def newest(run: Path, *, until: float = math.inf) -> Path | None:
     """Return the newest checkpoint that is as it was written; None where there is none at all.
 
-    Damaged ones are named and passed over.
+    Damaged ones are named and passed over, those of steps after ``until`` are not looked at.
 
     Raises:
         UserError: There are checkpoints, and all of them are damaged.
     """
-    saved = list_checkpoints(run)
+    saved = [folder for folder in list_checkpoints(run) if step_of(folder) <= until]
     for folder in reversed(saved):
         found = damage(folder)
         if found is None:
@@ -86,6 +87,13 @@ def remove_old(run: Path, keep: KeepConfig) -> None:
     for folder in saved[: -keep.last]:
         step = step_of(folder)
         if step != best and not (keep.every and step % keep.every == 0):
+            shutil.rmtree(folder)
+
+
+def remove_after(run: Path, step: int) -> None:
+    """Remove the checkpoints that the run has gone back behind."""
+    for folder in list_checkpoints(run):
+        if step_of(folder) > step:
             shutil.rmtree(folder)
 
 

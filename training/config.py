@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from training.duration import Duration, RunLength
-from training.options import DataConfig, KeepConfig, ModelConfig, OptimizerConfig, check_least
+from training.options import (
+    DataConfig,
+    GuardConfig,
+    KeepConfig,
+    ModelConfig,
+    OptimizerConfig,
+    check_least,
+)
 from training.rules import parse_stages
 from vlp.errors import UserError
 
@@ -41,6 +48,10 @@ class TrainConfig:
     "rest"`` trains both towers in the second half; ``lr=0.1`` is a factor on the learning rate,
     ``warmup=2%`` a warm-up of the stage's own, ``size=112`` another side of the pictures.
     None: one stage, that freezes nothing."""
+    ema: float = 0.0
+    """Share of its own weights, such as 0.9999, that a moving average of the encoder keeps in a
+    step. It forgets half in 0.69 x batch size / (1 - ema) samples: keep that when you change the
+    batch size. It is what is evaluated and used later. 0: none."""
     length: str = "1 epochs"
     """The recipe's length, where none of steps, samples and epochs is given."""
     steps: int | None = None
@@ -59,6 +70,8 @@ class TrainConfig:
     """Steps between checkpoints; the last step always has one."""
     keep: KeepConfig = field(default_factory=KeepConfig)
     """Which checkpoints stay."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What is done about steps that would harm the run."""
     validate_every: int = 0
     """Steps between validations; 0: only at the end."""
 
@@ -76,6 +89,8 @@ class TrainConfig:
         check_least(self, {"log_every": 1, "save_every": 1})
         check_least(self, {"image_piece": 0, "text_piece": 0, "memory": 0, "memory_top": 0})
         self._check_memory()
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}. Write 0 up to below 1, as 0.9999.")
         if isinstance(self.loss, str):  # as a recipe may have it
             object.__setattr__(self, "loss", (self.loss,))
         if not self.loss:

@@ -1,10 +1,12 @@
 """What a run writes down while it runs: ``metrics.jsonl``, TensorBoard, a line for the person."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,22 @@ class RunLog:
         self._file = self._board = None
         self.figures: dict[str, Any] = {}
         """The newest value of every figure, of a run before that this one goes on from, too."""
-        if is_main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            kept = _rows_until(run / METRICS, step)
-            for line in kept:
-                self.figures |= json.loads(line)
-            write_bytes(run / METRICS, "".join(kept).encode())
-            self._file = (run / METRICS).open("a")
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._run, self._is_main = run, is_main
+        self.go_back(step)
         self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
         self._printed = time.perf_counter()
+
+    def go_back(self, step: int) -> None:
+        """Drop the rows after a step; what follows is written behind it."""
+        if not self._is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.close()
+        kept = keep_rows(self._run / METRICS, lambda row: row["step"] <= step)
+        self.figures = dict(chain.from_iterable(row.items() for row in kept))
+        self._file = (self._run / METRICS).open("a")
+        self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=step + 1)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -89,22 +96,23 @@ class RunLog:
 def note(row: Mapping[str, float]) -> str:
     """Return the figures that a person watches, in one short line."""
     return (
-        f"loss {row['loss']:.3f}  {row['samples_per_second']:.0f} samples/s  "
+        f"loss {row.get('loss', math.nan):.3f}  {row['samples_per_second']:.0f} samples/s  "
         f"data wait {row['data_wait_share']:.0%}"
     )
 
 
-def _rows_until(path: Path, step: int) -> list[str]:
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text().splitlines(keepends=True):
+def keep_rows(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Leave only some rows in a file of JSON lines, which need not be there, and return them."""
+    kept = []
+    for line in path.read_text().splitlines(keepends=True) if path.is_file() else []:
         try:
-            if json.loads(line)["step"] <= step:
-                rows.append(line)
+            row = json.loads(line)
         except ValueError:  # the last line of a run that was killed while it wrote
             continue
-    return rows
+        if is_kept(row):
+            kept.append((line, row))
+    write_bytes(path, "".join(line for line, _ in kept).encode())
+    return [row for _, row in kept]
 
 
 def _number(value: Any) -> float:

@@ -1,6 +1,5 @@
 """train(config): the loop, top to bottom."""
 
-import math
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,16 @@ from accelerate.utils import gather_object
 from data_pipelines.plan import hash63
 from training.announce import announce, report
 from training.config import TrainConfig
+from training.guard import Rewind
 from training.log import RunLog, note
 from training.run_folder import check_out, claim, faults_written, write_faults
+from training.setbacks import forget_skipped, go_back, tell
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.step import over_processes, take_step
 from training.validation import validate
 from vlp.console import progress, speaking
-from vlp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,12 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         run = _open(config, out, accelerator, overwrite=overwrite)
         announce(config, run.parts, run.state, run.steps)
         with faults_written(run.parts.loader, out):
-            _turn(run)
+            while run.state.step < run.steps:
+                try:
+                    _turn(run)
+                except Rewind:
+                    go_back(run.parts.guard, run.state, run.out, run.accelerator)
+                    run.log.go_back(run.state.step)
         run.log.close()
         accelerator.end_training()
         is_main = accelerator.is_main_process
@@ -72,13 +77,16 @@ def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite
 
     plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
     moving = {"memory": parts.memory, "scaler": accelerator.scaler}
+    moving |= {"average": parts.average, "guard": parts.guard}
     others = {name: part for name, part in moving.items() if part is not None}
-    state = TrainState(parts.encoder, parts.optimizer, others, identity)
+    state = TrainState(parts.encoder, parts.optimizer, others, identity, parts.averaged)
     restore(state, out)
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
     log = RunLog(out, state.step, is_main=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        forget_skipped(out, state)
     steps = config.num_steps(plan.num_samples)
     return Run(config, out, accelerator, parts, state, encoder, optimizer, log, steps)
 
@@ -87,8 +95,9 @@ def _turn(run: Run) -> None:
     """Take the steps that are left."""
     config, accelerator, parts, state = run.config, run.accelerator, run.parts, run.state
     steps, log = run.steps, run.log
+    stream = staged_batches(parts.loader, parts.course, state.samples_seen, state.passed_over)
     with (
-        closing(staged_batches(parts.loader, parts.course, state.samples_seen)) as batches,
+        closing(stream) as batches,
         progress(steps, "train") as advance,
     ):
         advance(state.step)
@@ -100,7 +109,7 @@ def _turn(run: Run) -> None:
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
             encoder = run.encoder.at(state.samples_seen)
             rate = _set_learning_rate(run.optimizer, parts.course.rate(state.samples_seen))
-            values = take_step(
+            values, verdict = take_step(
                 accelerator,
                 encoder,
                 run.optimizer,
@@ -113,6 +122,8 @@ def _turn(run: Run) -> None:
             state.samples_seen += config.data.batch_size
             log.count(config.data.batch_size)
             advance(1)
+            if verdict.why:
+                tell(verdict, batch, parts.guard, state, run.out, accelerator)
 
             if is_logged:
                 _write_row(run, values, rate)
@@ -130,28 +141,24 @@ def _write_row(run: Run, values: dict[str, torch.Tensor], rate: float) -> None:
     loader, log, state = run.parts.loader, run.log, run.state
     loader.share(gather_object)
     whole = over_processes(run.accelerator, values) | {"learning_rate": rate}
+    whole |= run.parts.guard.figures
     row = log.row(state, whole | log.speed() | loader.speed())
-    _check_finite(row["loss"], state)
     log.line(state.step, run.steps, row)
 
 
 def _save(run: Run) -> None:
-    """Write a checkpoint, which holds the ledger of the data too, and the ledger for people."""
+    """Write a checkpoint, which holds the ledger of the data too, and the ledger for people.
+
+    Not while steps are left out: the weights may be broken, and would push out good ones.
+    """
+    if run.parts.guard.in_a_row and run.state.step < run.steps:
+        return
     loader = run.parts.loader
     loader.share(gather_object)
     if run.accelerator.is_main_process:
         run.state.ledger = loader.ledger()
         save(run.state, run.out, run.config.keep)
         write_faults(loader, run.out)
-
-
-def _check_finite(loss: float, state: TrainState) -> None:
-    """Stop before checkpoints of a broken encoder push out the good ones."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"The loss is {loss} at step {state.step}. Lower --optimizer.learning-rate or use "
-            f"--precision fp32; the last checkpoint is from before."
-        )
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

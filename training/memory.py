@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from training.accumulate import Pieces, encode
+from training.average import follow
 from training.gather import gather
 from training.tiles import Tiles, Twins
 from vlp.encoder import DualEncoder
@@ -85,10 +86,7 @@ class Memory(nn.Module):
         """
         assert self.key_encoder is not None
         momentum = self.momentum if self.pushed else 0.0
-        for key, value in zip(self.key_encoder.parameters(), encoder.parameters(), strict=True):
-            key.lerp_(value, 1 - momentum)
-        for key, value in zip(self.key_encoder.buffers(), encoder.buffers(), strict=True):
-            key.copy_(value)
+        follow(self.key_encoder, encoder, 1 - momentum)
         pairs = batch._replace(image_views=None, text_views=None, hard_tokens=None, hard_group=None)
         local, _ = encode(self.key_encoder, pairs, pieces)
         return gather(local)[0]

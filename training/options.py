@@ -186,6 +186,29 @@ class KeepConfig:
                 raise UserError(f"keep.{name} is {getattr(self, name)}. Write {least} or more.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What a run does about steps that would harm it."""
+
+    patience: int = 10
+    """Steps in a row that are left out, as their loss or gradient is not finite, before the run
+    stops."""
+    spike: float = 6.0
+    """A loss or gradient norm so many deviations above its median is a spike; 0 looks for none."""
+    window: int = 128
+    """Steps that the median and the deviations are those of; judged from half of them on."""
+    on_spike: Literal["note", "skip", "rewind"] = "note"
+    """``note`` says so; ``skip`` leaves the step out; ``rewind`` goes back to the newest checkpoint
+    from before the spike, and on with the data behind it."""
+    rewinds: int = 3
+    """Times that the run goes back to the same checkpoint before it stops."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"patience": 1, "window": 8, "rewinds": 1}, prefix="guard.")
+        if not 0 <= self.spike < math.inf:
+            raise UserError(f"guard.spike is {self.spike}. Write a number such as 6, or 0.")
+
+
 def check_least(config: object, least: dict[str, int], prefix: str = "") -> None:
     """Raise UserError where a number of the config is below the least that it may be."""
     for name, value in least.items():

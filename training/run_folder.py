@@ -25,9 +25,14 @@ FREE_TO_CHANGE = (
     "validate_every",
     "image_piece",
     "text_piece",
+    "guard.patience",
+    "guard.spike",
+    "guard.window",
+    "guard.on_spike",
+    "guard.rewinds",
 )
-"""Fields that a run may go on with other values of: they change nothing but rounding. Of
-moved shards the checkpoint knows the names and counts."""
+"""Fields that a run may go on with other values of: they change nothing but rounding, or what is
+done about steps that would harm it. Of moved shards the checkpoint knows the names and counts."""
 FAULTS = "faults.json"
 
 

@@ -20,8 +20,10 @@ from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
 from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
+from training.average import Average
 from training.config import TrainConfig
 from training.groups import parameter_groups
+from training.guard import Guard
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
@@ -35,7 +37,7 @@ from vlp.picture_size import check_size
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The parts of a run; only the encoder, the optimizer and the memory change while it lasts."""
+    """The parts of a run; those that change while it lasts are in its state, too."""
 
     validation: ShardSet | None
     loader: Loader
@@ -48,6 +50,13 @@ class Parts:
     memory: Memory | None
     course: Course
     """Learning rate and stages."""
+    average: Average | None
+    guard: Guard
+
+    @property
+    def averaged(self) -> DualEncoder | None:
+        """The moving average of the encoder, where the run keeps one."""
+        return self.average.encoder if self.average else None
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -152,6 +161,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         pieces=pieces,
         memory=_memory(encoder, config),
         course=course,
+        average=Average(encoder, config.ema) if config.ema else None,
+        guard=Guard(config.guard),
     )
 
 

@@ -69,14 +69,22 @@ class StagedEncoder:
         return self._accelerator.prepare(encoder)
 
 
-def staged_batches(loader: Loader, course: Course, samples_seen: int) -> Generator[Batch]:
-    """Yield the batches that follow, with pictures of each stage's size."""
+def staged_batches(
+    loader: Loader, course: Course, samples_seen: int, passed_over: int = 0
+) -> Generator[Batch]:
+    """Yield the batches that follow, with pictures of each stage's size.
+
+    Samples passed over count in the data alone: stages begin after as many samples seen.
+    """
     reader = loader.reader
     full = reader.image_size
-    while True:
-        side = course.image_size(samples_seen)
-        loader.reader = replace(reader, image_size=(side, side) if side else full)
-        with closing(loader.batches(samples_seen)) as batches:
-            while course.image_size(samples_seen) == side:
-                yield next(batches)
-                samples_seen += reader.plan.batch_size
+    try:
+        while True:
+            side = course.image_size(samples_seen)
+            loader.reader = replace(reader, image_size=(side, side) if side else full)
+            with closing(loader.batches(samples_seen + passed_over)) as batches:
+                while course.image_size(samples_seen) == side:
+                    yield next(batches)
+                    samples_seen += reader.plan.batch_size
+    finally:
+        loader.reader = reader

@@ -1,22 +1,24 @@
 """TrainState: everything that a restart needs, and nothing else."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from training.checkpoints import new_checkpoint, newest, remove_old
 from training.options import KeepConfig
-from vlp.checkpoint import load_weights, save_encoder
+from vlp.checkpoint import AVERAGED, load_weights, save_encoder
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError, first_line
 
 STATE = "train_state.pt"
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What a checkpoint can hold: its state is tensors, numbers and texts in dicts and lists."""
 
@@ -36,11 +38,16 @@ class TrainState:
     encoder: DualEncoder
     optimizer: torch.optim.Optimizer
     others: Mapping[str, Stateful]
-    """Whatever else moves: the memory of past features, fp16's scaler."""
+    """Whatever else moves: the memory of past features, fp16's scaler, the guard's window."""
     data: str
     """Identity of the plan: a run goes on only with the data that it began with."""
+    averaged: DualEncoder | None = None
+    """The moving average of the encoder, saved as a checkpoint of its own in ``ema/``."""
     step: int = 0
     samples_seen: int = 0
+    passed_over: int = 0
+    """Samples of the plan that no step was taken on when the run went back before a spike: the next
+    batch begins ``samples_seen + passed_over`` samples into the plan."""
     ledger: dict[str, Any] = field(default_factory=dict)
     """What was counted of the data: faults and how much was read, see ``Loader.ledger``."""
 
@@ -55,25 +62,32 @@ def save(state: TrainState, run: Path, keep: KeepConfig) -> None:
         "optimizer": state.optimizer.state_dict(),
         "step": state.step,
         "samples_seen": state.samples_seen,
+        "passed_over": state.passed_over,
         "data": state.data,
         "ledger": state.ledger,
         "others": {name: part.state_dict() for name, part in state.others.items()},
     }
-    weights = state.encoder.state_dict()
+    weights = [encoder.state_dict() for encoder in _encoders(state).values()]
     with new_checkpoint(run, state.step, num_bytes([content, weights])) as part:
-        save_encoder(state.encoder, part)
+        for folder, encoder in _encoders(state).items():
+            (part / folder).mkdir(exist_ok=True)
+            save_encoder(encoder, part / folder)
         torch.save(content, part / STATE)
     remove_old(run, keep)
 
 
-def restore(state: TrainState, run: Path) -> bool:
-    """Bring ``state`` to the newest checkpoint of the run; False where there is none."""
-    saved = newest(run)
+def restore(state: TrainState, run: Path, *, until: float = math.inf) -> bool:
+    """Bring ``state`` to the newest checkpoint of the run, of a step up to ``until``.
+
+    Returns False where there is none.
+    """
+    saved = newest(run, until=until)
     if saved is None:
         return False
     try:
         content = torch.load(saved / STATE, map_location="cpu", weights_only=True)
-        load_weights(state.encoder, saved)
+        for folder, encoder in _encoders(state).items():
+            load_weights(encoder, saved / folder)
         state.optimizer.load_state_dict(content["optimizer"])
         for name, part in state.others.items():
             part.load_state_dict(content["others"][name])
@@ -88,8 +102,15 @@ def restore(state: TrainState, run: Path) -> bool:
             f"the same, their samples are not. Bring the old ones back, or use --overwrite."
         )
     state.step, state.samples_seen = content["step"], content["samples_seen"]
+    state.passed_over = content.get("passed_over", 0)
     state.ledger = content.get("ledger", {})
     return True
+
+
+def _encoders(state: TrainState) -> dict[str, DualEncoder]:
+    """Return each encoder of a run by its folder in a checkpoint."""
+    averaged = {} if state.averaged is None else {AVERAGED: state.averaged}
+    return {".": state.encoder} | averaged
 
 
 def num_bytes(content: Any) -> int:

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import clip_grads_with_norm_
 
 from training.accumulate import average_gradients, encode, without_reduction
 from training.diagnostics import watching
 from training.gather import gather
+from training.guard import Verdict
 from training.memory import Memory
 from training.setup import Parts
+from training.tower_norms import Update, gradient_norms
 from vlp.types import Batch, Pairs
 
 
@@ -25,32 +29,46 @@ def take_step(
     *,
     memory: Memory | None = None,
     is_watched: bool = False,
-) -> dict[str, Tensor]:
-    """Take one optimizer step and return its figures, those of this process's rows.
+) -> tuple[dict[str, Tensor], Verdict]:
+    """Take one optimizer step if the guard lets it pass; return its figures and the verdict.
+
+    The figures are those of this process's rows; the verdict is that of all. A step that is not
+    taken changes nothing of the encoder and the optimizer.
 
     Args:
         accelerator: What the processes have in common.
         encoder: ``parts.encoder`` as the accelerator prepared it; the optimizer likewise.
         optimizer: Its rate is that of this step.
         batch: This process's pairs.
-        parts: The objective, the pieces that towers encode at a time, the largest gradient.
+        parts: The objective, the pieces that towers encode at a time, the largest gradient, the
+            guard, the moving average.
         memory: Past pairs that the losses see, too, and that this step's are pushed to.
-        is_watched: Also give the figures of ``training/diagnostics.py``.
+        is_watched: Also give the figures of ``training/diagnostics.py`` and the update's size.
     """
     batch = _to(batch, accelerator.device)
+    statistics = _running_statistics(parts.encoder)
+    before = [value.clone() for value in statistics]
     figures, world = forward_backward(
         accelerator, encoder, batch, parts, memory=memory, is_watched=is_watched
     )
-    norm = accelerator.clip_grad_norm_(encoder.parameters(), parts.clip_norm or math.inf)
-    optimizer.step()
+    accelerator.unscale_gradients()  # of fp16
+    figures |= gradient_norms(parts.encoder)
+    verdict = _judge(accelerator, parts, figures, batch, world)
+    if verdict.action == "take":
+        update = Update(parts.encoder) if is_watched else None
+        if parts.clip_norm:
+            clip_grads_with_norm_(encoder.parameters(), parts.clip_norm, figures["grad_norm"])
+        optimizer.step()
+        _limit_scale(parts)
+        figures |= update.sizes() if update else {}
+        _follow(accelerator, parts, memory, batch, world)
+    else:
+        for value, kept in zip(statistics, before, strict=True):
+            value.copy_(kept)
+        if accelerator.scaler is not None:
+            accelerator.scaler.update()  # as the optimizer's step would have
     optimizer.zero_grad(set_to_none=True)
-    _limit_scale(parts)
-    if memory is not None:
-        if memory.key_encoder is not None:
-            with accelerator.autocast():
-                world = memory.keys(parts.encoder, batch, parts.pieces)
-        memory.push(world)
-    return figures if norm is None else figures | {"grad_norm": norm}
+    return figures, verdict
 
 
 def forward_backward(
@@ -66,7 +84,7 @@ def forward_backward(
 
     The loss of a process is the mean over its rows, and gradients are averaged over processes: by
     data parallelism while a whole batch goes backward, by us after the last of several pieces. The
-    features are those of every process, without graphs.
+    features are those of every process, without graphs, and the past that the losses saw.
     """
     is_split = parts.pieces.are_several(batch)
     with without_reduction(encoder) if is_split else nullcontext():
@@ -90,14 +108,17 @@ def forward_backward(
         figures["bias"] = encoding.bias
     if seen is not None:
         figures |= {f"batch/{name}": value for name, value in seen.figures().items()}
-    features = Pairs(world.image.detach(), world.text.detach(), world.group, world.seed)
+    features = Pairs(
+        world.image.detach(), world.text.detach(), world.group, world.seed, past=world.past
+    )
     return {name: value.detach() for name, value in figures.items()}, features
 
 
 def over_processes(accelerator: Accelerator, figures: dict[str, Tensor]) -> dict[str, float]:
     """Return the figures of the global batch: means, or the least and largest of min and max.
 
-    What was seen of a batch is left out where it is not finite: one group has no non-matches.
+    Those that are not finite are left out: the guard tells of loss and gradient, and a batch of one
+    group has no non-matches.
     """
     own = torch.stack([value.float() for value in figures.values()])
     every: Any = accelerator.gather(own[None])  # [processes, figures]
@@ -106,11 +127,40 @@ def over_processes(accelerator: Accelerator, figures: dict[str, Tensor]) -> dict
         name: rows.get(name.rpartition("/")[2], every.mean(0))[place].item()
         for place, name in enumerate(figures)
     }
-    return {
-        name: value
-        for name, value in values.items()
-        if math.isfinite(value) or not name.startswith("batch/")
-    }
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _judge(
+    accelerator: Accelerator, parts: Parts, figures: dict[str, Tensor], batch: Batch, world: Pairs
+) -> Verdict:
+    """Return what is done with the step, the same on every process: the one wait for the device."""
+    own = torch.stack([figures["loss"].float(), figures["grad_norm"].float()])
+    mean: Any = accelerator.reduce(own, reduction="mean")
+    loss, norm = mean.tolist()
+    trained = sum(p.grad is not None for p in parts.encoder.parameters())
+    kind = [trained, batch.images.shape[-1], len(world.past.group) if world.past else 0]
+    scaler = accelerator.scaler
+    is_rescaled = not math.isfinite(norm) and scaler is not None and scaler.get_scale() > 1
+    return parts.guard.judge(loss, norm, kind=kind, is_rescaled=is_rescaled)
+
+
+def _follow(
+    accelerator: Accelerator, parts: Parts, memory: Memory | None, batch: Batch, world: Pairs
+) -> None:
+    """Let the moving average and the memory follow the encoder after a step."""
+    if parts.average is not None:
+        parts.average.update(parts.encoder)
+    if memory is not None:
+        if memory.key_encoder is not None:
+            with accelerator.autocast():
+                world = memory.keys(parts.encoder, batch, parts.pieces)
+        memory.push(world)
+
+
+def _running_statistics(encoder: nn.Module) -> list[Tensor]:
+    """Return what a forward pass changes of norms that are trained: a bad one would spoil it."""
+    norms = [m for m in encoder.modules() if isinstance(m, _NormBase) and m.training]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -21,8 +21,8 @@ BATCH_SIZE = 256
 
 
 def validate(parts: Parts, validation: ShardSet) -> dict[str, float]:
-    """Return the validation loss and retrieval of the encoder as it is now."""
-    encoder = parts.encoder
+    """Return the validation loss and retrieval of the encoder as it is now, averaged if it is."""
+    encoder = parts.averaged or parts.encoder
     with _evaluating(encoder):
         encoded = encode_shards(encoder, validation)
         retrieval = run_evaluators(encoder, encoded, [build("eval.evaluators", "retrieval")])

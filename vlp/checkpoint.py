@@ -32,6 +32,8 @@ from vlp.weights import fetch_weights
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+AVERAGED = "ema"
+"""Folder in a run's checkpoint that holds the moving average of its weights, a checkpoint too."""
 
 
 def save_encoder(encoder: DualEncoder, folder: Path) -> None:
@@ -45,9 +47,9 @@ def load_encoder(name: str | Path) -> DualEncoder:
     """Return the encoder of a run, a checkpoint or a model that open_clip knows, ready to encode.
 
     Args:
-        name: A run folder (its newest checkpoint), a checkpoint folder, ``hf-hub:org/repo``,
-            ``local-dir:path``, or ``ARCHITECTURE:TAG`` such as ``ViT-B-32:laion2b_s34b_b79k``,
-            where TAG may also be a file of weights.
+        name: A run folder (its newest checkpoint, or the moving average of its weights), a
+            checkpoint folder, ``hf-hub:org/repo``, ``local-dir:path``, or ``ARCHITECTURE:TAG`` such
+            as ``ViT-B-32:laion2b_s34b_b79k``, where TAG may also be a file of weights.
 
     Raises:
         UserError: There is no such model, or its files are damaged.
@@ -123,14 +125,20 @@ def load_weights(encoder: DualEncoder, folder: Path) -> None:
 def find_checkpoint(folder: Path) -> Path:
     """Return the folder itself if it is a checkpoint, else the newest whole one of the run.
 
+    Of a run with a moving average of its weights it is the average's.
+
     Raises:
         UserError: It is neither, or all checkpoints are damaged.
     """
     if (folder / CONFIG).is_file():
         return folder
-    saved = list_checkpoints(folder)
+    saved, files = list_checkpoints(folder), (WEIGHTS, CONFIG)
     for checkpoint in reversed(saved):
-        found = damage(checkpoint, [WEIGHTS, CONFIG])
+        averaged = checkpoint / AVERAGED
+        found = damage(checkpoint, [*files, *(f"{AVERAGED}/{name}" for name in files)])
+        if found is None and (averaged / CONFIG).is_file():
+            say(f"{folder}: the moving average of its weights is taken, {averaged}.")
+            return averaged
         if found is None:
             return checkpoint
         say(f"The checkpoint {checkpoint} is damaged ({found}); the one before is taken.")

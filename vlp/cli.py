@@ -22,7 +22,7 @@ from vlp.errors import UserError, nearest
 DOORS = ("data_pipelines", "training", "eval", "vlp")
 ORDER = (
     *("quickstart", "inspect", "pack", "filter", "train", "eval"),
-    *("embed", "index", "search", "classify"),
+    *("export", "embed", "index", "search", "classify"),
 )
 
 

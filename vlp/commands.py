@@ -55,3 +55,33 @@ def classify(
     from vlp.classifier import classify as run
 
     return run(model, image, classes=classes, templates=templates)
+
+
+def export(
+    model: str,
+    out: Path,
+    /,
+    average: tuple[str, ...] = (),
+    weights: tuple[float, ...] = (),
+    alpha: float | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a model, or an average of several, as a folder that open_clip loads too.
+
+    `vlp export RUN OUT --average last=5` averages the newest checkpoints of a run, `--average RUN_B
+    RUN_C` is a uniform soup of three models, and `--average start --alpha 0.5` lies half way
+    between a fine-tuned model and what it started from (WiSE-FT).
+
+    Args:
+        model: Run folder, checkpoint folder, or a model that open_clip knows.
+        out: Folder to write.
+        average: More models of the same architecture; or one word: ``last=5``, the newest
+            checkpoints of the run, as they are without a moving average; ``start``, what the run
+            was fine-tuned from.
+        weights: Share of each model, MODEL first, divided by their sum; none: all the same.
+        alpha: Share of MODEL, from 0 to 1, where there is one other.
+        overwrite: Replace what another config wrote.
+    """
+    from vlp.export import export as run
+
+    return run(model, out, average=average, weights=weights, alpha=alpha, overwrite=overwrite)

@@ -14,6 +14,7 @@ from typing import Any
 from vlp.errors import UserError
 
 RECORD = "config.json"
+"""Name of the record of who wrote a folder; another where ``config.json`` is one of its files."""
 
 
 @contextmanager
@@ -24,6 +25,7 @@ def output_folder(
     *,
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
+    record: str = RECORD,
 ) -> Iterator[Path]:
     """Yield an empty folder that takes the name ``path`` when the block ends without an error.
 
@@ -33,7 +35,7 @@ def output_folder(
         UserError: ``path`` holds what another command, another config or a person wrote.
     """
     path = path.absolute()  # so that "." has a name, too
-    check_output(path, command, config, inputs=inputs, overwrite=overwrite)
+    check_output(path, command, config, inputs=inputs, overwrite=overwrite, name=record)
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -42,7 +44,7 @@ def output_folder(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    write_record(part, command, config)
+    write_record(part, command, config, record)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -59,6 +61,7 @@ def check_output(
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
     free: Sequence[str] = (),
+    name: str = RECORD,
 ) -> None:
     """Raise UserError unless this command with this config may write the folder ``path``.
 
@@ -69,7 +72,7 @@ def check_output(
         raise UserError(f"The output {path} is a file. Give the name of a folder.")
     if not path.exists() or not any(path.iterdir()):
         return
-    record = read_record(path)
+    record = read_record(path, name)
     if record is None:
         raise UserError(
             f"{path} holds files that no vlp command wrote, such as "
@@ -114,15 +117,15 @@ def remove_output(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def write_record(folder: Path, command: str, config: dict[str, Any]) -> None:
+def write_record(folder: Path, command: str, config: dict[str, Any], name: str = RECORD) -> None:
     """Write down which command wrote a folder, and what it was told."""
-    write_json(folder / RECORD, {"command": command, "config": config})
+    write_json(folder / name, {"command": command, "config": config})
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
     """Return ``{"command": ..., "config": ...}`` of a folder that a command wrote, or None."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / name).read_text())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and {"command", "config"} <= set(record) else None
