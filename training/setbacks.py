@@ -84,6 +84,8 @@ def go_back(guard: Guard, state: TrainState, out: Path, accelerator: Accelerator
             raise _stop(state, out, guard, "there is no checkpoint to go back to")
         say("There is no checkpoint from before to go back to. The step is left out.")
         return
+    for later in [step for step in guard.returns if step > state.step]:
+        del guard.returns[later]
     guard.returns[state.step] += 1
     if guard.returns[state.step] > guard.options.rewinds:
         raise UserError(
@@ -114,8 +116,8 @@ def _stop(state: TrainState, out: Path, guard: Guard, why: str) -> UserError:
 
 
 def _last_proven(state: TrainState, guard: Guard) -> int:
-    """Return the newest step whose weights have been seen to give a usual loss, after it."""
-    return state.step - guard.in_a_row - 1
+    """Return the newest step whose weights are known to be good: the next loss was a usual one."""
+    return max([state.step - guard.in_a_row - 1, *guard.returns])
 
 
 def _finite(value: float) -> float | None:
