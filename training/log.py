@@ -1,16 +1,21 @@
-"""What a run writes down while it runs: ``metrics.jsonl``, TensorBoard, a line for the person."""
+"""What a run writes down while it runs: ``metrics.jsonl``, trackers, a line for the person."""
 
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from eval.run import CHANCE
+from training.config import TrainConfig
 from training.state import TrainState
+from training.trackers import Trackers
 from vlp.console import say
 from vlp.output import write_bytes
 
@@ -22,21 +27,19 @@ SECONDS_BETWEEN_LINES = 15
 class RunLog:
     """Rows of figures by step. Rows after the step that a run goes on from are dropped first."""
 
-    def __init__(self, run: Path, step: int, *, is_main: bool) -> None:
-        self._file = self._board = None
+    def __init__(self, run: Path, step: int, config: TrainConfig, *, is_main: bool) -> None:
+        self._file = self._trackers = None
         self.figures: dict[str, Any] = {}
         """The newest value of every figure, of a run before that this one goes on from, too."""
         if is_main:
-            from torch.utils.tensorboard import SummaryWriter
-
             kept = _rows_until(run / METRICS, step)
             for line in kept:
                 self.figures |= json.loads(line)
             write_bytes(run / METRICS, "".join(kept).encode())
             self._file = (run / METRICS).open("a")
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self._trackers = Trackers(config.trackers, run, step, asdict(config))
         self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
-        self._printed = time.perf_counter()
+        self._first, self._began, self._printed = step, self._since, self._since
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -63,12 +66,11 @@ class RunLog:
         """Write one row and return it as plain numbers."""
         row = {name: _number(value) for name, value in figures.items()}
         self.figures |= row
-        if self._file and self._board:
+        if self._file and self._trackers:
             where = {"step": state.step, "samples_seen": state.samples_seen}
             self._file.write(json.dumps(where | row) + "\n")
             self._file.flush()
-            for name, value in row.items():
-                self._board.add_scalar(name, value, state.step)
+            self._trackers.log(row, state.step)
         return row
 
     def line(self, step: int, steps: int, row: Mapping[str, float]) -> None:
@@ -77,21 +79,34 @@ class RunLog:
         if sys.stderr.isatty() or (now - self._printed < SECONDS_BETWEEN_LINES and step < steps):
             return
         self._printed = now
-        say(f"step {step}/{steps}  {note(row)}")
+        left = (now - self._began) / max(1, step - self._first) * (steps - step)
+        ahead = f"  ETA {timedelta(seconds=round(left))}" if step < steps else ""
+        say(f"step {step}/{steps}  {note(row)}{ahead}")
 
     def close(self) -> None:
         """Write out what is still held back."""
-        if self._file and self._board:
+        if self._file and self._trackers:
             self._file.close()
-            self._board.close()
+            self._trackers.close()
 
 
 def note(row: Mapping[str, float]) -> str:
     """Return the figures that a person watches, in one short line."""
+    accuracy = row.get("batch/accuracy/image_to_text")
+    seen = "" if accuracy is None else f"accuracy {accuracy:.0%}  "
     return (
-        f"loss {row['loss']:.3f}  {row['samples_per_second']:.0f} samples/s  "
+        f"loss {row['loss']:.3f}  {seen}{row['samples_per_second']:.0f} samples/s  "
         f"data wait {row['data_wait_share']:.0%}"
     )
+
+
+def validation_note(figures: Mapping[str, float]) -> str:
+    """Return the validation loss and what evaluators are mostly read for, in one line."""
+    shown = [f"loss {figures['validation/loss']:.3f}"]
+    for name, value in figures.items():
+        if name.rpartition("/")[2] in CHANCE:
+            shown.append(f"{name.removeprefix('validation/')} {value:.1%}")
+    return f"validation: {', '.join(shown)}"
 
 
 def _rows_until(path: Path, step: int) -> list[str]:

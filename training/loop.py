@@ -13,14 +13,14 @@ from accelerate.utils import gather_object
 from data_pipelines.plan import hash63
 from training.announce import announce, report
 from training.config import TrainConfig
-from training.log import RunLog, note
+from training.log import RunLog, note, validation_note
 from training.run_folder import check_out, claim, faults_written, write_faults
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.step import over_processes, take_step
-from training.validation import validate
-from vlp.console import progress, speaking
+from training.validation import Validation, validate
+from vlp.console import progress, say, speaking
 from vlp.errors import UserError
 
 
@@ -78,7 +78,7 @@ def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
-    log = RunLog(out, state.step, is_main=accelerator.is_main_process)
+    log = RunLog(out, state.step, config, is_main=accelerator.is_main_process)
     steps = config.num_steps(plan.num_samples)
     return Run(config, out, accelerator, parts, state, encoder, optimizer, log, steps)
 
@@ -118,9 +118,7 @@ def _turn(run: Run) -> None:
                 _write_row(run, values, rate)
                 advance(0, note(log.figures))
             if parts.validation and _is_due(config.validate_every, state.step, steps):
-                if accelerator.is_main_process:
-                    log.row(state, validate(parts, parts.validation))
-                accelerator.wait_for_everyone()
+                _validate(run, parts.validation)
             if _is_due(config.save_every, state.step, steps):
                 _save(run)
 
@@ -133,6 +131,14 @@ def _write_row(run: Run, values: dict[str, torch.Tensor], rate: float) -> None:
     row = log.row(state, whole | log.speed() | loader.speed())
     _check_finite(row["loss"], state)
     log.line(state.step, run.steps, row)
+
+
+def _validate(run: Run, validation: Validation) -> None:
+    """Write and say how the encoder does on held-out shards, which all processes find out."""
+    parts = run.parts
+    figures = validate(run.accelerator, parts.encoder, validation, parts.objective)
+    run.log.row(run.state, figures)
+    say(f"step {run.state.step}/{run.steps}  {validation_note(figures)}")
 
 
 def _save(run: Run) -> None:
