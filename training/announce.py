@@ -5,6 +5,7 @@ from typing import Any
 
 from data_pipelines.plan import Plan
 from training.config import TrainConfig
+from training.run_report import REPORT
 from training.setup import Parts
 from training.state import TrainState
 from vlp.console import say
@@ -33,6 +34,7 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
     cut = tally.captions_cut / max(1, tally.reads)
     faults = loader.faults()
     say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
+    say(f"Open {out / REPORT} for curves, figures and what was wrong with the data.")
     if cut:
         length = loader.reader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")

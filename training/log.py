@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.state import TrainState
 from training.trackers import Trackers
 from vlp.console import say
-from vlp.output import write_bytes
+from vlp.output import read_lines, write_bytes
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 15
@@ -32,10 +32,10 @@ class RunLog:
         self.figures: dict[str, Any] = {}
         """The newest value of every figure, of a run before that this one goes on from, too."""
         if is_main:
-            kept = _rows_until(run / METRICS, step)
-            for line in kept:
-                self.figures |= json.loads(line)
-            write_bytes(run / METRICS, "".join(kept).encode())
+            kept = [row for row in read_lines(run / METRICS) if row["step"] <= step]
+            for row in kept:
+                self.figures |= row
+            write_bytes(run / METRICS, "".join(map(_line, kept)).encode())
             self._file = (run / METRICS).open("a")
             self._trackers = Trackers(config.trackers, run, step, asdict(config))
         self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
@@ -68,7 +68,7 @@ class RunLog:
         self.figures |= row
         if self._file and self._trackers:
             where = {"step": state.step, "samples_seen": state.samples_seen}
-            self._file.write(json.dumps(where | row) + "\n")
+            self._file.write(_line(where | row))
             self._file.flush()
             self._trackers.log(row, state.step)
         return row
@@ -109,17 +109,8 @@ def validation_note(figures: Mapping[str, float]) -> str:
     return f"validation: {', '.join(shown)}"
 
 
-def _rows_until(path: Path, step: int) -> list[str]:
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                rows.append(line)
-        except ValueError:  # the last line of a run that was killed while it wrote
-            continue
-    return rows
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _number(value: Any) -> float:

@@ -12,14 +12,18 @@ from accelerate.utils import gather_object
 
 from data_pipelines.plan import hash63
 from training.announce import announce, report
+from training.card import write_card
 from training.config import TrainConfig
 from training.log import RunLog, note, validation_note
 from training.run_folder import check_out, claim, faults_written, write_faults
+from training.run_report import reported, write_report
+from training.sessions import begin_session
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.step import over_processes, take_step
 from training.validation import Validation, validate
+from vlp.checkpoint import list_checkpoints
 from vlp.console import progress, say, speaking
 from vlp.errors import UserError
 
@@ -53,11 +57,13 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
     with voice, cores_for_workers():
         run = _open(config, out, accelerator, overwrite=overwrite)
         announce(config, run.parts, run.state, run.steps)
-        with faults_written(run.parts.loader, out):
+        is_main = accelerator.is_main_process
+        if is_main and run.state.step < run.steps:
+            begin_session(out, config, accelerator, run.parts, run.state, run.steps)
+        with reported(out, is_main=is_main), faults_written(run.parts.loader, out):
             _turn(run)
         run.log.close()
         accelerator.end_training()
-        is_main = accelerator.is_main_process
         return report(out, run.parts, run.state, run.log.figures) if is_main else None
 
 
@@ -149,6 +155,8 @@ def _save(run: Run) -> None:
         run.state.ledger = loader.ledger()
         save(run.state, run.out, run.config.keep)
         write_faults(loader, run.out)
+        write_card(list_checkpoints(run.out)[-1], run.out)
+        write_report(run.out)
 
 
 def _check_finite(loss: float, state: TrainState) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from vlp.console import warn
 from vlp.errors import UserError, first_line, nearest
-from vlp.output import write_bytes
+from vlp.output import flatten, write_bytes
 
 RUN_ID = ".run_id"
 """What W&B knows the run by; a folder that is started anew is another run."""
@@ -43,12 +43,16 @@ class Trackers:
     """
 
     def __init__(self, names: Sequence[str], run: Path, step: int, config: dict[str, Any]) -> None:
-        self._trackers = [_build(name, run.resolve(), step) for name in names]
+        values = {  # of types that all take
+            name: value if isinstance(value, int | float) else str(value)
+            for name, value in flatten(config).items()
+        }
+        self._trackers: list[Any] = [_build(name, run.resolve(), step) for name in names]
         for tracker in self._trackers:
             try:
                 tracker.start()
                 if tracker.name != "tensorboard":  # which would show it as a run of its own
-                    tracker.store_init_configuration(_flat(config))
+                    tracker.store_init_configuration(values)
             except Exception as error:
                 raise UserError(
                     f"The tracker {tracker.name} cannot start ({first_line(error)}). Mend that, "
@@ -63,7 +67,7 @@ class Trackers:
         """Write out what is still held back."""
         self._each(lambda tracker: tracker.finish())
 
-    def _each(self, act: Callable[[GeneralTracker], None]) -> None:
+    def _each(self, act: Callable[[Any], None]) -> None:
         for tracker in list(self._trackers):
             try:
                 act(tracker)
@@ -72,7 +76,7 @@ class Trackers:
                 warn(f"The tracker {tracker.name} failed and gets no more ({first_line(error)}).")
 
 
-def _build(name: str, run: Path, step: int) -> GeneralTracker:
+def _build(name: str, run: Path, step: int) -> Any:
     tracker: Any = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
         return tracker("tensorboard", run, purge_step=step + 1)
@@ -86,14 +90,3 @@ def _run_id(run: Path) -> str:
     if not path.is_file():
         write_bytes(path, uuid.uuid4().hex.encode())
     return path.read_text()
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return ``{"data.batch_size": 256}`` and so on; whatever is no number is a text."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value if isinstance(value, int | float) else str(value)
-    return found
