@@ -11,8 +11,8 @@ from training.state import TrainState
 from vlp.console import say
 
 
-def announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -> None:
-    """Say what will be trained, on what, and for how long."""
+def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, steps: int) -> None:
+    """Say what will be trained, on what, for how long, and where it is written."""
     count = sum(p.numel() for p in parts.encoder.parameters())
     say(
         f"Training {config.model.name} ({count / 1e6:.1f} M parameters) with "
@@ -23,6 +23,7 @@ def announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -
         say(line)
     if config.data.weights:
         _announce_mix(config, parts, steps)
+    say(f"Figures, {REPORT} and checkpoints are in {out}.")
     if state.step:
         say(f"Going on from step {state.step}, {state.samples_seen} samples seen.")
 
@@ -33,8 +34,8 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
     tally = loader.tally
     cut = tally.captions_cut / max(1, tally.reads)
     faults = loader.faults()
-    say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
-    say(f"Open {out / REPORT} for curves, figures and what was wrong with the data.")
+    loss = f", loss {figures['loss']:.4g}" if "loss" in figures else ""
+    say(f"Trained {state.step} steps, {state.samples_seen} samples{loss}. See {out / REPORT}.")
     if cut:
         length = loader.reader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")

@@ -56,7 +56,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
     voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
     with voice, cores_for_workers():
         run = _open(config, out, accelerator, overwrite=overwrite)
-        announce(config, run.parts, run.state, run.steps)
+        announce(config, out, run.parts, run.state, run.steps)
         is_main = accelerator.is_main_process
         if is_main and run.state.step < run.steps:
             begin_session(out, config, accelerator, run.parts, run.state, run.steps)

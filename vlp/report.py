@@ -193,7 +193,7 @@ def _axis(low: float, high: float) -> _Axis:
 
 
 def _points(points: Sequence[tuple[float, float]]) -> list[Point]:
-    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    finite = [(x, y) for x, y in points if math.isfinite(x) and abs(y) < math.inf]
     size = math.ceil(len(finite) / POINTS) or 1
     parts = (finite[start : start + size] for start in range(0, len(finite), size))
     return [
