@@ -1,6 +1,7 @@
 """``report.html`` of a run, made of the files in its folder alone."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -64,6 +65,7 @@ CURVES: dict[str, dict[str, Sequence[str]]] = {
 }
 """What is drawn together: by section and title, patterns of figures."""
 Rows = list[dict[str, Any]]
+Series = dict[str, list[tuple[float, float]]]
 
 
 @contextmanager
@@ -87,13 +89,14 @@ def write_report(run: Path) -> None:
 def report_of(run: Path) -> Markup:
     """Return the report of a run by its ``config.json``, ``metrics.jsonl`` and other files."""
     rows, sessions = read_lines(run / METRICS), read_sessions(run)
+    series = _series(rows)
     record, found = read_record(run) or {"config": {}}, run / FAULTS
     faults = json.loads(found.read_text()) if found.is_file() else {}
     return page(
         run.resolve().name,
-        _headline(rows),
-        *_curves(rows),
-        section("Validation", _validation_plots(rows), _validation_table(rows)),
+        _headline(series),
+        *_curves(series),
+        section("Validation", _validation_plots(series), _validation_table(series)),
         section("Batches left out", _loose_table(read_lines(run / SKIPPED))),
         section("Data", _sources(sessions), _faults(faults)),
         section("Config", *_config(record["config"])),
@@ -115,9 +118,9 @@ def _subtitle(rows: Rows, sessions: Rows) -> str:
     )
 
 
-def _headline(rows: Rows) -> Markup:
+def _headline(series: Series) -> Markup:
     """Return the figures that are looked at first, as they were last."""
-    newest = {name: value for row in rows for name, value in row.items()}
+    newest = {name: points[-1][1] for name, points in series.items()}
     shown = {"training loss": "loss", "validation loss": "validation/loss"}
     for name in newest:
         if name.startswith("validation/") and name.rpartition("/")[2] in CHANCE:
@@ -126,9 +129,8 @@ def _headline(rows: Rows) -> Markup:
     return tiles({title: newest[name] for title, name in shown.items() if name in newest})
 
 
-def _curves(rows: Rows) -> list[Markup]:
+def _curves(series: Series) -> list[Markup]:
     """Return a section of plots for each kind of figure; what no pattern names comes last."""
-    series = _series(rows)
     left = [name for name in series if not name.startswith("validation/")]
     left += [name for name in series if name == "validation/loss"]
     found = []
@@ -143,24 +145,21 @@ def _curves(rows: Rows) -> list[Markup]:
     return [*found, section("More figures", beside(*more))]
 
 
-def _validation_plots(rows: Rows) -> Markup:
+def _validation_plots(series: Series) -> Markup:
     """Return a plot for each evaluator and kind of figure, such as retrieval's recall at 1."""
-    kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for name, points in _series(rows).items():
+    kinds: dict[str, Series] = {}
+    for name, points in series.items():
         room, *path = name.split("/")
-        if room == "validation" and len(path) > 1 and not _is_fixed(name, points):
+        if room == "validation" and len(path) > 1 and not _is_fixed(name):
             evaluator, *way, kind = path
             kinds.setdefault(f"{evaluator}: {kind}", {})["/".join(way) or kind] = points
     return beside(*(plot(title, lines, x="step") for title, lines in kinds.items()))
 
 
-def _validation_table(rows: Rows) -> Markup:
+def _validation_table(series: Series) -> Markup:
     lines = []
-    series = {
-        name: points for name, points in _series(rows).items() if name.startswith("validation/")
-    }
     for name, points in series.items():
-        if _is_fixed(name, points):
+        if not name.startswith("validation/") or _is_fixed(name):
             continue
         folder, _, kind = name.rpartition("/")
         chance = series.get(f"{folder}/{CHANCE.get(kind)}", [(0, "")])[-1][1]
@@ -170,7 +169,7 @@ def _validation_table(rows: Rows) -> Markup:
     return table(("figure", "last", "chance", "best", "at step", "first"), lines)
 
 
-def _is_fixed(name: str, points: Sequence[tuple[float, float]]) -> bool:
+def _is_fixed(name: str) -> bool:
     """Return whether a figure tells of the set, as its size or chance, and not of the encoder."""
     kind = name.rpartition("/")[2]
     return kind in CHANCE.values() or kind in ("images", "texts", "samples", "left_out")
@@ -250,11 +249,11 @@ def _cell(value: Any) -> Any:
     return one_line(value, 300) if isinstance(value, str) else value
 
 
-def _series(rows: Rows) -> dict[str, list[tuple[float, float]]]:
+def _series(rows: Rows) -> Series:
     """Return points (step, value) of every figure, in the order that they first come."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: Series = defaultdict(list)
     for row in rows:
+        step = row["step"]
         for name, value in row.items():
-            if name not in ("step", "samples_seen"):
-                found.setdefault(name, []).append((row["step"], value))
-    return found
+            found[name].append((step, value))
+    return {name: points for name, points in found.items() if name not in ("step", "samples_seen")}

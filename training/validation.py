@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -13,6 +14,7 @@ from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.plan import hash63
 from data_pipelines.shards import ShardSet, open_shards
 from eval.run import Evaluator, build_evaluators, run_evaluators
+from training.gather import num_processes
 from training.objective import Objective
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
@@ -54,6 +56,7 @@ def validate(
     figures do not depend on the number of processes, and none waits for another's evaluators.
     """
     with _evaluating(encoder):
+        _take_buffers_of_the_first(encoder)
         encoded = encode_shards(
             encoder,
             validation.shards,
@@ -84,6 +87,16 @@ def validation_loss(encoder: DualEncoder, encoded: EncodedSet, objective: Object
         pairs = Pairs(encoded.image[part], encoded.text[part], group[part], group[part])
         losses.append(objective(pairs, pairs, torch.arange(size), scale, bias))
     return torch.stack(losses).mean().item()
+
+
+def _take_buffers_of_the_first(encoder: DualEncoder) -> None:
+    """Give every process the batch-norm statistics of the first, which checkpoints hold.
+
+    Each process has its own after a step, and data parallelism does the same before the next one.
+    """
+    if num_processes() > 1:
+        for buffer in encoder.buffers():
+            dist.broadcast(buffer, 0)
 
 
 @contextmanager
