@@ -11,7 +11,8 @@ from eval.run import CHANCE
 from training.log import METRICS
 from training.sessions import read_sessions
 from vlp.checkpoint import step_of
-from vlp.console import one_line
+from vlp.console import one_line, warn
+from vlp.errors import first_line
 from vlp.output import read_lines, read_record, write_bytes
 from vlp.report import number
 
@@ -21,9 +22,13 @@ CARD = "README.md"
 def write_card(checkpoint: Path, run: Path) -> None:
     """Write the card of a run's checkpoint, of what the run's folder holds.
 
-    The checkpoint is sealed before: its manifest does not name the card, which may be edited.
+    The checkpoint is sealed before: its manifest does not name the card, which may be edited. A
+    disk without room for it ends no run.
     """
-    write_bytes(checkpoint / CARD, _card(checkpoint, run).encode(errors="replace"))
+    try:
+        write_bytes(checkpoint / CARD, _card(checkpoint, run).encode(errors="replace"))
+    except OSError as error:
+        warn(f"The model card of {checkpoint} cannot be written ({first_line(error)}).")
 
 
 def public_name(source: str) -> str:

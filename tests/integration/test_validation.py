@@ -33,8 +33,9 @@ def one_rank(rank: int, processes: int, port: int, shards: str, out: str) -> Non
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     encoder, calls = create_encoder(read_config("tiny")), []
-    for norm in filter(lambda module: isinstance(module, _BatchNorm), encoder.modules()):
-        norm.running_mean += rank  # as each process has its own after a step
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            module.running_mean += rank  # as each process has its own after a step
     encoder.register_forward_hook(lambda *_: calls.append(1))
     objective = build_objective(["softmax"])
     figures = validate(accelerator, encoder, open_validation(shards, TASKS), objective)
