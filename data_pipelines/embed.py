@@ -1,8 +1,11 @@
 """Shards and an encoder to features, in memory for evaluation or on disk for an index."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from data_pipelines.ahead import map_ahead
@@ -30,14 +34,6 @@ AHEAD = 1024
 """Pictures decoded before they are asked for, so that threads work while the encoder does."""
 
 
-class Decoded(NamedTuple):
-    """A sample whose picture is ready for the encoder."""
-
-    entry: Entry
-    sample: Sample
-    pixels: Tensor
-
-
 @dataclass(frozen=True)
 class EncodedSet:
     """The features of every usable sample of some shards, in shard order."""
@@ -50,46 +46,96 @@ class EncodedSet:
     faults: Faults
 
 
-def encode_shards(encoder: DualEncoder, shards: ShardSet, *, batch_size: int = 256) -> EncodedSet:
+def encode_shards(
+    encoder: DualEncoder,
+    shards: ShardSet,
+    *,
+    batch_size: int = 256,
+    process: int = 0,
+    num_processes: int = 1,
+    gather: Callable[[list], list] = list,
+) -> EncodedSet:
     """Return the image and text features of shards; what cannot be read is in ``faults``.
 
-    The features do not depend on the batch size beyond rounding; the order is that of the shards.
+    The order is that of the shards. Of several processes each encodes every n-th batch, and all
+    get the whole set. A batch is always the same entries of the shards, so the features are equal
+    bit for bit for any number of processes.
+
+    Args:
+        encoder: The same on every process. All call it equally often.
+        shards: The same on every process.
+        batch_size: Entries encoded together.
+        process: Which of the processes this is.
+        num_processes: How many there are.
+        gather: Returns the lists of all processes as one.
     """
-    entries, samples, images, texts = [], [], [], []
+    groups = list(batches(shards.entries, batch_size))
+    own = groups[process::num_processes]
+    items = map_ahead(partial(_prepared, encoder), chain.from_iterable(own), ahead=AHEAD)
+    encoded = []
+    with progress(sum(map(len, own)), "encode") as advance:
+        for turn in range(math.ceil(len(groups) / num_processes)):
+            size = len(own[turn]) if turn < len(own) else 0
+            encoded.append((turn * num_processes + process, _encode(encoder, islice(items, size))))
+            advance(size)
+    parts = dict(gather(encoded))
+    return _joined([(group, parts[number]) for number, group in enumerate(groups)], shards)
+
+
+class _Encoded(NamedTuple):
+    """The features of a group of entries, a row for each that could be read."""
+
+    places: list[int]
+    """In the group."""
+    samples: list[Sample]
+    image: Tensor
+    text: Tensor
+    faults: list[tuple[int, str]]
+    """Places of the others, and why."""
+
+
+def _prepared(encoder: DualEncoder, entry: Entry) -> tuple[Sample, Tensor] | str:
+    """Return a sample without its image, and its pixels; or what is wrong with it."""
+    try:
+        sample = read(entry)
+        return replace(sample, image=b""), encoder.transform(decode(sample.image))
+    except (SampleFault, ImageError) as fault:
+        return str(fault)
+
+
+def _encode(encoder: DualEncoder, items: Iterable[tuple[Sample, Tensor] | str]) -> _Encoded:
+    """Encode what could be read of a group.
+
+    An empty group costs a call, too: where parameters are split over processes, all must call.
+    """
+    found, faults = {}, []
+    for place, item in enumerate(items):
+        if isinstance(item, str):
+            faults.append((place, item))
+        else:
+            found[place] = item
+    samples = [sample for sample, _ in found.values()]
+    pixels = [pixels for _, pixels in found.values()]
+    pixels = pixels or [encoder.transform(Image.new("RGB", (1, 1)))]
+    image = _encode_pixels(encoder, pixels)[: len(samples)]
+    text = _encode_captions(encoder, [sample.text for sample in samples] or [""])[: len(samples)]
+    return _Encoded(list(found), samples, image, text, faults)
+
+
+def _joined(parts: list[tuple[list[Entry], _Encoded]], shards: ShardSet) -> EncodedSet:
+    """Return the groups of entries and what was made of them as one set."""
     faults = Faults()
     faults.merge(shards.faults.as_dict())
-    with progress(len(shards), "encode") as advance:
-        for group in batches(decoded(encoder, shards, faults), batch_size):
-            images.append(_encode_pixels(encoder, [item.pixels for item in group]))
-            texts.append(_encode_captions(encoder, [item.sample.text for item in group]))
-            entries += [item.entry for item in group]
-            samples += [
-                Sample(item.sample.key, b"", item.sample.text, item.sample.metadata)
-                for item in group
-            ]
-            advance(len(group))
-    empty = torch.empty(0, encoder.dim)
+    for group, part in parts:
+        for place, reason in part.faults:
+            faults.add(reason, group[place].shard.name, group[place].key)
     return EncodedSet(
-        entries, samples, torch.cat([empty, *images]), torch.cat([empty, *texts]), faults
+        [group[place] for group, part in parts for place in part.places],
+        [sample for _, part in parts for sample in part.samples],
+        torch.cat([part.image for _, part in parts]),
+        torch.cat([part.text for _, part in parts]),
+        faults,
     )
-
-
-def decoded(encoder: DualEncoder, shards: ShardSet, faults: Faults) -> Iterator[Decoded]:
-    """Yield the readable samples in order, their pictures decoded by threads ahead of use."""
-
-    def prepare(entry: Entry) -> Decoded | tuple[str, Entry]:
-        try:
-            sample = read(entry)
-            return Decoded(entry, sample, encoder.transform(decode(sample.image)))
-        except (SampleFault, ImageError) as fault:
-            return str(fault), entry
-
-    for result in map_ahead(prepare, shards.entries, ahead=AHEAD):
-        if isinstance(result, Decoded):
-            yield result
-        else:
-            reason, entry = result
-            faults.add(reason, entry.shard.name, entry.key)
 
 
 def embed_shards(

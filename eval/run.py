@@ -1,9 +1,7 @@
 """Evaluate a model: encode the shards once, run every evaluator on the features."""
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,12 +14,11 @@ from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import say, show_table
 from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
+from vlp.environment import versions
 from vlp.errors import UserError
 from vlp.output import check_output, output_folder, write_json
 
 METRICS = "metrics.json"
-PACKAGES = ("vlp", "torch", "open_clip_torch", "timm", "transformers", "numpy")
-"""Whose versions a figure may depend on."""
 CHANCE = {"recall@1": "chance@1", "acc@1": "chance", "mean_per_class_recall": "chance"}
 """The figure beside each that says what a guess would get."""
 
@@ -77,7 +74,7 @@ def evaluate(
     figures = run_evaluators(encoder, encoded, evaluators)
     seconds = round(time.perf_counter() - start, 2)
     result = {"metrics": figures, **config, "samples": len(encoded.samples), "seconds": seconds}
-    result |= {"versions": _versions(), "faults": encoded.faults.as_dict()}
+    result |= {"versions": versions(), "faults": encoded.faults.as_dict()}
     _show(result)
     if out:
         _write(out, result, config, inputs=inputs, overwrite=overwrite)
@@ -151,7 +148,3 @@ def _show(result: Mapping[str, Any]) -> None:
 
 def _short(value: float) -> str:
     return str(int(value)) if value.is_integer() else f"{value:.4g}"
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -6,14 +6,15 @@ from typing import Any
 
 from data_pipelines.plan import Plan
 from training.config import TrainConfig
+from training.run_report import REPORT
 from training.setbacks import SKIPPED
 from training.setup import Parts
 from training.state import TrainState
 from vlp.console import say
 
 
-def announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -> None:
-    """Say what will be trained, on what, and for how long."""
+def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, steps: int) -> None:
+    """Say what will be trained, on what, for how long, and where it is written."""
     count = sum(p.numel() for p in parts.encoder.parameters())
     say(
         f"Training {config.model.name} ({count / 1e6:.1f} M parameters) with "
@@ -27,6 +28,7 @@ def announce(config: TrainConfig, parts: Parts, state: TrainState, steps: int) -
         say(f"The moving average of the weights forgets half in {half:,.0f} samples.")
     if config.data.weights:
         _announce_mix(config, parts, steps)
+    say(f"Figures, {REPORT} and checkpoints are in {out}.")
     if state.step:
         say(f"Going on from step {state.step}, {state.samples_seen} samples seen.")
 
@@ -37,7 +39,8 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
     tally = loader.tally
     cut = tally.captions_cut / max(1, tally.reads)
     faults = loader.faults()
-    say(f"Trained {state.step} steps, {state.samples_seen} samples. Checkpoints are in {out}.")
+    loss = f", loss {figures['loss']:.4g}" if "loss" in figures else ""
+    say(f"Trained {state.step} steps, {state.samples_seen} samples{loss}. See {out / REPORT}.")
     if parts.guard.skipped:
         say(f"{parts.guard.skipped} steps were left out; {SKIPPED} names their samples.")
     if cut:

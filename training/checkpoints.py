@@ -97,14 +97,18 @@ def remove_after(run: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
+def is_cost(figure: str) -> bool:
+    """Return whether lower is better, as of a loss or a rank."""
+    return "loss" in figure or "rank" in figure
+
+
 def _best_step(run: Path, steps: list[int], figure: str) -> int | None:
     """Return which of these steps has the best value of a figure in ``metrics.jsonl``."""
     if not figure:
         return None
     lines = (run / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if figure in row and row["step"] in steps]
-    is_cost = "loss" in figure or "rank" in figure
-    rows.sort(key=lambda row: row[figure], reverse=is_cost)
+    rows.sort(key=lambda row: row[figure], reverse=is_cost(figure))
     return rows[-1]["step"] if rows else None
 
 

@@ -74,6 +74,12 @@ class TrainConfig:
     """What is done about steps that would harm the run."""
     validate_every: int = 0
     """Steps between validations; 0: only at the end."""
+    tasks: tuple[str, ...] = ("retrieval",)
+    """Evaluators of ``eval/evaluators`` that each validation runs on ``--data.validation``, such as
+    ``retrieval "zero_shot(classes='classes.json')"``; none: only the loss."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where figures go besides ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``mlflow``, ``aim``
+    and others that Accelerate knows, each with its package; none: nowhere."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "samples", "epochs") if getattr(self, name) is not None]
@@ -95,6 +101,8 @@ class TrainConfig:
             object.__setattr__(self, "loss", (self.loss,))
         if not self.loss:
             raise UserError("There is no loss. Write --loss softmax.")
+        if self.tasks not in ((), ("retrieval",)) and not self.data.validation:
+            raise UserError("--tasks needs held-out shards. Write --data.validation FOLDER, too.")
 
     def num_steps(self, num_samples: int | None) -> int:
         """Return the length in steps for a set of this many samples; None: not known.

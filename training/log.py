@@ -1,4 +1,4 @@
-"""What a run writes down while it runs: ``metrics.jsonl``, TensorBoard, a line for the person."""
+"""What a run writes down while it runs: ``metrics.jsonl``, trackers, a line for the person."""
 
 import json
 import math
@@ -6,15 +6,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from eval.run import CHANCE
+from training.config import TrainConfig
 from training.state import TrainState
+from training.trackers import Trackers
 from vlp.console import say
-from vlp.output import write_bytes
+from vlp.output import read_lines, write_bytes
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 15
@@ -24,26 +29,24 @@ SECONDS_BETWEEN_LINES = 15
 class RunLog:
     """Rows of figures by step. Rows after the step that a run goes on from are dropped first."""
 
-    def __init__(self, run: Path, step: int, *, is_main: bool) -> None:
-        self._file = self._board = None
+    def __init__(self, run: Path, step: int, config: TrainConfig, *, is_main: bool) -> None:
+        self._file = self._trackers = None
         self.figures: dict[str, Any] = {}
         """The newest value of every figure, of a run before that this one goes on from, too."""
-        self._run, self._is_main = run, is_main
+        self._run, self._config, self._is_main = run, config, is_main
         self.go_back(step)
         self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
-        self._printed = time.perf_counter()
+        self._first, self._began, self._printed = step, self._since, self._since
 
     def go_back(self, step: int) -> None:
         """Drop the rows after a step; what follows is written behind it."""
         if not self._is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         self.close()
         kept = keep_rows(self._run / METRICS, lambda row: row["step"] <= step)
         self.figures = dict(chain.from_iterable(row.items() for row in kept))
         self._file = (self._run / METRICS).open("a")
-        self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=step + 1)
+        self._trackers = Trackers(self._config.trackers, self._run, step, asdict(self._config))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -70,12 +73,11 @@ class RunLog:
         """Write one row and return it as plain numbers."""
         row = {name: _number(value) for name, value in figures.items()}
         self.figures |= row
-        if self._file and self._board:
+        if self._file and self._trackers:
             where = {"step": state.step, "samples_seen": state.samples_seen}
-            self._file.write(json.dumps(where | row) + "\n")
+            self._file.write(_line(where | row))
             self._file.flush()
-            for name, value in row.items():
-                self._board.add_scalar(name, value, state.step)
+            self._trackers.log(row, state.step)
         return row
 
     def line(self, step: int, steps: int, row: Mapping[str, float]) -> None:
@@ -84,35 +86,45 @@ class RunLog:
         if sys.stderr.isatty() or (now - self._printed < SECONDS_BETWEEN_LINES and step < steps):
             return
         self._printed = now
-        say(f"step {step}/{steps}  {note(row)}")
+        left = (now - self._began) / max(1, step - self._first) * (steps - step)
+        ahead = f"  ETA {timedelta(seconds=round(left))}" if step < steps else ""
+        say(f"step {step}/{steps}  {note(row)}{ahead}")
 
     def close(self) -> None:
         """Write out what is still held back."""
-        if self._file and self._board:
+        if self._file and self._trackers:
             self._file.close()
-            self._board.close()
+            self._trackers.close()
 
 
 def note(row: Mapping[str, float]) -> str:
     """Return the figures that a person watches, in one short line."""
+    accuracy = row.get("batch/accuracy/image_to_text")
+    seen = "" if accuracy is None else f"accuracy {accuracy:.0%}  "
     return (
-        f"loss {row.get('loss', math.nan):.3f}  {row['samples_per_second']:.0f} samples/s  "
+        f"loss {row.get('loss', math.nan):.3f}  {seen}{row['samples_per_second']:.0f} samples/s  "
         f"data wait {row['data_wait_share']:.0%}"
     )
 
 
+def validation_note(figures: Mapping[str, float]) -> str:
+    """Return the validation loss and what evaluators are mostly read for, in one line."""
+    shown = [f"loss {figures['validation/loss']:.3f}"]
+    for name, value in figures.items():
+        if name.rpartition("/")[2] in CHANCE:
+            shown.append(f"{name.removeprefix('validation/')} {value:.1%}")
+    return f"validation: {', '.join(shown)}"
+
+
 def keep_rows(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     """Leave only some rows in a file of JSON lines, which need not be there, and return them."""
-    kept = []
-    for line in path.read_text().splitlines(keepends=True) if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a run that was killed while it wrote
-            continue
-        if is_kept(row):
-            kept.append((line, row))
-    write_bytes(path, "".join(line for line, _ in kept).encode())
-    return [row for _, row in kept]
+    kept = [row for row in read_lines(path) if is_kept(row)]
+    write_bytes(path, "".join(map(_line, kept)).encode())
+    return kept
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _number(value: Any) -> float:

@@ -11,17 +11,21 @@ from accelerate.utils import gather_object
 
 from data_pipelines.plan import hash63
 from training.announce import announce, report
+from training.card import write_card
 from training.config import TrainConfig
 from training.guard import Rewind
-from training.log import RunLog, note
+from training.log import RunLog, note, validation_note
 from training.run_folder import check_out, claim, faults_written, write_faults
+from training.run_report import reported, write_report
+from training.sessions import begin_session
 from training.setbacks import forget_skipped, go_back, tell
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.step import over_processes, take_step
-from training.validation import validate
-from vlp.console import progress, speaking
+from training.validation import Validation, validate
+from vlp.checkpoint import list_checkpoints
+from vlp.console import progress, say, speaking
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,11 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
     voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
     with voice, cores_for_workers():
         run = _open(config, out, accelerator, overwrite=overwrite)
-        announce(config, run.parts, run.state, run.steps)
-        with faults_written(run.parts.loader, out):
+        announce(config, out, run.parts, run.state, run.steps)
+        is_main = accelerator.is_main_process
+        if is_main and run.state.step < run.steps:
+            begin_session(out, config, accelerator, run.parts, run.state, run.steps)
+        with reported(out, is_main=is_main), faults_written(run.parts.loader, out):
             while run.state.step < run.steps:
                 try:
                     _turn(run)
@@ -62,7 +69,6 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
                     run.log.go_back(run.state.step)
         run.log.close()
         accelerator.end_training()
-        is_main = accelerator.is_main_process
         return report(out, run.parts, run.state, run.log.figures) if is_main else None
 
 
@@ -84,7 +90,7 @@ def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
-    log = RunLog(out, state.step, is_main=accelerator.is_main_process)
+    log = RunLog(out, state.step, config, is_main=accelerator.is_main_process)
     if accelerator.is_main_process:
         forget_skipped(out, state)
     steps = config.num_steps(plan.num_samples)
@@ -129,9 +135,7 @@ def _turn(run: Run) -> None:
                 _write_row(run, values, rate)
                 advance(0, note(log.figures))
             if parts.validation and _is_due(config.validate_every, state.step, steps):
-                if accelerator.is_main_process:
-                    log.row(state, validate(parts, parts.validation))
-                accelerator.wait_for_everyone()
+                _validate(run, parts.validation)
             if _is_due(config.save_every, state.step, steps):
                 _save(run)
 
@@ -144,6 +148,15 @@ def _write_row(run: Run, values: dict[str, torch.Tensor], rate: float) -> None:
     whole |= run.parts.guard.figures
     row = log.row(state, whole | log.speed() | loader.speed())
     log.line(state.step, run.steps, row)
+
+
+def _validate(run: Run, validation: Validation) -> None:
+    """Write and say how the encoder does on held-out shards, which all processes find out."""
+    parts = run.parts
+    encoder = parts.averaged or parts.encoder
+    figures = validate(run.accelerator, encoder, validation, parts.objective)
+    run.log.row(run.state, figures)
+    say(f"step {run.state.step}/{run.steps}  {validation_note(figures)}")
 
 
 def _save(run: Run) -> None:
@@ -159,6 +172,8 @@ def _save(run: Run) -> None:
         run.state.ledger = loader.ledger()
         save(run.state, run.out, run.config.keep)
         write_faults(loader, run.out)
+        write_card(list_checkpoints(run.out)[-1], run.out)
+        write_report(run.out)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

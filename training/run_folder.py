@@ -23,6 +23,8 @@ FREE_TO_CHANGE = (
     "keep.every",
     "keep.best",
     "validate_every",
+    "tasks",
+    "trackers",
     "image_piece",
     "text_piece",
     "guard.patience",

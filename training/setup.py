@@ -30,6 +30,8 @@ from training.optimizers import build_optimizer
 from training.options import DataConfig, ModelConfig
 from training.schedule import Course, plan_course
 from training.stages import trained_norms
+from training.trackers import check_trackers
+from training.validation import Validation, open_validation
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
@@ -40,7 +42,7 @@ from vlp.picture_size import check_size
 class Parts:
     """The parts of a run; those that change while it lasts are in its state, too."""
 
-    validation: ShardSet | None
+    validation: Validation | None
     loader: Loader
     encoder: DualEncoder
     optimizer: torch.optim.Optimizer
@@ -69,7 +71,7 @@ def start_processes(config: TrainConfig) -> Accelerator:
         precision = "bf16" if _computes_bf16(has_gpu=has_gpu) else "fp32"
     if precision == "fp16" and not has_gpu:
         raise UserError("fp16 needs a GPU. Write --precision fp32, or bf16.")
-    # The other processes wait while the main one validates.
+    # The other processes wait while the main one counts the shards.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
@@ -114,6 +116,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     """
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
+    check_trackers(config.trackers)
     objective = build_objective(config.loss)
     if accelerator.is_main_process:
         warn_of_scales(objective)
@@ -121,7 +124,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     course = plan_course(config, config.run_length(plan.num_samples))
     if accelerator.is_main_process:
         warn_of_small_cache(sources, plan)
-    validation = open_validation(config.data.validation) if config.data.validation else None
+    held_out = config.data.validation
+    validation = open_validation(held_out, config.tasks) if held_out else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
     objective.check(_fields(config), encoder.dim)
@@ -200,18 +204,6 @@ def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
         for number, (shards, own) in enumerate(zip_longest(opened, copies))
     ]
     return opened, Plan(rows, data.batch_size, data.weights or (1.0,), data.lanes)
-
-
-def open_validation(source: str) -> ShardSet:
-    """Return held-out shards, which retrieval needs captions of.
-
-    Raises:
-        UserError: None of the samples has a caption.
-    """
-    shards = open_shards(source)
-    if not any({"txt", "json"} & set(entry.members) for entry in shards.entries):
-        raise UserError(f"The validation shards {source} have no captions. Give shards with .txt.")
-    return shards
 
 
 def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:

@@ -1,33 +1,72 @@
-"""How a run does on held-out shards: the loss at a fixed batch size, and retrieval."""
+"""How a run does on held-out shards: the loss at a fixed batch size, and its evaluators."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from data_pipelines.captions import caption_key
 from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.plan import hash63
-from data_pipelines.shards import ShardSet
-from eval.run import run_evaluators
+from data_pipelines.shards import ShardSet, open_shards
+from eval.run import Evaluator, build_evaluators, run_evaluators
+from training.gather import num_processes
 from training.objective import Objective
-from training.setup import Parts
 from vlp.encoder import DualEncoder
-from vlp.spec import build
+from vlp.errors import UserError
 from vlp.types import Pairs
 
 BATCH_SIZE = 256
 """A contrastive loss grows with its batch; at one size, losses of all runs can be compared."""
 
 
-def validate(parts: Parts, validation: ShardSet) -> dict[str, float]:
-    """Return the validation loss and retrieval of the encoder as it is now, averaged if it is."""
-    encoder = parts.averaged or parts.encoder
+@dataclass(frozen=True)
+class Validation:
+    """Held-out shards, and what is asked about them."""
+
+    shards: ShardSet
+    evaluators: Sequence[Evaluator]
+
+
+def open_validation(source: str, tasks: Sequence[str]) -> Validation:
+    """Return held-out shards and their evaluators, each able to run on them.
+
+    Raises:
+        UserError: None of the samples has a caption, or there is no such task.
+    """
+    shards = open_shards(source)
+    if not any({"txt", "json"} & set(entry.members) for entry in shards.entries):
+        raise UserError(f"The validation shards {source} have no captions. Give shards with .txt.")
+    evaluators = build_evaluators(tasks) if tasks else []
+    for evaluator in evaluators:
+        getattr(evaluator, "check", lambda _: None)(shards)
+    return Validation(shards, evaluators)
+
+
+def validate(
+    accelerator: Accelerator, encoder: DualEncoder, validation: Validation, objective: Objective
+) -> dict[str, float]:
+    """Return the validation loss and the figures of the evaluators, on every process.
+
+    Every process encodes its part, and then all have all features and do the same with them: the
+    figures do not depend on the number of processes, and none waits for another's evaluators.
+    """
     with _evaluating(encoder):
-        encoded = encode_shards(encoder, validation)
-        retrieval = run_evaluators(encoder, encoded, [build("eval.evaluators", "retrieval")])
-    loss = validation_loss(encoder, encoded, parts.objective)
-    return {f"validation/{name}": value for name, value in {"loss": loss, **retrieval}.items()}
+        _take_buffers_of_the_first(encoder)
+        encoded = encode_shards(
+            encoder,
+            validation.shards,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            gather=gather_object,
+        )
+        figures = run_evaluators(encoder, encoded, validation.evaluators)
+    figures = {"loss": validation_loss(encoder, encoded, objective)} | figures
+    return {f"validation/{name}": value for name, value in figures.items()}
 
 
 @torch.no_grad()
@@ -48,6 +87,16 @@ def validation_loss(encoder: DualEncoder, encoded: EncodedSet, objective: Object
         pairs = Pairs(encoded.image[part], encoded.text[part], group[part], group[part])
         losses.append(objective(pairs, pairs, torch.arange(size), scale, bias))
     return torch.stack(losses).mean().item()
+
+
+def _take_buffers_of_the_first(encoder: DualEncoder) -> None:
+    """Give every process the batch-norm statistics of the first, which checkpoints hold.
+
+    Each process has its own after a step, and data parallelism does the same before the next one.
+    """
+    if num_processes() > 1:
+        for buffer in encoder.buffers():
+            dist.broadcast(buffer, 0)
 
 
 @contextmanager

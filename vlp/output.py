@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,30 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"data.batch_size": 256}`` of ``{"data": {"batch_size": 256}}``, and so on."""
+    found = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= flatten(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON under a temporary name, then rename: a reader sees the old file or the new."""
     write_bytes(path, (json.dumps(data, indent=1, default=str, ensure_ascii=False) + "\n").encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a ``.jsonl`` file; none where it is missing.
+
+    A line that is not whole is left out: the last one of a process that was killed while it wrote.
+    """
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def write_bytes(path: Path, data: bytes) -> None:

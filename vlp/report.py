@@ -1,0 +1,278 @@
+"""What every HTML report is made of: a page, tables, plots, galleries, in one file without network.
+
+Parts are functions that return ``Markup``: HTML whose texts are escaped. Any other text that goes
+into a part is data, such as a caption or a name, and is escaped there.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup
+from PIL import Image
+
+from vlp.console import one_line
+from vlp.output import write_bytes
+
+WIDTH, HEIGHT = 360, 210
+"""Of a plot, in the units of its text: about what a phone shows, so that it stays readable."""
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+NUM_COLOURS = 6
+POINTS = 180
+"""A longer series is drawn as the means of so many parts, over the band from least to most."""
+STYLE = (Path(__file__).parent / "report.css").read_text()
+
+
+class Point(NamedTuple):
+    """A point of a series, or what many of them come to."""
+
+    x: float
+    mean: float
+    least: float
+    most: float
+
+
+def page(title: str, *parts: Markup, subtitle: str = "") -> Markup:
+    """Return a whole HTML document."""
+    return Markup(
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        "<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<header><h1>{title}</h1>"
+        "<p>{subtitle}</p></header>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    ).format(title=title, subtitle=subtitle, style=Markup(STYLE), body=Markup("\n").join(parts))
+
+
+def write_page(path: Path, document: Markup) -> None:
+    """Write a document: a reader sees the old one or the new one, whole."""
+    write_bytes(path, document.encode(errors="replace"))
+
+
+def section(title: str, *parts: Markup, note: str = "") -> Markup:
+    """Return parts under a heading; nothing where there is no part to show."""
+    shown = [part for part in parts if part]
+    if not shown:
+        return Markup()
+    head = Markup("<h2>{}</h2>").format(title)
+    about = Markup('<p class="note">{}</p>').format(note) if note else Markup()
+    return Markup("<section>{}{}{}</section>").format(head, about, Markup("\n").join(shown))
+
+
+def folded(title: str, *parts: Markup) -> Markup:
+    """Return parts that are seen when the title is clicked."""
+    body = Markup("\n").join(parts)
+    return Markup("<details><summary>{}</summary>{}</details>").format(title, body)
+
+
+def tiles(figures: Mapping[str, object]) -> Markup:
+    """Return a few figures that are seen first, large, each over its name."""
+    cells = [
+        Markup("<div><b>{}</b><span>{}</span></div>").format(number(value), name)
+        for name, value in figures.items()
+    ]
+    return Markup('<div class="tiles">{}</div>').format(Markup().join(cells))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
+    """Return a table, numbers aligned to the right; nothing without rows."""
+    rows = list(rows)
+    if not rows:
+        return Markup()
+    is_number = [all(_is_number(row[place]) for row in rows) for place in range(len(columns))]
+
+    def line(tag: str, cells: Sequence[object]) -> Markup:
+        done = [
+            Markup("<{0}{1}>{2}</{0}>").format(
+                Markup(tag), Markup(' class="number"') if right else Markup(), number(cell)
+            )
+            for cell, right in zip(cells, is_number, strict=True)
+        ]
+        return Markup("<tr>{}</tr>\n").format(Markup().join(done))
+
+    body = Markup().join(line("td", row) for row in rows)
+    return Markup(
+        '<div class="wide"><table><thead>{}</thead><tbody>\n{}</tbody></table></div>'
+    ).format(line("th", columns), body)
+
+
+def beside(*parts: Markup) -> Markup:
+    """Return plots or tables side by side, as many as there is room for."""
+    shown = Markup().join(part for part in parts if part)
+    return Markup('<div class="beside">{}</div>').format(shown) if shown else Markup()
+
+
+def plot(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, x: str) -> Markup:
+    """Return a line plot of points (x, y); nothing where there is no finite point.
+
+    Values that are not finite are left out. A long series is drawn as means over a band from its
+    least to its most, so that no spike is lost.
+
+    Args:
+        title: What is drawn, with its unit.
+        series: Points by name, in the order of x.
+        x: What the axis is.
+    """
+    lines = {name: _points(points) for name, points in series.items()}
+    lines = {name: points for name, points in lines.items() if points}
+    every = [point for points in lines.values() for point in points]
+    if not every:
+        return Markup()
+    across = _axis(min(p.x for p in every), max(p.x for p in every))
+    up = _axis(min(p.least for p in every), max(p.most for p in every))
+    drawing = [_grid(across, up)]
+    for place, points in enumerate(lines.values()):
+        drawing.append(_line(points, across, up, place % NUM_COLOURS))
+    last = ", ".join(f"{name} {number(points[-1].mean)}" for name, points in lines.items())
+    return Markup(
+        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+        'aria-label="{title} by {x}; at the end: {last}">{drawing}'
+        '<text class="axis" x="{right}" y="{low}" text-anchor="end">{x}</text></svg>'
+        "{legend}</figure>"
+    ).format(
+        title=title,
+        width=WIDTH,
+        height=HEIGHT + 12,
+        x=x,
+        last=last,
+        drawing=Markup().join(drawing),
+        right=WIDTH - RIGHT,
+        low=HEIGHT + 9,
+        legend=_legend(list(lines)) if len(lines) > 1 or title not in lines else Markup(),
+    )
+
+
+def gallery(pictures: Iterable[tuple[Image.Image, str]], *, side: int = 160) -> Markup:
+    """Return pictures with captions, inside the document, each at most ``side`` pixels."""
+    cells = []
+    for picture, caption in pictures:
+        small = picture.convert("RGB")
+        small.thumbnail((side, side))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=85)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        cells.append(
+            Markup(
+                '<figure><img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}">'
+                "<figcaption>{}</figcaption></figure>"
+            ).format(data, *small.size, caption, one_line(caption, 200))
+        )
+    return Markup('<div class="gallery">{}</div>').format(Markup().join(cells))
+
+
+def number(value: object) -> str:
+    """Return a value as it is read best: 1,234,567 and 0.1235; anything else as its text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value if isinstance(value, str) else str(value)  # Markup stays what it is
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+class _Axis(NamedTuple):
+    low: float
+    high: float
+    ticks: list[float]
+
+
+def _axis(low: float, high: float) -> _Axis:
+    """Return about five round ticks, and an axis that begins and ends at one or holds all."""
+    if low == high:
+        is_share = 0 <= low <= 1
+        low, high = (0.0, 1.0) if is_share else (low - abs(low) / 2, high + abs(high) / 2)
+    rough = (high - low) / 4
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return _Axis(first * step, last * step, [place * step for place in range(first, last + 1)])
+
+
+def _points(points: Sequence[tuple[float, float]]) -> list[Point]:
+    finite = [(x, y) for x, y in points if math.isfinite(x) and abs(y) < math.inf]
+    size = math.ceil(len(finite) / POINTS) or 1
+    parts = (finite[start : start + size] for start in range(0, len(finite), size))
+    return [
+        Point(
+            part[-1][0],
+            math.fsum(y for _, y in part) / len(part),
+            min(y for _, y in part),
+            max(y for _, y in part),
+        )
+        for part in parts
+    ]
+
+
+def _across(value: float, axis: _Axis) -> float:
+    share = (value - axis.low) / (axis.high - axis.low)
+    return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _up(value: float, axis: _Axis) -> float:
+    share = (value - axis.low) / (axis.high - axis.low)
+    return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _grid(across: _Axis, up: _Axis) -> Markup:
+    drawn = []
+    for tick in up.ticks:
+        y = _up(tick, up)
+        drawn.append(
+            Markup(
+                '<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
+                '<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>'
+            ).format(LEFT, WIDTH - RIGHT, LEFT - 5, y + 3.5, _tick(tick), y=y)
+        )
+    for tick in across.ticks[1:] if len(across.ticks) > 6 else across.ticks:
+        drawn.append(
+            Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+                _across(tick, across), HEIGHT - BOTTOM + 14, _tick(tick)
+            )
+        )
+    return Markup().join(drawn)
+
+
+def _tick(value: float) -> str:
+    """Return a number in at most six signs: 250k, 0.05, 2e-5."""
+    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}" if abs(value) < 1e-15 or abs(value) >= 1e-3 else f"{value:.2g}"
+
+
+def _line(points: Sequence[Point], across: _Axis, up: _Axis, colour: int) -> Markup:
+    if len(points) == 1:
+        return Markup('<circle class="c{}" r="3.5" cx="{}" cy="{}"/>').format(
+            colour, _across(points[0].x, across), _up(points[0].mean, up)
+        )
+    place = [(_across(p.x, across), _up(p.mean, up)) for p in points]
+    most = [(_across(p.x, across), _up(p.most, up)) for p in points]
+    least = [(_across(p.x, across), _up(p.least, up)) for p in reversed(points)]
+    drawn = Markup()
+    if most != place:
+        drawn += Markup('<polygon class="c{}" points="{}"/>').format(colour, _pairs(most + least))
+    return drawn + Markup('<polyline class="c{}" points="{}"/>').format(colour, _pairs(place))
+
+
+def _pairs(points: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in points)
+
+
+def _legend(names: Sequence[str]) -> Markup:
+    cells = [
+        Markup(
+            '<span><svg viewBox="0 0 24 8" aria-hidden="true"><polyline class="c{}" '
+            'points="0,4 24,4"/></svg>{}</span>'
+        ).format(place % NUM_COLOURS, name)
+        for place, name in enumerate(names)
+    ]
+    return Markup('<p class="legend">{}</p>').format(Markup().join(cells))
+
+
+def _is_number(cell: object) -> bool:
+    is_figure = isinstance(cell, int | float) and not isinstance(cell, bool)
+    return is_figure or cell in ("", None)
