@@ -25,6 +25,10 @@ FREE_TO_CHANGE = (
     "validate_every",
     "image_piece",
     "text_piece",
+    "speed.cut_captions",
+    "speed.recompute",
+    "speed.compile",
+    "speed.profile",
 )
 """Fields that a run may go on with other values of: they change nothing but rounding. Of
 moved shards the checkpoint knows the names and counts."""

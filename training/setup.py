@@ -25,7 +25,7 @@ from training.groups import parameter_groups
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
-from training.options import DataConfig, ModelConfig
+from training.options import DataConfig, ModelConfig, SpeedConfig
 from training.schedule import Course, plan_course
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
@@ -45,6 +45,7 @@ class Parts:
     """Largest norm of the whole gradient; 0 leaves it as it is."""
     objective: Objective
     pieces: Pieces
+    speed: SpeedConfig
     memory: Memory | None
     course: Course
     """Learning rate and stages."""
@@ -150,6 +151,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         clip_norm=config.optimizer.clip_norm,
         objective=objective,
         pieces=pieces,
+        speed=config.speed,
         memory=_memory(encoder, config),
         course=course,
     )

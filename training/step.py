@@ -13,6 +13,7 @@ from training.diagnostics import watching
 from training.gather import gather
 from training.memory import Memory
 from training.setup import Parts
+from vlp.encoder import DualEncoder
 from vlp.types import Batch, Pairs
 
 
@@ -37,6 +38,8 @@ def take_step(
         memory: Past pairs that the losses see, too, and that this step's are pushed to.
         is_watched: Also give the figures of ``training/diagnostics.py``.
     """
+    if parts.speed.cut_captions:
+        batch = cut_captions(parts.encoder, batch)
     batch = _to(batch, accelerator.device)
     figures, world = forward_backward(
         accelerator, encoder, batch, parts, memory=memory, is_watched=is_watched
@@ -92,6 +95,17 @@ def forward_backward(
         figures |= {f"batch/{name}": value for name, value in seen.figures().items()}
     features = Pairs(world.image.detach(), world.text.detach(), world.group, world.seed)
     return {name: value.detach() for name, value in figures.items()}, features
+
+
+def cut_captions(encoder: DualEncoder, batch: Batch) -> Batch:
+    """Return the batch without the places of captions that are padding in all of them.
+
+    Processes may cut to different lengths: a feature does not depend on it, but by rounding.
+    """
+    tokens = {name: getattr(batch, name) for name in ("tokens", "text_views", "hard_tokens")}
+    tokens = {name: value for name, value in tokens.items() if value is not None}
+    length = max(encoder.caption_length(value.flatten(0, -2)) for value in tokens.values())
+    return batch._replace(**{name: value[..., :length] for name, value in tokens.items()})
 
 
 def over_processes(accelerator: Accelerator, figures: dict[str, Tensor]) -> dict[str, float]:
