@@ -22,7 +22,15 @@ SECONDS_BETWEEN_LINES = 15
 class RunLog:
     """Rows of figures by step. Rows after the step that a run goes on from are dropped first."""
 
-    def __init__(self, run: Path, step: int, *, is_main: bool) -> None:
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        *,
+        is_main: bool,
+        num_devices: int = 1,
+        peak: float | None = None,
+    ) -> None:
         self._file = self._board = None
         self.figures: dict[str, Any] = {}
         """The newest value of every figure, of a run before that this one goes on from, too."""
@@ -35,7 +43,8 @@ class RunLog:
             write_bytes(run / METRICS, "".join(kept).encode())
             self._file = (run / METRICS).open("a")
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self._num_devices, self._peak = num_devices, peak
+        self._begin()
         self._printed = time.perf_counter()
 
     @contextmanager
@@ -45,19 +54,34 @@ class RunLog:
         yield
         self._waited += time.perf_counter() - start
 
-    def count(self, samples: int) -> None:
-        """Count samples that have gone through a step."""
+    def count(self, samples: int, flops: int = 0) -> None:
+        """Count samples that have gone through a step, and the operations of this device."""
         self._samples += samples
+        self._flops += flops
 
     def speed(self) -> dict[str, float]:
-        """Return samples per second and the share of the time spent waiting, since last asked."""
+        """Return how fast it went since last asked.
+
+        Samples per second and the share of the time spent waiting for data; of one device, samples
+        and the towers' 10^12 floating-point operations per second, and their share of the
+        hardware's peak in [0, 1] (MFU) where that is known.
+        """
         seconds = max(1e-9, time.perf_counter() - self._since)
         figures = {
             "samples_per_second": self._samples / seconds,
             "data_wait_share": self._waited / seconds,
+            "speed/samples_per_second_per_device": self._samples / seconds / self._num_devices,
         }
-        self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
+        if self._flops:
+            figures["speed/tflops_per_device"] = self._flops / seconds / 1e12
+            if self._peak:
+                figures["speed/mfu"] = self._flops / seconds / self._peak
+        self._begin()
         return figures
+
+    def _begin(self) -> None:
+        self._samples, self._flops, self._waited = 0, 0, 0.0
+        self._since = time.perf_counter()
 
     def row(self, state: TrainState, figures: Mapping[str, Any]) -> dict[str, float]:
         """Write one row and return it as plain numbers."""
@@ -88,8 +112,9 @@ class RunLog:
 
 def note(row: Mapping[str, float]) -> str:
     """Return the figures that a person watches, in one short line."""
+    mfu = f"MFU {row['speed/mfu']:.0%}  " if "speed/mfu" in row else ""
     return (
-        f"loss {row['loss']:.3f}  {row['samples_per_second']:.0f} samples/s  "
+        f"loss {row['loss']:.3f}  {row['samples_per_second']:.0f} samples/s  {mfu}"
         f"data wait {row['data_wait_share']:.0%}"
     )
 

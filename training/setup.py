@@ -21,12 +21,14 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
 from training.config import TrainConfig
+from training.flops import FlopCounter
 from training.groups import parameter_groups
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
-from training.options import DataConfig, ModelConfig, SpeedConfig
+from training.options import DataConfig, ModelConfig
 from training.schedule import Course, plan_course
+from training.towers import set_up_towers
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
@@ -45,10 +47,10 @@ class Parts:
     """Largest norm of the whole gradient; 0 leaves it as it is."""
     objective: Objective
     pieces: Pieces
-    speed: SpeedConfig
     memory: Memory | None
     course: Course
     """Learning rate and stages."""
+    flops: FlopCounter
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -121,6 +123,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
             check_size(encoder.visual, stage.image_size)
     pieces = Pieces(config.image_piece, config.text_piece)
     refuse_batch_norm(encoder, pieces)
+    flops = FlopCounter(encoder)  # first: what is recomputed is no operation of the model
+    set_up_towers(encoder, config.speed)
     reader = Reader(
         sources=sources,
         plan=plan,
@@ -151,7 +155,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         clip_norm=config.optimizer.clip_norm,
         objective=objective,
         pieces=pieces,
-        speed=config.speed,
+        flops=flops,
         memory=_memory(encoder, config),
         course=course,
     )

@@ -38,8 +38,6 @@ def take_step(
         memory: Past pairs that the losses see, too, and that this step's are pushed to.
         is_watched: Also give the figures of ``training/diagnostics.py``.
     """
-    if parts.speed.cut_captions:
-        batch = cut_captions(parts.encoder, batch)
     batch = _to(batch, accelerator.device)
     figures, world = forward_backward(
         accelerator, encoder, batch, parts, memory=memory, is_watched=is_watched
