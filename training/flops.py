@@ -126,7 +126,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 def _skeleton(encoder: DualEncoder) -> DualEncoder:
     """Return the encoder without a single value: its copy on the device ``meta``."""
-    shared = {id(part): part for part in (encoder.tokenizer, encoder.transform)}
+    shared: dict[int, Any] = {id(part): part for part in (encoder.tokenizer, encoder.transform)}
     for value in (*encoder.parameters(), *encoder.buffers()):
         empty = torch.empty_like(value, device="meta")
         shared[id(value)] = nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty

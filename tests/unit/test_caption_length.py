@@ -34,7 +34,7 @@ def kinds() -> list[str]:
     """Return all that open_clip's configs say of its own text towers besides their sizes."""
     found = {json.dumps({"embed_cls": True}), json.dumps({"qk_norm": True})}
     for name in open_clip.list_models():
-        text = get_model_config(name)["text_cfg"]
+        text = (get_model_config(name) or {})["text_cfg"]
         if "hf_model_name" not in text:
             left = {k: v for k, v in text.items() if k not in SIZES and "tokenizer" not in k}
             found.add(json.dumps(left | {"output_tokens": False}, sort_keys=True))
