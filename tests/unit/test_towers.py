@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 from training_support import VIT, batch
-from transformers import BertConfig
 
 from training.options import SpeedConfig
 from training.towers import recompute_blocks, set_up_towers
@@ -43,9 +42,9 @@ def test_recomputed_blocks_have_the_same_gradient_with_patches_left_out(model, i
 
 
 def test_a_tower_whose_blocks_cannot_be_computed_again_is_refused():
-    with pytest.raises(UserError, match="batch norm.*Leave image out of --speed.recompute"):
+    with pytest.raises(UserError, match=r"batch norm.*Leave image out of --speed.recompute"):
         set_up_towers(create_encoder(read_config("tiny")), SpeedConfig(recompute=("image",)))
-    with pytest.raises(UserError, match="no blocks.*--image-piece"):
+    with pytest.raises(UserError, match=r"no blocks.*--image-piece"):
         recompute_blocks(_Plain(), "image")
 
 
@@ -53,7 +52,7 @@ def test_a_window_of_steps_to_profile_is_checked():
     assert list(SpeedConfig(profile="3-5").profiled()) == [3, 4, 5]
     assert not SpeedConfig().profiled()
     for wrong in ("5-3", "0-2", "7", "a-b", "-3"):
-        with pytest.raises(UserError, match="speed.profile is .* as 100-110"):
+        with pytest.raises(UserError, match=r"speed.profile is .* as 100-110"):
             SpeedConfig(profile=wrong)
 
 
