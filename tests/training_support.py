@@ -55,7 +55,11 @@ def rows(run: Path) -> list[dict]:
     clock = {"samples_per_second", "data_wait_share"}
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if k not in clock and not k.startswith("data/")}
+        {
+            k: v
+            for k, v in json.loads(line).items()
+            if k not in clock and not k.startswith(("data/", "speed/"))
+        }
         for line in lines
     ]
 

@@ -39,10 +39,15 @@ class Pieces(NamedTuple):
 
     def are_several(self, batch: Batch) -> bool:
         """Return whether a tower encodes this batch in more than one piece."""
-        more = (batch.text_views, batch.hard_tokens)
-        images = len(batch.images) * (1 + _num_views(batch.image_views))
-        texts = len(batch.tokens) + sum(x[..., 0].numel() for x in more if x is not None)
+        images, texts = num_rows(batch)
         return 0 < self.image < images or 0 < self.text < texts
+
+
+def num_rows(batch: Batch) -> tuple[int, int]:
+    """Return how many pictures and captions the towers encode of a batch."""
+    more = (batch.text_views, batch.hard_tokens)
+    images = len(batch.images) * (1 + _num_views(batch.image_views))
+    return images, len(batch.tokens) + sum(x[..., 0].numel() for x in more if x is not None)
 
 
 def encode(encoder: nn.Module, batch: Batch, pieces: Pieces) -> tuple[Pairs, Encoding]:

@@ -11,6 +11,7 @@ from training.options import (
     KeepConfig,
     ModelConfig,
     OptimizerConfig,
+    SpeedConfig,
     check_least,
 )
 from training.rules import parse_stages
@@ -64,6 +65,8 @@ class TrainConfig:
     """Order, crops, drawn captions, initial weights and dropout follow from it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto``: bf16 where the GPU or CPU has it (AMX, AVX512-BF16), else fp32."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """How its steps are computed."""
     log_every: int = 10
     """Steps between rows of ``metrics.jsonl``."""
     save_every: int = 1000

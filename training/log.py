@@ -29,13 +29,23 @@ SECONDS_BETWEEN_LINES = 15
 class RunLog:
     """Rows of figures by step. Rows after the step that a run goes on from are dropped first."""
 
-    def __init__(self, run: Path, step: int, config: TrainConfig, *, is_main: bool) -> None:
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        config: TrainConfig,
+        *,
+        is_main: bool,
+        num_devices: int = 1,
+        peak: float | None = None,
+    ) -> None:
         self._file = self._trackers = None
         self.figures: dict[str, Any] = {}
         """The newest value of every figure, of a run before that this one goes on from, too."""
         self._run, self._config, self._is_main = run, config, is_main
         self.go_back(step)
-        self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self._num_devices, self._peak = num_devices, peak
+        self._begin()
         self._first, self._began, self._printed = step, self._since, self._since
 
     def go_back(self, step: int) -> None:
@@ -55,19 +65,34 @@ class RunLog:
         yield
         self._waited += time.perf_counter() - start
 
-    def count(self, samples: int) -> None:
-        """Count samples that have gone through a step."""
+    def count(self, samples: int, flops: int = 0) -> None:
+        """Count samples that have gone through a step, and the operations of this device."""
         self._samples += samples
+        self._flops += flops
 
     def speed(self) -> dict[str, float]:
-        """Return samples per second and the share of the time spent waiting, since last asked."""
+        """Return how fast it went since last asked.
+
+        Samples per second and the share of the time spent waiting for data; of one device, samples
+        and the towers' 10^12 floating-point operations per second, and their share of the
+        hardware's peak in [0, 1] (MFU) where that is known.
+        """
         seconds = max(1e-9, time.perf_counter() - self._since)
         figures = {
             "samples_per_second": self._samples / seconds,
             "data_wait_share": self._waited / seconds,
+            "speed/samples_per_second_per_device": self._samples / seconds / self._num_devices,
         }
-        self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
+        if self._flops:
+            figures["speed/tflops_per_device"] = self._flops / seconds / 1e12
+            if self._peak:
+                figures["speed/mfu"] = self._flops / seconds / self._peak
+        self._begin()
         return figures
+
+    def _begin(self) -> None:
+        self._samples, self._flops, self._waited = 0, 0, 0.0
+        self._since = time.perf_counter()
 
     def row(self, state: TrainState, figures: Mapping[str, Any]) -> dict[str, float]:
         """Write one row and return it as plain numbers."""
@@ -101,8 +126,10 @@ def note(row: Mapping[str, float]) -> str:
     """Return the figures that a person watches, in one short line."""
     accuracy = row.get("batch/accuracy/image_to_text")
     seen = "" if accuracy is None else f"accuracy {accuracy:.0%}  "
+    mfu = f"MFU {row['speed/mfu']:.0%}  " if "speed/mfu" in row else ""
+    speed = f"{row['samples_per_second']:.0f} samples/s"
     return (
-        f"loss {row.get('loss', math.nan):.3f}  {seen}{row['samples_per_second']:.0f} samples/s  "
+        f"loss {row.get('loss', math.nan):.3f}  {seen}{speed}  {mfu}"
         f"data wait {row['data_wait_share']:.0%}"
     )
 

@@ -13,8 +13,10 @@ from data_pipelines.plan import hash63
 from training.announce import announce, report
 from training.card import write_card
 from training.config import TrainConfig
+from training.flops import peak_flops
 from training.guard import Rewind
 from training.log import RunLog, note, validation_note
+from training.profiler import StepProfiler
 from training.run_folder import check_out, claim, faults_written, write_faults
 from training.run_report import reported, write_report
 from training.sessions import begin_session
@@ -22,7 +24,7 @@ from training.setbacks import forget_skipped, go_back, tell
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
-from training.step import over_processes, take_step
+from training.step import cut_captions, over_processes, take_step
 from training.validation import Validation, validate
 from vlp.checkpoint import list_checkpoints
 from vlp.console import progress, say, speaking
@@ -41,6 +43,7 @@ class Run:
     optimizer: Any
     """As the accelerator prepared it."""
     log: RunLog
+    profiler: StepProfiler
     steps: int
 
 
@@ -90,11 +93,19 @@ def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
-    log = RunLog(out, state.step, config, is_main=accelerator.is_main_process)
+    log = RunLog(
+        out,
+        state.step,
+        config,
+        is_main=accelerator.is_main_process,
+        num_devices=accelerator.num_processes,
+        peak=peak_flops(accelerator.device, accelerator.mixed_precision),
+    )
     if accelerator.is_main_process:
         forget_skipped(out, state)
     steps = config.num_steps(plan.num_samples)
-    return Run(config, out, accelerator, parts, state, encoder, optimizer, log, steps)
+    profiler = StepProfiler(out, config.speed.profiled(), is_main=accelerator.is_main_process)
+    return Run(config, out, accelerator, parts, state, encoder, optimizer, log, profiler, steps)
 
 
 def _turn(run: Run) -> None:
@@ -108,8 +119,11 @@ def _turn(run: Run) -> None:
     ):
         advance(state.step)
         while state.step < steps:
+            run.profiler.before(state.step + 1)
             with log.waiting():
                 batch = next(batches)
+            if config.speed.cut_captions:
+                batch = cut_captions(parts.encoder, batch)
             is_logged = _is_due(config.log_every, state.step + 1, steps)
             memory = parts.memory if state.samples_seen >= parts.course.schedule.warmup else None
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
@@ -126,7 +140,8 @@ def _turn(run: Run) -> None:
             )
             state.step += 1
             state.samples_seen += config.data.batch_size
-            log.count(config.data.batch_size)
+            log.count(config.data.batch_size, parts.flops.of(batch, run.encoder.stage))
+            run.profiler.after(state.step, is_last=state.step == steps)
             advance(1)
             if verdict.why:
                 tell(verdict, batch, parts.guard, state, run.out, accelerator)

@@ -209,6 +209,37 @@ class GuardConfig:
             raise UserError(f"guard.spike is {self.spike}. Write a number such as 6, or 0.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """What a step costs: the numbers stay the same, to rounding."""
+
+    cut_captions: bool = True
+    """Cut captions to the longest of a process's batch. Towers that read padding, as SigLIP's, get
+    whole ones."""
+    recompute: tuple[Literal["image", "text"], ...] = ()
+    """Towers whose blocks are computed again in backward instead of kept (gradient checkpointing):
+    ``image text`` needs far less memory, and a third more time."""
+    compile: bool = False
+    """Compile both towers (torch.compile): minutes at the start, then fewer and larger kernels."""
+    profile: str | None = None
+    """Steps to watch closely, such as ``100-110``: a trace for TensorBoard or ui.perfetto.dev in
+    the run's folder, and a table of the operators that took longest."""
+
+    def __post_init__(self) -> None:
+        self.profiled()
+
+    def profiled(self) -> range:
+        """Return the steps to profile, counted from 1; none: an empty range."""
+        if self.profile is None:
+            return range(0)
+        first, dash, last = self.profile.partition("-")
+        if not (dash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise UserError(
+                f"speed.profile is {self.profile!r}. Write the first and last step, as 100-110."
+            )
+        return range(int(first), int(last) + 1)
+
+
 def check_least(config: object, least: dict[str, int], prefix: str = "") -> None:
     """Raise UserError where a number of the config is below the least that it may be."""
     for name, value in least.items():

@@ -32,6 +32,10 @@ FREE_TO_CHANGE = (
     "guard.window",
     "guard.on_spike",
     "guard.rewinds",
+    "speed.cut_captions",
+    "speed.recompute",
+    "speed.compile",
+    "speed.profile",
 )
 """Fields that a run may go on with other values of: they change nothing but rounding, or what is
 done about steps that would harm it. Of moved shards the checkpoint knows the names and counts."""

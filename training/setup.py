@@ -22,6 +22,7 @@ from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
 from training.average import Average
 from training.config import TrainConfig
+from training.flops import FlopCounter
 from training.groups import frozen_names, parameter_groups
 from training.guard import Guard
 from training.memory import Memory
@@ -30,6 +31,7 @@ from training.optimizers import build_optimizer
 from training.options import DataConfig, ModelConfig
 from training.schedule import Course, plan_course
 from training.stages import trained_norms
+from training.towers import set_up_towers
 from training.trackers import check_trackers
 from training.validation import Validation, open_validation
 from vlp.checkpoint import find_model
@@ -55,6 +57,7 @@ class Parts:
     """Learning rate and stages."""
     average: Average | None
     guard: Guard
+    flops: FlopCounter
 
     @property
     def averaged(self) -> DualEncoder | None:
@@ -132,6 +135,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     pieces = Pieces(config.image_piece, config.text_piece)
     pairs = config.data.batch_size // accelerator.num_processes
     _check_stages(config, encoder, course, pieces, pairs)
+    flops = FlopCounter(encoder)  # first: what is recomputed is no operation of the model
+    set_up_towers(encoder, config.speed)
     reader = Reader(
         sources=sources,
         plan=plan,
@@ -162,6 +167,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         clip_norm=config.optimizer.clip_norm,
         objective=objective,
         pieces=pieces,
+        flops=flops,
         memory=_memory(encoder, config),
         course=course,
         average=Average(encoder, config.ema) if config.ema else None,

@@ -58,14 +58,15 @@ class StagedEncoder:
         self._encoder, self._accelerator, self._course = encoder, accelerator, course
         fixed = {name for name, p in encoder.named_parameters() if not p.requires_grad}
         self._frozen = [fixed | frozen_names(encoder, options, stage) for stage in course.stages]
-        self._stage = -1
+        self.stage = -1
+        """Number of the present stage."""
         self._wrapped = encoder
 
     def at(self, samples_seen: int) -> nn.Module:
         """Return the module to call for the step that begins after this many samples."""
         stage = self._course.stage_at(samples_seen)
-        if stage != self._stage:
-            is_first, self._stage = self._stage < 0, stage
+        if stage != self.stage:
+            is_first, self.stage = self.stage < 0, stage
             freeze(self._encoder, self._frozen[stage])
             if is_first:
                 self._wrapped = self._accelerator.prepare(self._encoder)

@@ -17,6 +17,7 @@ from training.guard import Verdict
 from training.memory import Memory
 from training.setup import Parts
 from training.tower_norms import Update, gradient_norms
+from vlp.encoder import DualEncoder
 from vlp.types import Batch, Pairs
 
 
@@ -112,6 +113,17 @@ def forward_backward(
         world.image.detach(), world.text.detach(), world.group, world.seed, past=world.past
     )
     return {name: value.detach() for name, value in figures.items()}, features
+
+
+def cut_captions(encoder: DualEncoder, batch: Batch) -> Batch:
+    """Return the batch without the places of captions that are padding in all of them.
+
+    Processes may cut to different lengths: a feature does not depend on it, but by rounding.
+    """
+    tokens = {name: getattr(batch, name) for name in ("tokens", "text_views", "hard_tokens")}
+    tokens = {name: value for name, value in tokens.items() if value is not None}
+    length = max(encoder.caption_length(value.flatten(0, -2)) for value in tokens.values())
+    return batch._replace(**{name: value[..., :length] for name, value in tokens.items()})
 
 
 def over_processes(accelerator: Accelerator, figures: dict[str, Tensor]) -> dict[str, float]:

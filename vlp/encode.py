@@ -40,7 +40,9 @@ def encode_texts(
     device = encoder.logit_scale.device
     parts = [torch.empty(0, encoder.dim)]
     for group in batches(captions, batch_size):
-        parts.append(_features(encoder(tokens=encoder.tokenizer(group).to(device)).text))
+        tokens = encoder.tokenizer(group)
+        tokens = tokens[:, : encoder.caption_length(tokens)]
+        parts.append(_features(encoder(tokens=tokens.to(device)).text))
     return torch.cat(parts)
 
 
