@@ -53,6 +53,9 @@ class TrainConfig:
     """Order, crops, drawn captions, initial weights and dropout follow from it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto``: bf16 where the GPU or CPU has it (AMX, AVX512-BF16), else fp32."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """What several processes hold of the weights, gradients and optimizer state: ``none``: all of
+    them each; ``fsdp``: each its share (FSDP2), the rest is gathered block by block."""
     log_every: int = 10
     """Steps between rows of ``metrics.jsonl``."""
     save_every: int = 1000

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from data_pipelines.plan import hash63
 from training.announce import announce, report
 from training.config import TrainConfig
+from training.fsdp import whole
 from training.log import RunLog, note
 from training.run_folder import check_out, claim, faults_written, write_faults
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
@@ -118,9 +119,10 @@ def _turn(run: Run) -> None:
                 _write_row(run, values, rate)
                 advance(0, note(log.figures))
             if parts.validation and _is_due(config.validate_every, state.step, steps):
-                if accelerator.is_main_process:
-                    log.row(state, validate(parts, parts.validation))
-                accelerator.wait_for_everyone()
+                with whole(parts.encoder):
+                    if accelerator.is_main_process:
+                        log.row(state, validate(parts, parts.validation))
+                    accelerator.wait_for_everyone()
             if _is_due(config.save_every, state.step, steps):
                 _save(run)
 
@@ -139,9 +141,10 @@ def _save(run: Run) -> None:
     """Write a checkpoint, which holds the ledger of the data too, and the ledger for people."""
     loader = run.parts.loader
     loader.share(gather_object)
+    moving = run.state.moving()
     if run.accelerator.is_main_process:
         run.state.ledger = loader.ledger()
-        save(run.state, run.out, run.config.keep)
+        save(run.state, moving, run.out, run.config.keep)
         write_faults(loader, run.out)
 
 

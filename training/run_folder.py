@@ -25,6 +25,7 @@ FREE_TO_CHANGE = (
     "validate_every",
     "image_piece",
     "text_piece",
+    "sharding",
 )
 """Fields that a run may go on with other values of: they change nothing but rounding. Of
 moved shards the checkpoint knows the names and counts."""

@@ -21,6 +21,7 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
 from training.config import TrainConfig
+from training.fsdp import refuse_sharding, shard
 from training.groups import parameter_groups
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
@@ -120,6 +121,12 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
             check_size(encoder.visual, stage.image_size)
     pieces = Pieces(config.image_piece, config.text_piece)
     refuse_batch_norm(encoder, pieces)
+    memory = _memory(encoder, config)
+    if config.sharding == "fsdp":
+        refuse_sharding(config, accelerator.mixed_precision)
+        shard(encoder, accelerator.mixed_precision)
+        if memory is not None and memory.key_encoder is not None:
+            shard(memory.key_encoder, accelerator.mixed_precision)
     reader = Reader(
         sources=sources,
         plan=plan,
@@ -150,7 +157,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         clip_norm=config.optimizer.clip_norm,
         objective=objective,
         pieces=pieces,
-        memory=_memory(encoder, config),
+        memory=memory,
         course=course,
     )
 

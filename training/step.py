@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.accumulate import average_gradients, encode, without_reduction
 from training.diagnostics import watching
+from training.fsdp import plain
 from training.gather import gather
 from training.memory import Memory
 from training.setup import Parts
@@ -50,7 +51,7 @@ def take_step(
             with accelerator.autocast():
                 world = memory.keys(parts.encoder, batch, parts.pieces)
         memory.push(world)
-    return figures if norm is None else figures | {"grad_norm": norm}
+    return figures if norm is None else figures | {"grad_norm": plain(norm)}
 
 
 def forward_backward(

@@ -222,11 +222,17 @@ def create_encoder(
     return DualEncoder(model, config, create_tokenizer(text, folder, room=model.context_length))
 
 
-def open_clip_weights(encoder: DualEncoder) -> dict[str, Tensor]:
-    """Return the state dict under open_clip's names and shapes: scale and bias are 0-dim."""
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()
-    }
+def open_clip_weights(
+    encoder: DualEncoder, state: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the state dict under open_clip's names and shapes: scale and bias are 0-dim.
+
+    Args:
+        encoder: An encoder.
+        state: A state dict in place of its own.
+    """
+    state = encoder.state_dict() if state is None else state
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     for name in ("logit_scale", "logit_bias"):
         if name in state:
             state[name] = state[name].reshape(())
