@@ -67,7 +67,8 @@ def shard(encoder: DualEncoder, precision: str) -> None:
     # The image tower's embeddings stay with the root: their positions are resized outside of it.
     for module in (*tower_blocks(encoder), encoder.text):
         fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(encoder, mesh=mesh)
+    # The root, too, is freed after forward: a memory's encoder is moved on in slices.
+    fully_shard(encoder, mesh=mesh, reshard_after_forward=True)
     encoder.register_load_state_dict_pre_hook(_slice_loaded)
     if norms:
         encoder.register_forward_pre_hook(_take_first_statistics)
@@ -88,7 +89,7 @@ def whole(encoder: nn.Module) -> Iterator[None]:
     finally:
         for module in parts:
             module.reshard()
-            module.set_reshard_after_forward(module is not encoder, recurse=False)
+            module.set_reshard_after_forward(True, recurse=False)
 
 
 def gathered(content: Any) -> Any:
@@ -140,6 +141,6 @@ def _slice_loaded(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
 
 def _take_first_statistics(module: nn.Module, _: Any) -> None:
     """Take the batch-norm statistics of the first process, as plain data parallelism does."""
-    if module.training:
+    if module.training and torch.is_grad_enabled():  # and not while one process evaluates
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

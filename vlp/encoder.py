@@ -99,7 +99,8 @@ class DualEncoder(nn.Module):
         if tokens is not None:
             with _attention(tokens):
                 text = _unit_rows(self.text(tokens))
-        bias = None if self.logit_bias is None else self.logit_bias.squeeze(0)
+        # No view of the parameter, which FSDP frees.
+        bias = None if self.logit_bias is None else self.logit_bias.squeeze(0).clone()
         return Encoding(image, text, self.logit_scale.squeeze(0).exp(), bias)
 
     @property
