@@ -26,7 +26,10 @@ from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.spec import parse
 
-OPTIMIZERS = ("adamw", "stable_adamw", "lamb", "lion")
+OPTIMIZERS = (
+    *("adamw", "stable_adamw", "lamb", "lion", "adopt"),
+    *("adan", "nadamw", "laprop", "adabelief", "lars"),
+)
 """Those whose step on slices is that on whole parameters, as the tests show."""
 
 
@@ -109,13 +112,29 @@ def gathered(content: Any) -> Any:
 
 
 def slice_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state as a checkpoint holds it, sharded as its parameters are."""
+    """Return an optimizer's state as a checkpoint holds it, each tensor as its parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     own = {
-        number: {name: _slice_like(value, parameters[number]) for name, value in held.items()}
+        number: {name: slice_like(value, parameters[number]) for name, value in held.items()}
         for number, held in state["state"].items()
     }
     return {**state, "state": own}
+
+
+def slice_like(value: Any, parameter: Tensor) -> Any:
+    """Return what is as large as a parameter as the parameter is: sliced, or in its memory format.
+
+    Fused optimizers go through memory: state of a sharded run has no channels last, and the
+    weights of convolutions in any other run have. Anything else is returned as it is.
+    """
+    is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not is_whole or value.shape != parameter.shape:
+        return value
+    if not isinstance(parameter, DTensor):
+        return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+    # Every process has read the whole value: nothing need be sent.
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.contiguous(), mesh, placements, src_data_rank=None)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -123,20 +142,10 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _slice_like(value: Any, parameter: Tensor) -> Any:
-    """Return this process's slice, where the value is as large as a sharded parameter."""
-    is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
-    if not is_whole or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
-        return value
-    # Every process has read the whole value: nothing need be sent.
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(value, mesh, placements, src_data_rank=None)
-
-
 def _slice_loaded(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, parameter in module.named_parameters():
         if prefix + name in state:
-            state[prefix + name] = _slice_like(state[prefix + name], parameter)
+            state[prefix + name] = slice_like(state[prefix + name], parameter)
 
 
 def _take_first_statistics(module: nn.Module, _: Any) -> None:

@@ -22,16 +22,18 @@ from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
 from training.config import TrainConfig
 from training.fsdp import refuse_sharding, shard
-from training.groups import parameter_groups
+from training.groups import frozen_names, parameter_groups
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
 from training.options import DataConfig, ModelConfig
 from training.schedule import Course, plan_course
+from training.stages import trained_norms
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
 from vlp.picture_size import check_size
+from vlp.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,6 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     objective = build_objective(config.loss)
-    objective.refuse(_fields(config))
     if accelerator.is_main_process:
         warn_of_scales(objective)
     sources, plan = open_sources(config.data, config.seed)
@@ -116,33 +117,15 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     validation = open_validation(config.data.validation) if config.data.validation else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
-    for stage in course.stages:
-        if stage.image_size:
-            check_size(encoder.visual, stage.image_size)
-    pieces = Pieces(config.image_piece, config.text_piece)
-    refuse_batch_norm(encoder, pieces)
+    check_encoder(config, encoder, objective, course, accelerator.num_processes)
     memory = _memory(encoder, config)
     if config.sharding == "fsdp":
         refuse_sharding(config, accelerator.mixed_precision)
         shard(encoder, accelerator.mixed_precision)
         if memory is not None and memory.key_encoder is not None:
             shard(memory.key_encoder, accelerator.mixed_precision)
-    reader = Reader(
-        sources=sources,
-        plan=plan,
-        tokenizer=encoder.tokenizer,
-        image_size=encoder.image_size,
-        augmentation=config.data.augmentation,
-        captions=CaptionChoice.parse(config.data.captions),
-        seed=config.seed,
-        group=config.data.group,
-        label_key=config.data.label_key,
-        image_views=config.data.image_views,
-        text_views=config.data.text_views,
-        is_scaled=config.data.scaled_decode,
-    )
     loader = Loader(
-        reader,
+        build_reader(config, sources, plan, encoder.tokenizer, encoder.image_size),
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
         workers=config.data.workers,
@@ -156,9 +139,52 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         optimizer=build_optimizer(config.optimizer, groups),
         clip_norm=config.optimizer.clip_norm,
         objective=objective,
-        pieces=pieces,
+        pieces=Pieces(config.image_piece, config.text_piece),
         memory=memory,
         course=course,
+    )
+
+
+def check_encoder(
+    config: TrainConfig,
+    encoder: DualEncoder,
+    objective: Objective,
+    course: Course,
+    num_processes: int,
+) -> None:
+    """Raise UserError where the losses or a stage ask for what this encoder cannot do."""
+    objective.check(_fields(config), encoder.dim)
+    pieces = Pieces(config.image_piece, config.text_piece)
+    pairs = config.data.batch_size // num_processes
+    images, texts = pairs * config.data.image_views, pairs * config.data.text_views
+    for stage in course.stages:
+        if stage.image_size:
+            check_size(encoder.visual, stage.image_size)
+        norms = trained_norms(encoder, frozen_names(encoder, config.optimizer, stage))
+        refuse_batch_norm(norms, pieces, images, texts)
+
+
+def build_reader(
+    config: TrainConfig,
+    sources: list[ShardSet],
+    plan: Plan,
+    tokenizer: Tokenizer,
+    image_size: tuple[int, int],
+) -> Reader:
+    """Return what makes batches of the samples of a plan."""
+    return Reader(
+        sources=sources,
+        plan=plan,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        augmentation=config.data.augmentation,
+        captions=CaptionChoice.parse(config.data.captions),
+        seed=config.seed,
+        group=config.data.group,
+        label_key=config.data.label_key,
+        image_views=config.data.image_views,
+        text_views=config.data.text_views,
+        is_scaled=config.data.scaled_decode,
     )
 
 

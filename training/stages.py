@@ -25,6 +25,15 @@ def freeze(encoder: nn.Module, frozen: set[str]) -> None:
     encoder.train()
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    trained = trained_norms(encoder, frozen)
+    for name, module in encoder.named_modules():
+        if isinstance(module, _NormBase):
+            module.train(name in trained)
+
+
+def trained_norms(encoder: nn.Module, frozen: set[str]) -> set[str]:
+    """Return the names of the batch norms that are not wholly in what is frozen."""
+    found = set()
     for name, module in encoder.named_modules():
         if isinstance(module, _NormBase):
             # A norm without weights goes with what it lies in.
@@ -32,7 +41,9 @@ def freeze(encoder: nn.Module, frozen: set[str]) -> None:
             inside = [
                 f"{owner}.{own}" for own, _ in encoder.get_submodule(owner).named_parameters()
             ]
-            module.train(not inside or not frozen.issuperset(inside))
+            if not inside or not frozen.issuperset(inside):
+                found.add(name)
+    return found
 
 
 class StagedEncoder:
@@ -59,9 +70,7 @@ class StagedEncoder:
             freeze(self._encoder, self._frozen[stage])
             if is_first and isinstance(self._encoder, FSDPModule):
                 # Its hooks do what a wrapper would: only autocast is left to prepare.
-                self._wrapped = self._accelerator.prepare_model(
-                    self._encoder, evaluation_mode=True
-                )
+                self._wrapped = self._accelerator.prepare_model(self._encoder, evaluation_mode=True)
             elif is_first:
                 self._wrapped = self._accelerator.prepare(self._encoder)
             elif isinstance(self._wrapped, DistributedDataParallel):

@@ -38,7 +38,7 @@ WEIGHTS = "open_clip_model.safetensors"
 def save_encoder(
     encoder: DualEncoder, folder: Path, state: dict[str, Tensor] | None = None
 ) -> None:
-    """Write an encoder into a folder that exists; with a state dict in place of its own if given."""
+    """Write an encoder into a folder that exists; ``state`` in place of its own where given."""
     save_text_files(encoder, folder)
     save_file(open_clip_weights(encoder, state), folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, open_clip_config(encoder))
