@@ -111,8 +111,7 @@ def one_rank(rank: int, processes: int, folder: str, cases: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("processes", "cases"),
-    [(2, ["pieces"]), pytest.param(2, [*CASES], marks=pytest.mark.slow)]
-    + [pytest.param(3, [*CASES], marks=pytest.mark.slow)],
+    [(2, ["pieces"]), *(pytest.param(n, [*CASES], marks=pytest.mark.slow) for n in (2, 3))],
 )
 def test_gradients_and_weights_in_slices_are_those_of_data_parallelism(processes, cases, tmp_path):
     mp.start_processes(
