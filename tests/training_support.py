@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +46,17 @@ def spoil(folder: Path, count: int, *, every: int) -> Path:
 def train(out: Path, shards: Path, *options: str) -> dict:
     argv = ["train", "toy", "--out", str(out), "--data.shards", str(shards)]
     return cli.run([*argv, "--data.batch-size", "24", "--log-every", "1", "--quiet", *options])
+
+
+def launch(processes: int, out, shards, *options: str) -> subprocess.CompletedProcess:
+    """Train with processes of torch's launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    argv += [f"--master-port={port}", "-m", "vlp", "train", "toy", "--out", str(out)]
+    argv += ["--data.shards", str(shards), *options]
+    return subprocess.run(argv, capture_output=True, text=True, env=one_thread())
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from training.gather import num_processes
@@ -79,10 +80,15 @@ def without_reduction(encoder: nn.Module) -> AbstractContextManager:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the mean over processes in the place of every gradient, bucket by bucket."""
+    """Put the mean over processes in the place of every gradient, bucket by bucket.
+
+    Those of sharded parameters are means already: FSDP averages each piece's, as only that leaves
+    no process with all of them.
+    """
     if num_processes() == 1:
         return
-    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    for bucket in _buckets([own for own in gradients if not isinstance(own, DTensor)]):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         dist.all_reduce(flat, dist.ReduceOp.SUM)
         flat /= num_processes()

@@ -67,6 +67,9 @@ class TrainConfig:
     """``auto``: bf16 where the GPU or CPU has it (AMX, AVX512-BF16), else fp32."""
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     """How its steps are computed."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """What several processes hold of the weights, gradients and optimizer state: ``none``: all of
+    them each; ``fsdp``: each its share (FSDP2), the rest is gathered block by block."""
     log_every: int = 10
     """Steps between rows of ``metrics.jsonl``."""
     save_every: int = 1000

@@ -42,6 +42,20 @@ def tower_layers(encoder: nn.Module, tower: str) -> dict[str, int]:
     return {f"{tower}.{name}": layer for name, layer in layers.items()}
 
 
+def tower_blocks(encoder: nn.Module) -> list[nn.Module]:
+    """Return the blocks of both towers, each a module that is called whole; none within another."""
+    found: dict[str, nn.Module] = {}
+    for tower in TOWERS:
+        for name, module in getattr(encoder, tower).named_modules():
+            if BLOCK.fullmatch(f"{name}.") and list(module.parameters()):
+                found[f"{tower}.{name}"] = module
+    return [
+        module
+        for name, module in found.items()
+        if not any(other.startswith(f"{name}.") for other in found)
+    ]
+
+
 def slice_layers(layers: Mapping[str, int], start: str, stop: str) -> set[str]:
     """Return the parameters of the layers that ``tower[start:stop]`` names, as Python counts."""
     numbers = range(max(layers.values()) + 1)

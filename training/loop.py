@@ -14,6 +14,7 @@ from training.announce import announce, report
 from training.card import write_card
 from training.config import TrainConfig
 from training.flops import peak_flops
+from training.fsdp import whole
 from training.guard import Rewind
 from training.log import RunLog, note, validation_note
 from training.profiler import StepProfiler
@@ -169,7 +170,8 @@ def _validate(run: Run, validation: Validation) -> None:
     """Write and say how the encoder does on held-out shards, which all processes find out."""
     parts = run.parts
     encoder = parts.averaged or parts.encoder
-    figures = validate(run.accelerator, encoder, validation, parts.objective)
+    with whole(encoder):
+        figures = validate(run.accelerator, encoder, validation, parts.objective)
     run.log.row(run.state, figures)
     say(f"step {run.state.step}/{run.steps}  {validation_note(figures)}")
 
@@ -183,9 +185,10 @@ def _save(run: Run) -> None:
         return
     loader = run.parts.loader
     loader.share(gather_object)
+    moving = run.state.moving()
     if run.accelerator.is_main_process:
         run.state.ledger = loader.ledger()
-        save(run.state, run.out, run.config.keep)
+        save(run.state, moving, run.out, run.config.keep)
         write_faults(loader, run.out)
         write_card(list_checkpoints(run.out)[-1], run.out)
         write_report(run.out)

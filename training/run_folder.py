@@ -36,6 +36,7 @@ FREE_TO_CHANGE = (
     "speed.recompute",
     "speed.compile",
     "speed.profile",
+    "sharding",
 )
 """Fields that a run may go on with other values of: they change nothing but rounding, or what is
 done about steps that would harm it. Of moved shards the checkpoint knows the names and counts."""

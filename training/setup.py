@@ -23,6 +23,7 @@ from training.accumulate import Pieces, refuse_batch_norm
 from training.average import Average
 from training.config import TrainConfig
 from training.flops import FlopCounter
+from training.fsdp import refuse_sharding, shard
 from training.groups import frozen_names, parameter_groups
 from training.guard import Guard
 from training.memory import Memory
@@ -38,6 +39,7 @@ from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
 from vlp.picture_size import check_size
+from vlp.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,28 +133,18 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     validation = open_validation(held_out, config.tasks) if held_out else None
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
-    objective.check(_fields(config), encoder.dim)
-    pieces = Pieces(config.image_piece, config.text_piece)
-    pairs = config.data.batch_size // accelerator.num_processes
-    _check_stages(config, encoder, course, pieces, pairs)
+    check_encoder(config, encoder, objective, course, accelerator.num_processes)
     flops = FlopCounter(encoder)  # first: what is recomputed is no operation of the model
     set_up_towers(encoder, config.speed)
-    reader = Reader(
-        sources=sources,
-        plan=plan,
-        tokenizer=encoder.tokenizer,
-        image_size=encoder.image_size,
-        augmentation=config.data.augmentation,
-        captions=CaptionChoice.parse(config.data.captions),
-        seed=config.seed,
-        group=config.data.group,
-        label_key=config.data.label_key,
-        image_views=config.data.image_views,
-        text_views=config.data.text_views,
-        is_scaled=config.data.scaled_decode,
-    )
+    memory = _memory(encoder, config)
+    average = Average(encoder, config.ema) if config.ema else None
+    if config.sharding == "fsdp":
+        refuse_sharding(config, accelerator.mixed_precision)
+        followers = (memory and memory.key_encoder, average and average.encoder)
+        for held in filter(None, (encoder, *followers)):
+            shard(held, accelerator.mixed_precision)
     loader = Loader(
-        reader,
+        build_reader(config, sources, plan, encoder.tokenizer, encoder.image_size),
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
         workers=config.data.workers,
@@ -166,25 +158,56 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         optimizer=build_optimizer(config.optimizer, groups),
         clip_norm=config.optimizer.clip_norm,
         objective=objective,
-        pieces=pieces,
+        pieces=Pieces(config.image_piece, config.text_piece),
         flops=flops,
-        memory=_memory(encoder, config),
+        memory=memory,
         course=course,
-        average=Average(encoder, config.ema) if config.ema else None,
+        average=average,
         guard=Guard(config.guard),
     )
 
 
-def _check_stages(
-    config: TrainConfig, encoder: DualEncoder, course: Course, pieces: Pieces, pairs: int
+def check_encoder(
+    config: TrainConfig,
+    encoder: DualEncoder,
+    objective: Objective,
+    course: Course,
+    num_processes: int,
 ) -> None:
-    """Raise UserError where a stage asks of a tower what it cannot do with a process's pairs."""
+    """Raise UserError where the losses or a stage ask for what this encoder cannot do."""
+    objective.check(_fields(config), encoder.dim)
+    pieces = Pieces(config.image_piece, config.text_piece)
+    pairs = config.data.batch_size // num_processes
     images, texts = pairs * config.data.image_views, pairs * config.data.text_views
     for stage in course.stages:
         if stage.image_size:
             check_size(encoder.visual, stage.image_size)
         norms = trained_norms(encoder, frozen_names(encoder, config.optimizer, stage))
         refuse_batch_norm(norms, pieces, images, texts)
+
+
+def build_reader(
+    config: TrainConfig,
+    sources: list[ShardSet],
+    plan: Plan,
+    tokenizer: Tokenizer,
+    image_size: tuple[int, int],
+) -> Reader:
+    """Return what makes batches of the samples of a plan."""
+    return Reader(
+        sources=sources,
+        plan=plan,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        augmentation=config.data.augmentation,
+        captions=CaptionChoice.parse(config.data.captions),
+        seed=config.seed,
+        group=config.data.group,
+        label_key=config.data.label_key,
+        image_views=config.data.image_views,
+        text_views=config.data.text_views,
+        is_scaled=config.data.scaled_decode,
+    )
 
 
 def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:

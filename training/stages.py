@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,7 +69,10 @@ class StagedEncoder:
         if stage != self.stage:
             is_first, self.stage = self.stage < 0, stage
             freeze(self._encoder, self._frozen[stage])
-            if is_first:
+            if is_first and isinstance(self._encoder, FSDPModule):
+                # Its hooks do what a wrapper would: only autocast is left to prepare.
+                self._wrapped = self._accelerator.prepare_model(self._encoder, evaluation_mode=True)
+            elif is_first:
                 self._wrapped = self._accelerator.prepare(self._encoder)
             elif isinstance(self._wrapped, DistributedDataParallel):
                 self._wrapped = self._wrap_again(self._wrapped)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoints import new_checkpoint, newest, remove_old
+from training.fsdp import gathered, slice_state
 from training.options import KeepConfig
 from vlp.checkpoint import AVERAGED, load_weights, save_encoder
 from vlp.encoder import DualEncoder
@@ -51,27 +52,45 @@ class TrainState:
     ledger: dict[str, Any] = field(default_factory=dict)
     """What was counted of the data: faults and how much was read, see ``Loader.ledger``."""
 
+    def moving(self) -> dict[str, Any]:
+        """Return the tensors that a checkpoint holds: ``weights``, ``optimizer`` and ``others``.
 
-def save(state: TrainState, run: Path, keep: KeepConfig) -> None:
+        Every process must ask; of sharded ones the first alone gets the whole.
+        """
+        return gathered(
+            {
+                "weights": {name: own.state_dict() for name, own in _encoders(self).items()},
+                "optimizer": self.optimizer.state_dict(),
+                "others": {name: part.state_dict() for name, part in self.others.items()},
+            }
+        )
+
+
+def save(state: TrainState, moving: dict[str, Any], run: Path, keep: KeepConfig) -> None:
     """Write ``checkpoints/step_0001000``, and remove those before that need not stay.
+
+    Args:
+        state: The run as it is now.
+        moving: ``state.moving()``.
+        run: The run's folder.
+        keep: Which checkpoints stay.
 
     Raises:
         UserError: The disk is full.
     """
     content = {
-        "optimizer": state.optimizer.state_dict(),
+        "optimizer": moving["optimizer"],
         "step": state.step,
         "samples_seen": state.samples_seen,
         "passed_over": state.passed_over,
         "data": state.data,
         "ledger": state.ledger,
-        "others": {name: part.state_dict() for name, part in state.others.items()},
+        "others": moving["others"],
     }
-    weights = [encoder.state_dict() for encoder in _encoders(state).values()]
-    with new_checkpoint(run, state.step, num_bytes([content, weights])) as part:
+    with new_checkpoint(run, state.step, num_bytes([content, moving["weights"]])) as part:
         for folder, encoder in _encoders(state).items():
             (part / folder).mkdir(exist_ok=True)
-            save_encoder(encoder, part / folder)
+            save_encoder(encoder, part / folder, moving["weights"][folder])
         torch.save(content, part / STATE)
     remove_old(run, keep)
 
@@ -88,7 +107,7 @@ def restore(state: TrainState, run: Path, *, until: float = math.inf) -> bool:
         content = torch.load(saved / STATE, map_location="cpu", weights_only=True)
         for folder, encoder in _encoders(state).items():
             load_weights(encoder, saved / folder)
-        state.optimizer.load_state_dict(content["optimizer"])
+        state.optimizer.load_state_dict(slice_state(state.optimizer, content["optimizer"]))
         for name, part in state.others.items():
             part.load_state_dict(content["others"][name])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vlp.console import say
 from vlp.encoder import (
@@ -36,10 +37,12 @@ AVERAGED = "ema"
 """Folder in a run's checkpoint that holds the moving average of its weights, a checkpoint too."""
 
 
-def save_encoder(encoder: DualEncoder, folder: Path) -> None:
-    """Write an encoder into a folder that exists."""
+def save_encoder(
+    encoder: DualEncoder, folder: Path, state: dict[str, Tensor] | None = None
+) -> None:
+    """Write an encoder into a folder that exists; ``state`` in place of its own where given."""
     save_text_files(encoder, folder)
-    save_file(open_clip_weights(encoder), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(open_clip_weights(encoder, state), folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, open_clip_config(encoder))
 
 

@@ -103,7 +103,8 @@ class DualEncoder(nn.Module):
             image = _unit_rows(encode_at_any_size(self.visual, self._normalise(images)))
         if tokens is not None:
             text = _unit_rows(self.text(tokens))
-        bias = None if self.logit_bias is None else self.logit_bias.squeeze(0)
+        # No view of the parameter, which FSDP frees.
+        bias = None if self.logit_bias is None else self.logit_bias.squeeze(0).clone()
         return Encoding(image, text, self.logit_scale.squeeze(0).exp(), bias)
 
     def caption_length(self, tokens: Int[Tensor, "texts length"]) -> int:
@@ -240,11 +241,17 @@ def create_encoder(
     return DualEncoder(model, config, create_tokenizer(text, folder, room=model.context_length))
 
 
-def open_clip_weights(encoder: DualEncoder) -> dict[str, Tensor]:
-    """Return the state dict under open_clip's names and shapes: scale and bias are 0-dim."""
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()
-    }
+def open_clip_weights(
+    encoder: DualEncoder, state: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the state dict under open_clip's names and shapes: scale and bias are 0-dim.
+
+    Args:
+        encoder: An encoder.
+        state: A state dict in place of its own.
+    """
+    state = encoder.state_dict() if state is None else state
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     for name in ("logit_scale", "logit_bias"):
         if name in state:
             state[name] = state[name].reshape(())

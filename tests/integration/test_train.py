@@ -276,8 +276,8 @@ import resource, sys, torch
 torch.set_num_threads(1)
 from training import state
 save = state.save_encoder
-def limited(encoder, part):
-    save(encoder, part)
+def limited(encoder, part, weights):
+    save(encoder, part, weights)
     if part.name == ".step_0000004.part":  # from now on a file may have 10 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 state.save_encoder = limited

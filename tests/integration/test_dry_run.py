@@ -1,0 +1,118 @@
+"""What `vlp train --dry-run` tells, and that it is true."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from training_support import VIT, colours, train
+
+from training.commands import RECIPES
+from training.footprint import footprint, to_shapes
+from training.schedule import plan_course
+from vlp import cli
+from vlp.encoder import create_encoder
+from vlp.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return colours(tmp_path_factory.mktemp("data") / "shards", 64)
+
+
+def tell(out, recipe, *options) -> dict:
+    return cli.run(["train", recipe, "--out", str(out), "--dry-run", "--quiet", *options])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "toy" else pytest.param(n, marks=pytest.mark.slow) for n in RECIPES],
+)
+def test_every_recipe_can_be_told_with_no_weights_at_hand(name, data, tmp_path):
+    config = RECIPES[name]()
+    options = ["--data.shards", str(data), "--data.resample", "--processes", "8"]
+    options += ["--data.captions", "txt"]
+    if "epochs" in config.length:  # drawn with replacement, there are none
+        options += ["--samples", "400000000"]
+    told = tell(tmp_path / "run", name, *options)
+    assert not (tmp_path / "run").exists()
+    sheet = tmp_path / "run.first.png"
+    assert told["sheet"] == str(sheet)
+    assert Image.open(sheet).width > 8 * 128
+    assert sum(told["memory_bytes"].values()) > 0
+    assert told["traffic_bytes"]["gradients averaged"] > 0
+    image = told["parameters"][0]
+    assert (image["trained"] == 0) == (name == "lit_b16")
+
+
+def sizes(tmp_path, *options: str, processes: int = 1) -> dict:
+    (tmp_path / "vit.json").write_text(json.dumps(VIT))
+    model = ["--model.name", str(tmp_path / "vit.json"), "--samples", "100000"]
+    return tell(tmp_path / "run", "toy", *model, "--processes", str(processes), *options)
+
+
+@pytest.mark.slow
+def test_weights_and_optimizer_state_are_what_they_are_and_sharding_splits_them(tmp_path):
+    encoder = create_encoder({"model_cfg": VIT})
+    weights = 4 * sum(p.numel() for p in encoder.parameters())
+    alone = sizes(tmp_path, "--precision", "fp32")
+    memory = alone["memory_bytes"]
+    assert memory["weights"] == memory["gradients"] == weights
+    tensors = 2 * len(list(encoder.parameters()))
+    assert memory["optimizer state"] == pytest.approx(2 * weights, abs=4 * tensors)
+    assert alone["traffic_bytes"] == {}
+    sharded = sizes(tmp_path, "--sharding", "fsdp", processes=4)["memory_bytes"]
+    assert sharded["weights"] == weights / 4
+    assert sharded["optimizer state"] == memory["optimizer state"] / 4
+    many = sizes(tmp_path, processes=4)
+    assert many["traffic_bytes"]["gradients averaged"] == 2 * 3 / 4 * weights
+    features = 2 * 4 * 16 * 128  # both modalities, fp32, dim, batch
+    assert many["traffic_bytes"]["gradients of features summed"] == 2 * 3 / 4 * features
+    pieces = sizes(tmp_path, "--precision", "fp32", "--image-piece", "16", "--text-piece", "16")
+    assert pieces["memory_bytes"]["activations"] < memory["activations"] / 6
+
+
+def test_activations_of_shapes_are_those_that_autograd_keeps(tmp_path):
+    config = RECIPES["toy"]()
+    course = plan_course(config, config.run_length(1000))
+    with torch.device("meta"):
+        outline = create_encoder({"model_cfg": VIT})
+    told = footprint(outline, to_shapes(outline), config, course, processes=4, in_bf16=False)
+    encoder, kept = create_encoder({"model_cfg": VIT}).train(), {}
+    own = {p.untyped_storage().data_ptr() for p in (*encoder.parameters(), *encoder.buffers())}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        encoder(torch.zeros(32, 3, 32, 32, dtype=torch.uint8), torch.ones(32, 12).long())
+    real = sum(storage.nbytes() for storage in kept.values())
+    assert told.memory["activations"] == pytest.approx(real, rel=0.02)
+
+
+def test_a_dry_run_says_what_the_run_folder_would(data, tmp_path):
+    train(tmp_path / "run", data, "--steps", "1")
+    options = ["--data.shards", str(data), "--data.batch-size", "24", "--log-every", "1"]
+    before = sorted(tmp_path.rglob("*"))
+    told = tell(tmp_path / "run", "toy", *options, "--steps", "1")
+    assert "would go on from" in told["run_folder"]
+    told = tell(tmp_path / "run", "toy", *options, "--steps", "2")
+    assert "refused: " in told["run_folder"]
+    assert "steps was 1, is 2" in told["run_folder"]
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "run.first.png"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dry-run", "--processes", "7"], "128 does not divide by 7 processes"),
+        (["--dry-run", "--processes", "0"], "--processes is 0. Write 1 or more."),
+        (["--processes", "8"], "--processes goes with --dry-run"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        cli.run(["train", "toy", "--out", str(tmp_path / "run"), "--samples", "1000", *options])
