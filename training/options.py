@@ -193,7 +193,7 @@ class GuardConfig:
     patience: int = 10
     """Steps in a row that are left out, as their loss or gradient is not finite, before the run
     stops."""
-    spike: float = 6.0
+    spike: float = 10.0
     """A loss or gradient norm so many deviations above its median is a spike; 0 looks for none."""
     window: int = 128
     """Steps that the median and the deviations are those of; judged from half of them on."""
@@ -206,7 +206,7 @@ class GuardConfig:
     def __post_init__(self) -> None:
         check_least(self, {"patience": 1, "window": 8, "rewinds": 1}, prefix="guard.")
         if not 0 <= self.spike < math.inf:
-            raise UserError(f"guard.spike is {self.spike}. Write a number such as 6, or 0.")
+            raise UserError(f"guard.spike is {self.spike}. Write a number such as 10, or 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

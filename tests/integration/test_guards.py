@@ -105,7 +105,8 @@ REWIND = ["--steps", "10", "--save-every", "2", "--ema", "0.9", "--guard.window"
 REWIND += ["--guard.spike", "30", "--guard.on-spike", "rewind", *SLOW]
 
 
-@pytest.mark.parametrize("kill_after", [pytest.param(6, marks=pytest.mark.slow), 9])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [6, 9])
 def test_a_run_goes_back_before_a_spike_and_on_behind_its_data(
     kill_after, data, batches, tmp_path, monkeypatch
 ):

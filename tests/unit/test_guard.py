@@ -174,7 +174,7 @@ def test_a_step_that_is_not_taken_changes_nothing(tmp_path, monkeypatch):
         ({"patience": 0}, "guard.patience is 0. Write 1 or more"),
         ({"window": 3}, "guard.window is 3. Write 8 or more"),
         ({"rewinds": 0}, "guard.rewinds is 0"),
-        ({"spike": -1.0}, "guard.spike is -1.0. Write a number such as 6, or 0"),
+        ({"spike": -1.0}, "guard.spike is -1.0. Write a number such as 10, or 0"),
         ({"spike": NAN}, "guard.spike is nan"),
     ],
 )
