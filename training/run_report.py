@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training.config import TrainConfig
 from training.log import METRICS
 from training.run_folder import FAULTS
 from training.sessions import read_sessions
+from training.setbacks import SKIPPED
 from vlp.console import one_line, warn
 from vlp.errors import first_line
 from vlp.output import flatten, read_lines, read_record
@@ -34,8 +36,6 @@ from vlp.report import (
 )
 
 REPORT = "report.html"
-SKIPPED = "skipped.jsonl"
-"""Where a run says which batches it left out, if it did."""
 SHOWN = 50
 """Rows of a table that may be long."""
 CURVES: dict[str, dict[str, Sequence[str]]] = {
@@ -242,6 +242,8 @@ def _sessions(sessions: Rows, config: Mapping[str, Any]) -> Iterable[Markup]:
 
 def _cell(value: Any) -> Any:
     """Return a value of a config or a row as a cell shows it."""
+    if isinstance(value, dict):  # of processes, as the keys of a batch
+        value = list(chain.from_iterable(value.values()))
     if isinstance(value, list):
         value = " ".join(map(str, value))
     if value is None or value == "":

@@ -35,8 +35,8 @@ class Trackers:
     """The trackers of a run, on its main process. One that fails later on ends no run.
 
     A run that goes on writes no row twice: TensorBoard hides rows after ``step``, and W&B goes on
-    in the same run and takes only rows that it has not; those that it has are the same. Other
-    trackers begin anew under the same name.
+    in the same run and takes only rows of steps that it has not: the others are the same, but for
+    those of a run that went back behind a spike. Other trackers begin anew under the same name.
 
     Raises:
         UserError: A tracker cannot start, as without a login.

@@ -195,7 +195,7 @@ def run(tmp_path):
 
 
 def test_the_report_of_a_run_shows_what_its_files_say(run):
-    (run / "skipped.jsonl").write_text(json.dumps({"step": 2, "keys": [EVIL, "k1"]}) + "\n")
+    (run / "skipped.jsonl").write_text(json.dumps({"step": 2, "keys": {"0": [EVIL, "k1"]}}) + "\n")
     write_report(run)
     seen = Seen((run / REPORT).read_text())
     assert "script" not in seen.tags
