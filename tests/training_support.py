@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tests_support import pairs
 
 from data_pipelines.shards import write_shards
+from training.log import TIME_FIELDS
 from vlp import cli
 from vlp.types import Batch, Sample
 
@@ -52,10 +53,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def rows(run: Path) -> list[dict]:
     """Return metrics.jsonl less what the clock decides."""
-    clock = {"samples_per_second", "data_wait_share"}
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if k not in clock and not k.startswith("data/")}
+        {k: v for k, v in json.loads(line).items() if not k.startswith(TIME_FIELDS)}
         for line in lines
     ]
 

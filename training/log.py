@@ -1,6 +1,7 @@
 """What a run writes down while it runs: ``metrics.jsonl``, TensorBoard, a line for the person."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from vlp.console import say
 from vlp.output import write_bytes
 
 METRICS = "metrics.jsonl"
+TIME_FIELDS = ("samples_per_second", "data_wait_share", "data/")
+"""How the names of figures begin that the clock decides: two equal runs have others."""
 SECONDS_BETWEEN_LINES = 15
 """Where no progress bar moves, a line is printed this often."""
 
@@ -78,6 +81,11 @@ class RunLog:
             return
         self._printed = now
         say(f"step {step}/{steps}  {note(row)}")
+
+    def flush(self) -> None:
+        """Wait until the rows are on the disk: a checkpoint must not be newer than they are."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Write out what is still held back."""

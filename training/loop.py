@@ -12,13 +12,16 @@ from accelerate.utils import gather_object
 
 from data_pipelines.plan import hash63
 from training.announce import announce, report
+from training.cadence import Cadence
 from training.config import TrainConfig
+from training.duration import RunLength
 from training.log import RunLog, note
 from training.run_folder import check_out, claim, faults_written, write_faults
 from training.setup import Parts, build_parts, cores_for_workers, start_processes
 from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.step import over_processes, take_step
+from training.stops import Stops, lost_processes_told
 from training.validation import validate
 from vlp.console import progress, speaking
 from vlp.errors import UserError
@@ -37,6 +40,8 @@ class Run:
     optimizer: Any
     """As the accelerator prepared it."""
     log: RunLog
+    stops: Stops
+    length: RunLength
     steps: int
 
 
@@ -47,16 +52,19 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
 
     Raises:
         UserError: Anything in the config, the data or the folder that the user can mend.
+        Stopped: A signal asked the run to end; it has saved, and the same call goes on.
     """
     accelerator = start_processes(config)
     voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
-    with voice, cores_for_workers():
+    with voice, cores_for_workers(), lost_processes_told():
         run = _open(config, out, accelerator, overwrite=overwrite)
         announce(config, run.parts, run.state, run.steps)
-        with faults_written(run.parts.loader, out):
+        with faults_written(run.parts.loader, out), run.stops:
             _turn(run)
         run.log.close()
+        accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
         accelerator.end_training()
+        run.stops.end(run.state.step, run.steps)
         is_main = accelerator.is_main_process
         return report(out, run.parts, run.state, run.log.figures) if is_main else None
 
@@ -79,23 +87,29 @@ def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite
     encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
     log = RunLog(out, state.step, is_main=accelerator.is_main_process)
-    steps = config.num_steps(plan.num_samples)
-    return Run(config, out, accelerator, parts, state, encoder, optimizer, log, steps)
+    stops = Stops(
+        Cadence.parse(config.save_every, "save_every").minutes,
+        is_main=accelerator.is_main_process,
+    )
+    length, steps = config.run_length(plan.num_samples), config.num_steps(plan.num_samples)
+    return Run(
+        config, out, accelerator, parts, state, encoder, optimizer, log, stops, length, steps
+    )
 
 
 def _turn(run: Run) -> None:
-    """Take the steps that are left."""
+    """Take the steps that are left, or those until a signal."""
     config, accelerator, parts, state = run.config, run.accelerator, run.parts, run.state
-    steps, log = run.steps, run.log
+    steps, log, stops = run.steps, run.log, run.stops
     with (
         closing(staged_batches(parts.loader, parts.course, state.samples_seen)) as batches,
         progress(steps, "train") as advance,
     ):
         advance(state.step)
-        while state.step < steps:
+        while state.step < steps and not stops.signal:
             with log.waiting():
                 batch = next(batches)
-            is_logged = _is_due(config.log_every, state.step + 1, steps)
+            is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == steps
             memory = parts.memory if state.samples_seen >= parts.course.schedule.warmup else None
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
             encoder = run.encoder.at(state.samples_seen)
@@ -117,12 +131,14 @@ def _turn(run: Run) -> None:
             if is_logged:
                 _write_row(run, values, rate)
                 advance(0, note(log.figures))
-            if parts.validation and _is_due(config.validate_every, state.step, steps):
+            if parts.validation and _is_due(run, config.validate_every):
                 if accelerator.is_main_process:
                     log.row(state, validate(parts, parts.validation))
                 accelerator.wait_for_everyone()
-            if _is_due(config.save_every, state.step, steps):
+            if stops.agree() or _is_due(run, config.save_every):
                 _save(run)
+    if not stops.signal:
+        parts.loader.judge(first_reads=1)  # a run of few samples, too
 
 
 def _write_row(run: Run, values: dict[str, torch.Tensor], rate: float) -> None:
@@ -141,6 +157,7 @@ def _save(run: Run) -> None:
     loader.share(gather_object)
     if run.accelerator.is_main_process:
         run.state.ledger = loader.ledger()
+        run.log.flush()
         save(run.state, run.out, run.config.keep)
         write_faults(loader, run.out)
 
@@ -165,5 +182,8 @@ def _set_learning_rate(optimizer: Any, rate: float) -> float:
     return rate
 
 
-def _is_due(every: int, step: int, steps: int) -> bool:
-    return step == steps or bool(every and step % every == 0)
+def _is_due(run: Run, every: str) -> bool:
+    """Return whether what is done so often, and at the end, is due after this step."""
+    seen, batch_size = run.state.samples_seen, run.config.data.batch_size
+    is_crossed = Cadence.parse(every, "every").is_due(seen - batch_size, seen, run.length)
+    return run.state.step == run.steps or is_crossed

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, get_type_hints
 
 from vlp.console import Voice, speaking
-from vlp.errors import UserError, nearest
+from vlp.errors import Stopped, UserError, nearest
 
 DOORS = ("data_pipelines", "training", "eval", "vlp")
 ORDER = (
@@ -47,6 +47,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:  # `vlp ... | head` closed our output
         sys.exit(1)
+    except Stopped as stopped:
+        if str(stopped):
+            print(f"vlp: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         print("vlp: stopped. Run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
