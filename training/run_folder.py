@@ -1,7 +1,7 @@
 """The folder of a run: whether it may be written, and what was wrong with the data."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def faults_written(loader: Loader, out: Path) -> Iterator[None]:
         # Of a run on several machines another may not see the folder; one that lost another process
         # knows less than that did.
         if out.is_dir() and not is_lost(error):
-            write_faults(loader, out)
+            with suppress(OSError):  # where the disk is full, the error says so
+                write_faults(loader, out)
         if isinstance(error, RuntimeError) and (told := worker_error(error)):
             raise told from None
         raise

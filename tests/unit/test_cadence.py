@@ -39,7 +39,7 @@ def test_minutes_are_read():
     assert minutes == [15, 0.5, 0]
 
 
-@pytest.mark.parametrize("text", ["often", "-5", "-5 steps", "5 hours", "1.2.3 minutes", "nan", "%"])
+@pytest.mark.parametrize("text", ["often", "-5", "-5 steps", "5 hours", "1.2.3 minutes", "%"])
 def test_other_texts_are_refused_with_examples(text):
     with pytest.raises(UserError, match=r'save_every is .*Write it as "1000 steps"'):
         replace(toy(), save_every=text)
