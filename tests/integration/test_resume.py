@@ -23,7 +23,7 @@ from vlp import cli
 from vlp.errors import Stopped, UserError
 
 KILLS = 20
-REDUCTION_ERROR = 1e-3
+REDUCTION_ERROR = 1e-4
 """Of a weight after 12 steps of which 4 were split over two processes."""
 LEAST = {"step": 3, "save": 3, "evaluation": 3}
 
