@@ -9,7 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from training.log_sums import log_sums
-from training.matches import other_matches, refuse_fields
+from training.loss import refuse_fields
+from training.matches import other_matches
 from training.recompute import in_row_chunks
 from training.tiles import Tiles, in_full_precision
 from vlp.types import Pairs
@@ -48,15 +49,7 @@ class Weighted:
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of this process's pairs against the pairs of every process.
-
-        Args:
-            local: This process's pairs.
-            world: The pairs of every process, in rank order.
-            rows: The row of ``world`` that each local pair is.
-            scale: Factor on the cosines.
-            bias: Not taken: a softmax does not change with it.
-        """
+        """Return the mean loss of this process's pairs against the pairs of every process."""
         refuse_fields(self, local)
         frozen, learnt = ("image", "text") if self.frozen == "image" else ("text", "image")
         weighted = _weighted(
@@ -65,8 +58,8 @@ class Weighted:
             scale,
         )
         tiles = Tiles.of_batch(local, world, rows, scale)
-        seen = log_sums(getattr(local, learnt), getattr(world, frozen), scale, tiles, (1.0,))
-        plain = F.softplus(seen.negatives[0] - seen.own, threshold=40)
+        sums = log_sums(getattr(local, learnt), getattr(world, frozen), scale, tiles, (1.0,))
+        plain = F.softplus(sums.negatives[0] - sums.own, threshold=40)
         return (weighted.mean() + plain.mean().to(weighted.dtype)) / 2
 
 
