@@ -137,7 +137,7 @@ def _turn(run: Run) -> None:
                 accelerator.wait_for_everyone()
             if stops.agree() or _is_due(run, config.save_every):
                 _save(run)
-    if not stops.signal:
+    if state.step == steps:
         parts.loader.judge(first_reads=1)  # a run of few samples, too
 
 
