@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from training.duration import Duration, RunLength
 
-EXAMPLES = '"1000 steps", "1000000 samples", "1 epochs" or "0", only at the end'
+EXAMPLES = '"1000 steps", "1000000 samples", "15 minutes", or "0" for only at the end'
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cadence:
             return cls(Duration(0, "steps"), float(by_clock[1]))
         is_bare = re.fullmatch(r"[\d,_]*", text.strip())
         steps = f"{text.strip() or 0} steps" if is_bare else text
-        return cls(Duration.parse(steps, what, f'{EXAMPLES}; "15 minutes" is for saving alone'))
+        return cls(Duration.parse(steps, what, EXAMPLES))
 
     def is_due(self, before: int, after: int, run: RunLength) -> bool:
         """Return whether a step from so many samples seen to so many was the one to do it after.

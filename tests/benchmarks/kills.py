@@ -23,11 +23,14 @@ def compare_with_kills(argv: list[str], out: Path, seconds: float) -> None:
 
     command = [sys.executable, "-m", "vlp", *argv, "--out"]
     subprocess.run([*command, str(out / "whole")], check=True)
-    kills = 0
+    kills, lost, before = 0, 0, []
     while (code := _run_for(seconds, [*command, str(out / "killed")])) is None:
-        kills += 1
         left = [folder.name for folder in list_checkpoints(out / "killed")]
+        kills, lost = kills + 1, lost + 1 if left == before else 0
+        before = left
         print(f"kill {kills}: {' '.join(left) or 'no checkpoint yet'}", flush=True)
+        if lost == 3:
+            raise SystemExit("3 kills without a newer checkpoint. Give --kill-every more seconds.")
     if code:
         raise SystemExit(code)
     found = differences(out / "whole", out / "killed")
