@@ -3,11 +3,16 @@
 import math
 import mmap
 import multiprocessing
+import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, count, zip_longest
+from multiprocessing.sharedctypes import RawValue
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +61,8 @@ class Loader:
             UserError: Too many samples are bad, a shard gives none, or a worker was killed.
         """
         workers = min(self.workers, self._num_rows)
-        ring = self._memory(workers)
-        parts = self._parts(samples_seen, ring, workers)
+        ring, is_over = self._memory(workers), RawValue("b", 0)
+        parts = self._parts(samples_seen, ring, workers, is_over)
         try:
             for number in count():
                 found = [self._checked(_next(parts)) for _ in range(workers or 1)]
@@ -66,6 +71,7 @@ class Loader:
                 self._recent.seconds["hand over"] += time.perf_counter() - start
                 yield batch
         finally:
+            is_over.value = 1
             # At once: left to its last reference, an error's traceback would keep workers alive.
             getattr(parts, "_shutdown_workers", lambda: None)()
 
@@ -151,7 +157,9 @@ class Loader:
         memory = torch.empty(shape, dtype=torch.uint8)
         return memory.share_memory_() if workers else memory
 
-    def _parts(self, samples_seen: int, ring: Tensor, workers: int) -> Iterator["Part | Failure"]:
+    def _parts(
+        self, samples_seen: int, ring: Tensor, workers: int, is_over: Any
+    ) -> Iterator["Part | Failure"]:
         """Start the workers; return their parts, one of each in turn."""
         with warnings.catch_warnings():  # the user says how many processes there shall be
             warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -162,6 +170,7 @@ class Loader:
                 num_workers=workers,
                 prefetch_factor=PARTS_AHEAD if workers else None,
                 multiprocessing_context=_context() if workers else None,
+                worker_init_fn=partial(_outlast_signals, is_over),
             )
             return iter(stream)
 
@@ -236,6 +245,21 @@ def _killed(error: Exception) -> UserError:
         f"A worker that reads samples was killed ({first_line(error)}). If memory ran out, write "
         f"fewer --data.workers or a smaller batch."
     )
+
+
+def _outlast_signals(is_over: Any, _: int) -> None:
+    """Let a worker end when its trainer does, and not by a signal that all processes got.
+
+    Ctrl-C, Slurm and ``kill`` may signal workers, too, and a trainer without them could not save.
+    A function and not SIG_IGN, which the commands that a worker starts would inherit.
+    """
+
+    def hear(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGTERM and is_over.value:  # from torch, after patience with a worker
+            os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, hear)
 
 
 def _as_it_is(part: Any) -> Any:

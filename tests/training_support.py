@@ -1,5 +1,6 @@
 """Small runs that tests train, and what is compared about them."""
 
+import filecmp
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tests_support import pairs
 
 from data_pipelines.shards import write_shards
+from training.log import TIME_FIELDS
 from vlp import cli
 from vlp.types import Batch, Sample
 
@@ -66,16 +68,36 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def rows(run: Path) -> list[dict]:
     """Return metrics.jsonl less what the clock decides."""
-    clock = {"samples_per_second", "data_wait_share"}
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [
-        {
-            k: v
-            for k, v in json.loads(line).items()
-            if k not in clock and not k.startswith(("data/", "speed/"))
-        }
+        {k: v for k, v in json.loads(line).items() if not k.startswith(TIME_FIELDS)}
         for line in lines
     ]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Return in what two runs differ: bytes of the last weights, the state, rows of figures."""
+    newest = [sorted((run / "checkpoints").glob("step_*"))[-1] for run in (one, other)]
+    weights = [folder / "open_clip_model.safetensors" for folder in newest]
+    states = [torch.load(folder / "train_state.pt", weights_only=True) for folder in newest]
+    found = {
+        "the last step": newest[0].name != newest[1].name,
+        "weights": not filecmp.cmp(*weights, shallow=False),
+        "optimizer, memory or ledger": not are_equal(*states),
+        "metrics.jsonl": rows(one) != rows(other),
+    }
+    return [name for name, is_other in found.items() if is_other]
+
+
+def are_equal(one, other) -> bool:
+    """Return whether tensors, numbers and texts in lists and dicts are the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(are_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(are_equal, one, other))
+    return one == other
 
 
 def one_thread() -> dict[str, str]:

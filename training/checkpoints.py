@@ -32,10 +32,9 @@ def new_checkpoint(run: Path, step: int, num_bytes: int) -> Iterator[Path]:
         UserError: The disk is full. The checkpoints before stay as they are.
     """
     folder = run / "checkpoints" / f"step_{step:07d}"
-    part = folder.with_name(f".{folder.name}.part")
+    part = _part(folder)
     part.parent.mkdir(parents=True, exist_ok=True)
-    for stale in part.parent.glob(".step_*.part"):
-        shutil.rmtree(stale, ignore_errors=True)
+    remove_parts(run)
     free = shutil.disk_usage(part.parent).free
     if free < SPARE * num_bytes:
         raise UserError(
@@ -87,7 +86,15 @@ def remove_old(run: Path, keep: KeepConfig) -> None:
     for folder in saved[: -keep.last]:
         step = step_of(folder)
         if step != best and not (keep.every and step % keep.every == 0):
-            shutil.rmtree(folder)
+            gone = _part(folder)
+            folder.rename(gone)  # half of a checkpoint must not bear its name
+            shutil.rmtree(gone)
+
+
+def remove_parts(run: Path) -> None:
+    """Remove what is left of checkpoints that were being written or removed at a kill."""
+    for part in (run / "checkpoints").glob(".step_*.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def remove_after(run: Path, step: int) -> None:
@@ -110,6 +117,10 @@ def _best_step(run: Path, steps: list[int], figure: str) -> int | None:
     rows = [row for row in map(json.loads, lines) if figure in row and row["step"] in steps]
     rows.sort(key=lambda row: row[figure], reverse=is_cost(figure))
     return rows[-1]["step"] if rows else None
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
 
 
 def _how_to_go_on(run: Path) -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from training.cadence import Cadence
 from training.duration import Duration, RunLength
 from training.options import (
     DataConfig,
@@ -72,14 +73,15 @@ class TrainConfig:
     them each; ``fsdp``: each its share (FSDP2), the rest is gathered block by block."""
     log_every: int = 10
     """Steps between rows of ``metrics.jsonl``."""
-    save_every: int = 1000
-    """Steps between checkpoints; the last step always has one."""
+    save_every: str = "1000 steps"
+    """How often a checkpoint is written: ``"1000 steps"``, ``"1000000 samples"``, ``"1 epochs"``,
+    ``"15 minutes"``, or a number of steps; 0: only at the end, which always has one."""
     keep: KeepConfig = field(default_factory=KeepConfig)
     """Which checkpoints stay."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What is done about steps that would harm the run."""
-    validate_every: int = 0
-    """Steps between validations; 0: only at the end."""
+    validate_every: str = "0"
+    """How often the run is validated, as save_every but not in minutes; 0: only at the end."""
     tasks: tuple[str, ...] = ("retrieval",)
     """Evaluators of ``eval/evaluators`` that each validation runs on ``--data.validation``, such as
     ``retrieval "zero_shot(classes='classes.json')"``; none: only the loss."""
@@ -98,7 +100,8 @@ class TrainConfig:
         if not 0 < length.amount < math.inf or length.unit == "%":
             raise UserError(f"The length is {length}. Write one above 0 in steps or samples.")
         parse_stages(self.stages)
-        check_least(self, {"log_every": 1, "save_every": 1})
+        self._check_cadences()
+        check_least(self, {"log_every": 1})
         check_least(self, {"image_piece": 0, "text_piece": 0, "memory": 0, "memory_top": 0})
         self._check_memory()
         if not 0 <= self.ema < 1:
@@ -126,6 +129,14 @@ class TrainConfig:
         """
         none_yet = RunLength(0, self.data.batch_size, num_samples)
         return none_yet._replace(samples=max(1, int(self._length().samples(none_yet))))
+
+    def _check_cadences(self) -> None:
+        Cadence.parse(self.save_every, "save_every")
+        if Cadence.parse(self.validate_every, "validate_every").minutes:
+            raise UserError(
+                f"validate_every is {self.validate_every!r}: by the clock, two equal runs would be "
+                f'validated at other steps. Write it in "1000 steps" or "1000000 samples".'
+            )
 
     def _check_memory(self) -> None:
         if not 0 <= self.memory_momentum < 1:

@@ -65,7 +65,7 @@ def dry_run(
     warn_of_scales(objective)
     sources, plan = open_sources(config.data, config.seed) if config.data.shards else ([], None)
     if config.data.validation:
-        open_validation(config.data.validation)
+        open_validation(config.data.validation, config.tasks)
     num_samples = plan.num_samples if plan else None
     course = plan_course(config, config.run_length(num_samples))
     encoder = _outline(config.model, objective)

@@ -33,12 +33,13 @@ class Duration:
     unit: Unit
 
     @classmethod
-    def parse(cls, text: str, what: str) -> "Duration":
+    def parse(cls, text: str, what: str, examples: str = EXAMPLES) -> "Duration":
         """Return the duration that a text such as ``"5%"`` or ``"1e6 samples"`` names.
 
         Args:
             text: A number from 0 and one of steps, samples, epochs and %.
             what: Name of the option, for the message.
+            examples: What may be written instead, for the message.
 
         Raises:
             UserError: It is no such text.
@@ -49,7 +50,7 @@ class Duration:
         except ValueError:
             amount = math.nan
         if not match or not math.isfinite(amount):
-            raise UserError(f"{what} is {text!r}. Write it as {EXAMPLES}.")
+            raise UserError(f"{what} is {text!r}. Write it as {examples}.")
         unit = match[2] if match[2] == "%" else match[2].rstrip("s") + "s"
         return cls(amount, cast(Unit, unit))
 

@@ -6,6 +6,7 @@ over a GPU's whole share of the batch.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,6 +135,7 @@ def footprint(
         "gradients": trained / parts,
         "optimizer state": state / parts,
         "momentum encoder": weights / parts if config.memory_momentum else 0,
+        "moving average": weights / parts if config.ema else 0,
     }
     if is_sharded:
         narrow = BF16 / FP32 if in_bf16 else 1.0
@@ -212,5 +214,5 @@ def _bytes(tensors: nn.Module | list[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in found)
 
 
-def _present(sizes: dict[str, float]) -> dict[str, float]:
+def _present(sizes: Mapping[str, float]) -> dict[str, float]:
     return {name: size for name, size in sizes.items() if size}

@@ -102,7 +102,7 @@ def gathered(content: Any) -> Any:
     tensor at a time is whole on the device.
     """
     if isinstance(content, DTensor):
-        tensor = content.detach().full_tensor()
+        tensor = plain(content.detach())
         return tensor.cpu() if dist.get_rank() == 0 else None
     if isinstance(content, dict):
         return {key: gathered(value) for key, value in content.items()}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,8 @@ from vlp.console import say
 from vlp.output import read_lines, write_bytes
 
 METRICS = "metrics.jsonl"
+TIME_FIELDS = ("samples_per_second", "data_wait_share", "data/", "speed/")
+"""How the names of figures begin that the clock decides: two equal runs have others."""
 SECONDS_BETWEEN_LINES = 15
 """Where no progress bar moves, a line is printed this often."""
 
@@ -114,6 +117,11 @@ class RunLog:
         left = (now - self._began) / max(1, step - self._first) * (steps - step)
         ahead = f"  ETA {timedelta(seconds=round(left))}" if step < steps else ""
         say(f"step {step}/{steps}  {note(row)}{ahead}")
+
+    def flush(self) -> None:
+        """Wait until the rows are on the disk: a checkpoint must not be newer than they are."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Write out what is still held back."""

@@ -11,8 +11,10 @@ from accelerate.utils import gather_object
 
 from data_pipelines.plan import hash63
 from training.announce import announce, report
+from training.cadence import Cadence
 from training.card import write_card
 from training.config import TrainConfig
+from training.duration import RunLength
 from training.flops import peak_flops
 from training.fsdp import whole
 from training.guard import Rewind
@@ -26,6 +28,7 @@ from training.setup import Parts, build_parts, cores_for_workers, start_processe
 from training.stages import StagedEncoder, staged_batches
 from training.state import TrainState, restore, save
 from training.step import cut_captions, over_processes, take_step
+from training.stops import Stops, lost_processes_told
 from training.validation import Validation, validate
 from vlp.checkpoint import list_checkpoints
 from vlp.console import progress, say, speaking
@@ -45,6 +48,8 @@ class Run:
     """As the accelerator prepared it."""
     log: RunLog
     profiler: StepProfiler
+    stops: Stops
+    length: RunLength
     steps: int
 
 
@@ -55,24 +60,27 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
 
     Raises:
         UserError: Anything in the config, the data or the folder that the user can mend.
+        Stopped: A signal asked the run to end; it has saved, and the same call goes on.
     """
     accelerator = start_processes(config)
     voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
-    with voice, cores_for_workers():
+    with voice, cores_for_workers(), lost_processes_told():
         run = _open(config, out, accelerator, overwrite=overwrite)
         announce(config, out, run.parts, run.state, run.steps)
         is_main = accelerator.is_main_process
         if is_main and run.state.step < run.steps:
             begin_session(out, config, accelerator, run.parts, run.state, run.steps)
-        with reported(out, is_main=is_main), faults_written(run.parts.loader, out):
-            while run.state.step < run.steps:
+        with reported(out, is_main=is_main), faults_written(run.parts.loader, out), run.stops:
+            while run.state.step < run.steps and not run.stops.signal:
                 try:
                     _turn(run)
                 except Rewind:
                     go_back(run.parts.guard, run.state, run.out, run.accelerator)
                     run.log.go_back(run.state.step)
         run.log.close()
+        accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
         accelerator.end_training()
+        run.stops.end(run.state.step, run.steps)
         return report(out, run.parts, run.state, run.log.figures) if is_main else None
 
 
@@ -94,38 +102,49 @@ def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
-    log = RunLog(
-        out,
-        state.step,
-        config,
-        is_main=accelerator.is_main_process,
-        num_devices=accelerator.num_processes,
-        peak=peak_flops(accelerator.device, accelerator.mixed_precision),
-    )
-    if accelerator.is_main_process:
+    is_main = accelerator.is_main_process
+    if is_main:
         forget_skipped(out, state)
-    steps = config.num_steps(plan.num_samples)
-    profiler = StepProfiler(out, config.speed.profiled(), is_main=accelerator.is_main_process)
-    return Run(config, out, accelerator, parts, state, encoder, optimizer, log, profiler, steps)
+    return Run(
+        config=config,
+        out=out,
+        accelerator=accelerator,
+        parts=parts,
+        state=state,
+        encoder=encoder,
+        optimizer=optimizer,
+        log=RunLog(
+            out,
+            state.step,
+            config,
+            is_main=is_main,
+            num_devices=accelerator.num_processes,
+            peak=peak_flops(accelerator.device, accelerator.mixed_precision),
+        ),
+        profiler=StepProfiler(out, config.speed.profiled(), is_main=is_main),
+        stops=Stops(Cadence.parse(config.save_every, "save_every").minutes, is_main=is_main),
+        length=config.run_length(plan.num_samples),
+        steps=config.num_steps(plan.num_samples),
+    )
 
 
 def _turn(run: Run) -> None:
-    """Take the steps that are left."""
+    """Take the steps that are left, or those until a signal."""
     config, accelerator, parts, state = run.config, run.accelerator, run.parts, run.state
-    steps, log = run.steps, run.log
+    steps, log, stops = run.steps, run.log, run.stops
     stream = staged_batches(parts.loader, parts.course, state.samples_seen, state.passed_over)
     with (
         closing(stream) as batches,
         progress(steps, "train") as advance,
     ):
         advance(state.step)
-        while state.step < steps:
+        while state.step < steps and not stops.signal:
             run.profiler.before(state.step + 1)
             with log.waiting():
                 batch = next(batches)
             if config.speed.cut_captions:
                 batch = cut_captions(parts.encoder, batch)
-            is_logged = _is_due(config.log_every, state.step + 1, steps)
+            is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == steps
             memory = parts.memory if state.samples_seen >= parts.course.schedule.warmup else None
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
             encoder = run.encoder.at(state.samples_seen)
@@ -150,10 +169,12 @@ def _turn(run: Run) -> None:
             if is_logged:
                 _write_row(run, values, rate)
                 advance(0, note(log.figures))
-            if parts.validation and _is_due(config.validate_every, state.step, steps):
+            if parts.validation and _is_due(run, config.validate_every):
                 _validate(run, parts.validation)
-            if _is_due(config.save_every, state.step, steps):
+            if stops.agree() or _is_due(run, config.save_every):
                 _save(run)
+    if state.step == steps:
+        parts.loader.judge(first_reads=1)  # a run of few samples, too
 
 
 def _write_row(run: Run, values: dict[str, torch.Tensor], rate: float) -> None:
@@ -188,6 +209,7 @@ def _save(run: Run) -> None:
     moving = run.state.moving()
     if run.accelerator.is_main_process:
         run.state.ledger = loader.ledger()
+        run.log.flush()
         save(run.state, moving, run.out, run.config.keep)
         write_faults(loader, run.out)
         write_card(list_checkpoints(run.out)[-1], run.out)
@@ -205,5 +227,8 @@ def _set_learning_rate(optimizer: Any, rate: float) -> float:
     return rate
 
 
-def _is_due(every: int, step: int, steps: int) -> bool:
-    return step == steps or bool(every and step % every == 0)
+def _is_due(run: Run, every: str) -> bool:
+    """Return whether what is done so often, and at the end, is due after this step."""
+    seen, batch_size = run.state.samples_seen, run.config.data.batch_size
+    is_crossed = Cadence.parse(every, "every").is_due(seen - batch_size, seen, run.length)
+    return run.state.step == run.steps or is_crossed

@@ -42,7 +42,7 @@ def emoji() -> TrainConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup="5%", weight_decay=0.05),
         length="45 epochs",
-        save_every=500,
+        save_every="500 steps",
     )
 
 

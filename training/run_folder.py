@@ -1,13 +1,15 @@
 """The folder of a run: whether it may be written, and what was wrong with the data."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from data_pipelines.loader import Loader, worker_error
 from data_pipelines.sources import find_shards
+from training.checkpoints import remove_parts
 from training.config import TrainConfig
+from training.stops import is_lost
 from vlp.checkpoint import list_checkpoints, paths_of
 from vlp.errors import UserError
 from vlp.output import check_output, read_record, remove_output, write_json, write_record
@@ -67,6 +69,9 @@ def claim(out: Path, config: TrainConfig, *, overwrite: bool) -> None:
     if overwrite:
         remove_output(out)
     out.mkdir(parents=True, exist_ok=True)
+    remove_parts(out)
+    for part in out.glob(".*.part"):  # a file that was being written at a kill
+        part.unlink()
     write_record(out, "train", asdict(config))
 
 
@@ -83,10 +88,12 @@ def faults_written(loader: Loader, out: Path) -> Iterator[None]:
     """
     try:
         yield
-        loader.judge(first_reads=1)  # a run of few samples, too
     except (UserError, KeyboardInterrupt, RuntimeError) as error:
-        if out.is_dir():  # of a run on several machines, another may not see it
-            write_faults(loader, out)
+        # Of a run on several machines another may not see the folder; one that lost another process
+        # knows less than that did.
+        if out.is_dir() and not is_lost(error):
+            with suppress(OSError):  # where the disk is full, the error says so
+                write_faults(loader, out)
         if isinstance(error, RuntimeError) and (told := worker_error(error)):
             raise told from None
         raise

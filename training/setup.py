@@ -41,6 +41,10 @@ from vlp.errors import UserError
 from vlp.picture_size import check_size
 from vlp.tokenizer import Tokenizer
 
+PATIENCE = timedelta(minutes=30)
+"""For what one process does alone while the others wait, as writing a checkpoint or trying a shard
+again. It is for a process that hangs: of one that died, its closed connections tell at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -76,12 +80,14 @@ def start_processes(config: TrainConfig) -> Accelerator:
         precision = "bf16" if _computes_bf16(has_gpu=has_gpu) else "fp32"
     if precision == "fp16" and not has_gpu:
         raise UserError("fp16 needs a GPU. Write --precision fp32, or bf16.")
-    # The other processes wait while the main one counts the shards.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    is_one_of_several = has_gpu and "LOCAL_RANK" in os.environ
+    group = InitProcessGroupKwargs(
+        backend="cpu:gloo,cuda:nccl" if is_one_of_several else None, timeout=PATIENCE
+    )
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=not has_gpu,
-        kwargs_handlers=[patience],
+        kwargs_handlers=[group],
     )
     check_processes(config.data.batch_size, accelerator.num_processes)
     return accelerator

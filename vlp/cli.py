@@ -6,6 +6,7 @@ loads torch, so imports run one way and ``vlp --help`` answers at once.
 """
 
 import contextlib
+import errno
 import importlib
 import inspect
 import io
@@ -17,7 +18,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, get_type_hints
 
 from vlp.console import Voice, speaking
-from vlp.errors import UserError, nearest
+from vlp.errors import Stopped, UserError, nearest
 
 DOORS = ("data_pipelines", "training", "eval", "vlp")
 ORDER = (
@@ -47,6 +48,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:  # `vlp ... | head` closed our output
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"vlp: {error}. Make room and run the same command again.", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        if str(stopped):
+            print(f"vlp: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         print("vlp: stopped. Run the same command again to go on.", file=sys.stderr)
         sys.exit(130)

@@ -57,6 +57,9 @@ class DualEncoder(nn.Module):
         logit_bias: ``[1]``, or None for an encoder trained with a softmax.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         model: open_clip.CustomTextCLIP,
@@ -145,8 +148,8 @@ class DualEncoder(nn.Module):
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = self.pixel_mean, self.pixel_std
-        images = images.to(mean.dtype, memory_format=torch.channels_last)  # type: ignore[arg-type]
-        return images.sub_(mean).div_(std)  # type: ignore[arg-type]
+        images = images.to(mean.dtype, memory_format=torch.channels_last)
+        return images.sub_(mean).div_(std)
 
 
 def architectures() -> list[str]:

@@ -14,6 +14,15 @@ class UserError(Exception):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal stopped a command that has saved what it did; exit code 128 + its number."""
+
+    def __init__(self, number: int, told: str) -> None:
+        """Hold the signal's number and a line for the person; an empty one is not printed."""
+        super().__init__(told)
+        self.number = number
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that names what was probably meant, or else everything known."""
     known = sorted(known)

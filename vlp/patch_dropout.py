@@ -39,7 +39,7 @@ class PatchDropout(nn.Module):
 
 
 # Compiled, the products of 64 bits came out wrong under some graphs (torch 2.14, CPU, measured).
-@torch.compiler.disable
+@torch.compiler.disable()
 def kept_patches(
     seed: Int64[Tensor, "pictures"], num_patches: int, *, share: float
 ) -> Int64[Tensor, "pictures kept"]:

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/emoji.py DATA OUT --seeds 0 1 2
     python tests/benchmarks/emoji.py DATA OUT --select --options --optimizer.learning-rate 1e-3
+    python tests/benchmarks/emoji.py DATA OUT --kill-every 90 --steps 200
 
 DATA holds train/, test_style/, test_concepts/ and classes.json (README says where from). Options
 after `--options` go to `vlp train`. `--select` is how hyper-parameters are chosen, without the test
@@ -9,6 +10,8 @@ shards: a tenth of the train concepts (by hash) and one vendor are held apart, a
 rest is scored on the tenth (unseen concepts), on the vendor's drawings (unseen style) and on the
 same drawings redrawn in the manner of OpenMoji: flat fills of its palette, dark outlines (unseen
 outlines). The redrawing shares no code with the augmentation, but both draw dark lines at edges.
+`--kill-every` scores nothing: it trains once as it is and once with SIGKILL every so many seconds,
+and says what differs.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from kills import compare_with_kills
 from PIL import Image, ImageChops, ImageFilter
 
 from data_pipelines.plan import hash63
@@ -53,6 +57,8 @@ def main() -> None:
     if not (options.data and options.out):
         print("Skipped: the emoji set is not part of this project; README says where it is from.")
         return
+    if options.kill_every:
+        compare_with_kills(killed_command(options), options.out, options.kill_every)
     sets = selection_sets(options) if options.select else test_sets(options.data)
     figures: dict[str, list[float]] = {}
     for seed in options.seeds:
@@ -72,8 +78,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--select", action="store_true")
+    parser.add_argument("--kill-every", type=float, nargs="?", const=90.0, metavar="SECONDS")
+    parser.add_argument("--steps", type=int, help="length of the runs of --kill-every")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[])
     return parser.parse_args()
+
+
+def killed_command(options: argparse.Namespace) -> list[str]:
+    """Return the words of the run that is killed: it must save more often than that."""
+    argv = ["train", "emoji", "--data.shards", str(options.data / "train")]
+    argv += ["--seed", str(options.seeds[0]), "--save-every", "0.25 minutes"]
+    length = ["--steps", str(options.steps)] if options.steps else []
+    return [*argv, *length, *options.options]
 
 
 def test_sets(data: Path) -> dict[str, tuple[str, str]]:

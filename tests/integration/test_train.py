@@ -191,56 +191,6 @@ def test_the_last_checkpoints_are_kept_and_no_part_is_left(data, tmp_path):
     assert left == ["step_0000006", "step_0000008", "step_0000009"]
 
 
-SIX_STEPS = ("--steps", "6", "--save-every", "2")
-
-
-@pytest.fixture(scope="module")
-def six_steps(data, tmp_path_factory):
-    run = tmp_path_factory.mktemp("six") / "run"
-    train(run, data, *SIX_STEPS)
-    return run
-
-
-@pytest.mark.parametrize(
-    ("name", "harm"),
-    [
-        ("train_state.pt", "cut"),
-        ("open_clip_model.safetensors", "changed"),
-        ("open_clip_config.json", "gone"),
-    ],
-)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    name, harm, data, six_steps, tmp_path, capsys
-):
-    run = tmp_path / "run"
-    shutil.copytree(six_steps, run)
-    damaged(run / "checkpoints" / "step_0000006" / name, harm)
-    argv = ["train", "toy", "--out", str(run), "--data.shards", str(data)]
-    cli.run([*argv, "--data.batch-size", "24", "--log-every", "1", *SIX_STEPS])
-    assert "step_0000006 is damaged" in capsys.readouterr().out
-    whole, cut = weights(six_steps), weights(run)
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert rows(six_steps) == rows(run)
-
-
-def damaged(path, harm):
-    content = path.read_bytes()
-    if harm == "gone":
-        path.unlink()
-    elif harm == "cut":
-        path.write_bytes(content[:1000])
-    else:
-        middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_says_so(data, tmp_path):
-    train(tmp_path / "run", data, "--steps", "2")
-    damaged(tmp_path / "run" / "checkpoints" / "step_0000002" / "train_state.pt", "cut")
-    with pytest.raises(UserError, match=r"All checkpoints .* are damaged. Write --overwrite"):
-        train(tmp_path / "run", data, "--steps", "2")
-
-
 def test_every_nth_and_the_best_checkpoint_stay(data, tmp_path):
     held_out = colours(tmp_path / "held_out", 32, first=200)
     best = "validation/loss"
@@ -254,36 +204,6 @@ def test_every_nth_and_the_best_checkpoint_stay(data, tmp_path):
     left = {int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").iterdir()}
     losses = {row["step"]: row[best] for row in rows(tmp_path / "run") if best in row}
     assert left == {5, 10, 12, min(losses, key=losses.get)}
-
-
-def test_a_full_disk_leaves_the_last_checkpoint_whole(data, six_steps, tmp_path):
-    argv = [sys.executable, "-c", LIMITED_FILES, "train", "toy", "--out", str(tmp_path / "run")]
-    argv += ["--data.shards", str(data), "--data.batch-size", "24", "--log-every", "1", *SIX_STEPS]
-    stopped = subprocess.run(argv, capture_output=True, text=True, env=one_thread())
-    assert stopped.returncode == 2, stopped.stderr
-    assert "Cannot write the checkpoint of step 4" in stopped.stderr
-    assert "Make room and run the same command again: the last one, step_0000002, is whole" in (
-        stopped.stderr
-    )
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_0000002"]
-    train(tmp_path / "run", data, *SIX_STEPS)
-    whole, cut = weights(six_steps), weights(tmp_path / "run")
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-
-
-LIMITED_FILES = """
-import resource, sys, torch
-torch.set_num_threads(1)
-from training import state
-save = state.save_encoder
-def limited(encoder, part, weights):
-    save(encoder, part, weights)
-    if part.name == ".step_0000004.part":  # from now on a file may have 10 kB
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-state.save_encoder = limited
-from vlp.cli import main
-main(sys.argv[1:])
-"""
 
 
 def test_a_batch_larger_than_the_data_leaves_no_folder_behind(data, tmp_path):
