@@ -71,7 +71,11 @@ def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite
     accelerator.wait_for_everyone()
 
     plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
-    moving = {"memory": parts.memory, "scaler": accelerator.scaler}
+    moving = {
+        "memory": parts.memory,
+        "scaler": accelerator.scaler,
+        "teacher": parts.teacher,
+    }
     others = {name: part for name, part in moving.items() if part is not None}
     state = TrainState(parts.encoder, parts.optimizer, others, identity)
     restore(state, out)

@@ -69,6 +69,15 @@ class Objective:
                 names = " and ".join(self.losses)
                 raise UserError(f"The loss {names} cannot use {field}. Add a loss that takes it.")
 
+    def without(self, field: str) -> "Objective":
+        """Return the losses that do not need this optional field of a batch."""
+        kept = {
+            name: loss
+            for name, loss in self.losses.items()
+            if field not in getattr(loss, "needs", ())
+        }
+        return Objective(kept, {name: self.weights[name] for name in kept})
+
     def total(
         self,
         values: dict[str, Float[Tensor, ""]],

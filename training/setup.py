@@ -27,6 +27,7 @@ from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
 from training.options import DataConfig, ModelConfig
 from training.schedule import Course, plan_course
+from training.teachers import Teacher, check_features, open_teacher
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
@@ -48,6 +49,7 @@ class Parts:
     memory: Memory | None
     course: Course
     """Learning rate and stages."""
+    teacher: Teacher | None
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -113,6 +115,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     if accelerator.is_main_process:
         warn_of_small_cache(sources, plan)
     validation = open_validation(config.data.validation) if config.data.validation else None
+    # Before the seed: a teacher leaves the student's first weights as they are without one.
+    teacher = _teacher(config, accelerator, sources, plan)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
     for stage in course.stages:
@@ -120,27 +124,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
             check_size(encoder.visual, stage.image_size)
     pieces = Pieces(config.image_piece, config.text_piece)
     refuse_batch_norm(encoder, pieces)
-    reader = Reader(
-        sources=sources,
-        plan=plan,
-        tokenizer=encoder.tokenizer,
-        image_size=encoder.image_size,
-        augmentation=config.data.augmentation,
-        captions=CaptionChoice.parse(config.data.captions),
-        seed=config.seed,
-        group=config.data.group,
-        label_key=config.data.label_key,
-        image_views=config.data.image_views,
-        text_views=config.data.text_views,
-        is_scaled=config.data.scaled_decode,
-    )
-    loader = Loader(
-        reader,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        workers=config.data.workers,
-        max_bad=config.data.max_bad,
-    )
+    loader = _loader(config, accelerator, sources, plan, encoder, teacher)
     groups = parameter_groups(encoder, config.optimizer, course.stages)
     return Parts(
         validation=validation,
@@ -152,6 +136,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         pieces=pieces,
         memory=_memory(encoder, config),
         course=course,
+        teacher=teacher,
     )
 
 
@@ -214,6 +199,51 @@ def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:
     return encoder
 
 
+def _loader(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    sources: list[ShardSet],
+    plan: Plan,
+    encoder: DualEncoder,
+    teacher: Teacher | None,
+) -> Loader:
+    """Return what reads this process's part of each batch."""
+    reader = Reader(
+        sources=sources,
+        plan=plan,
+        tokenizer=encoder.tokenizer,
+        image_size=encoder.image_size,
+        augmentation=config.data.augmentation,
+        captions=CaptionChoice.parse(config.data.captions),
+        seed=config.seed,
+        group=config.data.group,
+        label_key=config.data.label_key,
+        image_views=config.data.image_views,
+        text_views=config.data.text_views,
+        is_scaled=config.data.scaled_decode,
+        teacher=teacher and teacher.eyes,
+        features=teacher and teacher.features,
+    )
+    return Loader(
+        reader,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        workers=config.data.workers,
+        max_bad=config.data.max_bad,
+    )
+
+
+def _teacher(
+    config: TrainConfig, accelerator: Accelerator, sources: list[ShardSet], plan: Plan
+) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    teacher = open_teacher(config.teacher, accelerator.device)
+    if teacher.features is not None and accelerator.is_main_process:
+        check_features(teacher.features, sources, plan, config.data.max_bad)
+    return teacher
+
+
 def _memory(encoder: DualEncoder, config: TrainConfig) -> Memory | None:
     if not config.memory:
         return None
@@ -232,5 +262,6 @@ def _fields(config: TrainConfig) -> list[str]:
         "views": config.data.image_views > 1,
         "text_views": config.data.text_views > 1,
         "past": config.memory > 0,
+        "teacher": config.teacher is not None,
     }
     return [field for field, is_asked in asked.items() if is_asked]

@@ -31,7 +31,7 @@ from training.losses.weighted import Weighted
 from training.tiles import TILE_ELEMENTS
 from vlp.errors import UserError
 from vlp.spec import build, names, parse
-from vlp.types import Pairs, Past
+from vlp.types import Pairs, Past, Taught
 
 EVERY_LOSS = pytest.mark.parametrize("name", names("training.losses"))
 VARIANTS = (
@@ -122,7 +122,7 @@ def test_right_pairs_cost_less_than_wrong_pairs(name):
     loss = loss_of(name)
     pairs = filled(loss, drawn(8))._replace(hard_text=None, hard_group=None, past=None)
     if pairs.teacher is not None:
-        pairs = pairs._replace(teacher=(pairs.image.detach(), pairs.image.detach()))
+        pairs = pairs._replace(teacher=Taught(pairs.image.detach(), pairs.image.detach()))
     right = pairs._replace(text=pairs.image)
     wrong = pairs._replace(text=pairs.image.roll(1, 0))
     assert run(loss, right)[0] < run(loss, wrong)[0]
@@ -159,7 +159,7 @@ def test_a_loss_is_finite_at_its_largest_scale_with_equal_features(name, dtype):
 
 
 def teacher_of(loss, features):
-    return (features.detach(), features.detach()) if isinstance(loss, Distill) else None
+    return Taught(features.detach(), features.detach()) if isinstance(loss, Distill) else None
 
 
 @EVERY_LOSS

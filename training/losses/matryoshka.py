@@ -62,6 +62,11 @@ class Matryoshka:
         return fields_of(self.inner)
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Those that it cannot do without."""
+        return getattr(self.inner, "needs", ())
+
+    @property
     def max_scale(self) -> float:
         """The largest scale that the loss allows."""
         return self.inner.max_scale
