@@ -136,7 +136,7 @@ class Loader:
         """Pairs of a batch that are this process's."""
         return self.reader.plan.batch_size // self.num_processes
 
-    def _memory(self, workers: int) -> list[UInt8[Tensor, "slots views batch _height _width 3"]]:
+    def _memory(self, workers: int) -> list[UInt8[Tensor, "slots _views batch _height _width 3"]]:
         """Return memory that workers write pictures into, again and again, for each of their sizes.
 
         New memory for each batch would cost more than what is written: each page of it faults, here
@@ -256,7 +256,7 @@ def _context() -> str | None:
 
 
 def _assembled(
-    parts: Sequence[Part], pixels: Sequence[UInt8[Tensor, "views batch _height _width 3"]]
+    parts: Sequence[Part], pixels: Sequence[UInt8[Tensor, "_views batch _height _width 3"]]
 ) -> Batch:
     """Return one batch of the workers' parts, in pinned memory where there is a GPU."""
     images, *of_teacher = map(_copied, pixels)

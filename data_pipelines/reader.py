@@ -95,7 +95,7 @@ class Reader:
     def part(
         self,
         positions: range,
-        pixels: Sequence[UInt8[Tensor, "views part _height _width 3"]],
+        pixels: Sequence[UInt8[Tensor, "_views part _height _width 3"]],
         tally: Tally,
     ) -> Part:
         """Return the samples at these positions of the plan.

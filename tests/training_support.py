@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +65,17 @@ def rows(run: Path) -> list[dict]:
 
 def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def launch(processes: int, out, shards, *options: str) -> subprocess.CompletedProcess:
+    """Train with processes of torch's launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    argv += [f"--master-port={port}", "-m", "vlp", "train", "toy", "--out", str(out)]
+    argv += ["--data.shards", str(shards), *options]
+    return subprocess.run(argv, capture_output=True, text=True, env=one_thread())
 
 
 def batch(count: int, **more) -> Batch:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from vlp.errors import UserError, first_line
 STATE = "train_state.pt"
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What a checkpoint can hold: its state is tensors, numbers and texts in dicts and lists."""
 

@@ -1,9 +1,6 @@
 """Processes of gloo train as one process does."""
 
 import json
-import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -13,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-from training_support import VIT, batch, colours, one_thread, rows, spoil, train, weights
+from training_support import VIT, batch, colours, launch, rows, spoil, train, weights
 
 from data_pipelines.plan import Plan, Row, hash63
 from training.accumulate import Pieces, average_gradients, encode, without_reduction
@@ -138,17 +135,6 @@ CASES = {
         ["--image-piece", "4"],
     ),
 }
-
-
-def launch(processes: int, out, shards, *options: str) -> subprocess.CompletedProcess:
-    """Train with processes of torch's launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    argv += [f"--master-port={port}", "-m", "vlp", "train", "toy", "--out", str(out)]
-    argv += ["--data.shards", str(shards), *options]
-    return subprocess.run(argv, capture_output=True, text=True, env=one_thread())
 
 
 @pytest.mark.slow

@@ -306,6 +306,24 @@ def test_sigmoid_without_a_bias_says_what_is_missing():
         Sigmoid()(pairs, pairs, torch.arange(4), number(1.0), None)
 
 
+def test_a_teachers_own_scale_is_taken_where_none_is_given():
+    pairs = filled(Distill(), drawn(8, 5))
+    assert_same(run(Distill(), pairs), run(Distill(teacher_scale=20.0), pairs))
+    unknown = pairs._replace(teacher=pairs.teacher._replace(scale=None))
+    assert_same(run(Distill(), unknown), run(Distill(teacher_scale=100.0), pairs))
+
+
+@pytest.mark.parametrize("frozen", ["image", "text"])
+def test_without_a_teacher_the_frozen_tower_is_its_own(frozen):
+    loss, pairs = Weighted(frozen=frozen), drawn(8, 5)
+    own = pairs._replace(teacher=Taught(pairs.image.detach(), pairs.text.detach()))
+    assert_same(run(loss, pairs), run(loss, own))
+    wanted = value_and_gradients(
+        lambda s, b: naive_losses.weighted(pairs, s, b, loss), pairs, 10.0, 0.0
+    )
+    assert_same(run(loss, pairs), wanted)
+
+
 def test_distilling_without_a_teacher_says_what_is_missing():
     pairs = drawn(4)
     with pytest.raises(UserError, match="needs the features of a teacher"):
