@@ -18,11 +18,10 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from training.gather import num_processes
-from vlp.encoder import DualEncoder, Encoding
+from vlp.encoder import Encoding
 from vlp.errors import UserError
 from vlp.types import Batch, Pairs
 
@@ -86,14 +85,18 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(mean.view_as(gradient))
 
 
-def refuse_batch_norm(encoder: DualEncoder, pieces: Pieces) -> None:
-    """Raise UserError where batch norm would take statistics of pieces and not of the batch."""
-    for name, tower, piece in (
-        ("image", encoder.visual, pieces.image),
-        ("text", encoder.text, pieces.text),
-    ):
-        norms = [module for module in tower.modules() if isinstance(module, _BatchNorm)]
-        if piece and any(norm.training for norm in norms):
+def refuse_batch_norm(norms: Iterable[str], pieces: Pieces, images: int, texts: int) -> None:
+    """Raise UserError where batch norm would take statistics of pieces and not of the batch.
+
+    Args:
+        norms: Names of the encoder's batch norms that are trained.
+        pieces: How many rows a tower encodes at a time.
+        images: Pictures of a process in a step.
+        texts: Captions of a process in a step.
+    """
+    towers = (("image", "visual", pieces.image, images), ("text", "text", pieces.text, texts))
+    for name, tower, piece, rows in towers:
+        if 0 < piece < rows and any(norm.startswith(f"{tower}.") for norm in norms):
             raise UserError(
                 f"The {name} tower has batch norm, whose statistics would be those of a piece and "
                 f"not of the batch. Write --{name}-piece 0, or choose a tower without batch norm "

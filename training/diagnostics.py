@@ -27,7 +27,7 @@ class Extremes:
         self.largest = self.own - torch.inf
         self.smallest = self.own + torch.inf
 
-    def see(self, hidden: Tensor, places: slice, dim: int) -> None:
+    def note(self, hidden: Tensor, places: slice, dim: int) -> None:
         """Note a tile, -inf where no negative is, reduced along dim."""
         is_hidden = hidden == -torch.inf
         lowest = hidden.masked_fill(is_hidden, torch.inf).amin(dim).to(self.own.dtype)
@@ -37,7 +37,7 @@ class Extremes:
         self.total[places] += hidden.masked_fill(is_hidden, 0).sum(dim)
 
 
-def see_tile(
+def note_tile(
     extremes: Sequence[Extremes | None], tiles: Tiles, logits: Tensor, rows: slice, columns: slice
 ) -> None:
     """Note a tile for its rows and, with two extremes, its columns; None is nobody."""
@@ -49,7 +49,7 @@ def see_tile(
     for dim, (places, watched) in enumerate(zip((rows, columns), extremes, strict=False)):
         if watched is None:
             continue
-        watched.see(hidden, places, 1 - dim)
+        watched.note(hidden, places, 1 - dim)
         if own is not None:
             watched.own[own[1]] = own[0].to(watched.own.dtype)
 
@@ -98,9 +98,11 @@ def extremes_of(local: Pairs) -> tuple[Extremes | None, Extremes | None]:
     return (None, None) if _watcher is None else (Extremes(local.image), Extremes(local.text))
 
 
-def note_batch(image: Extremes | None, text: Extremes | None, scale: float, world: Pairs) -> None:
-    """Take down what both directions have seen, as scaled similarities, of a batch."""
-    width = world.image.shape[1]
+def note_batch(
+    extremes: tuple[Extremes | None, Extremes | None], scale: float, world: Pairs
+) -> None:
+    """Take down what both directions have noted, as scaled similarities, of a batch."""
+    width, (image, text) = world.image.shape[1], extremes
     if _watcher is None or image is None or text is None or width <= _watcher.width:
         return
     own, largest = image.own, torch.cat([image.largest, text.largest])

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.diagnostics import Extremes, see_tile
+from training.diagnostics import Extremes, note_tile
 from training.tiles import FeatureGradients, Tiles, in_full_precision
 
 EMPTY = -1e30
@@ -138,7 +138,7 @@ def _hidden(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield tiles with -inf wherever no negative is, and let who watches see them."""
     for rows, columns, logits in tiles.walk(anchors, others):
-        see_tile(extremes, tiles, logits, rows, columns)
+        note_tile(extremes, tiles, logits, rows, columns)
         tiles.hide(logits, rows, columns)
         yield rows, columns, logits
 

@@ -8,10 +8,10 @@ from typing import Any
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.matches import OPTIONAL, fields_of
+from training.loss import SOURCES, needs, refuse, refuse_dim, takes
 from vlp.console import warn
 from vlp.errors import UserError
-from vlp.spec import build, parse
+from vlp.spec import build_part, parse
 from vlp.types import Pairs
 
 CLIP_SCALE = 1 / 0.07
@@ -52,9 +52,9 @@ class Objective:
         Each sees the fields of the batch that it takes.
 
         Raises:
-            UserError: There is a field that none of them takes.
+            UserError: There is a field that none of them takes, or one is missing.
         """
-        self.refuse(field for field in OPTIONAL if getattr(local, field) is not None)
+        refuse([name for name in SOURCES if getattr(local, name) is not None], self.losses.values())
         values = {}
         for name, loss in self.losses.items():
             own = _seen_by(loss, local)
@@ -62,20 +62,17 @@ class Objective:
             values[name] = loss(own, whole, rows, scale, bias)
         return values
 
-    def refuse(self, fields: Iterable[str]) -> None:
-        """Raise UserError where no loss takes one of these optional fields of a batch."""
-        for field in fields:
-            if not any(field in fields_of(loss) for loss in self.losses.values()):
-                names = " and ".join(self.losses)
-                raise UserError(f"The loss {names} cannot use {field}. Add a loss that takes it.")
+    def check(self, fields: Iterable[str], dim: int) -> None:
+        """Raise UserError where batches with these fields and features this wide cannot be used."""
+        refuse(fields, self.losses.values())
+        refuse_dim(dim, self.losses.values())
 
-    def without(self, field: str) -> "Objective":
-        """Return the losses that do not need this optional field of a batch."""
-        kept = {
-            name: loss
-            for name, loss in self.losses.items()
-            if field not in getattr(loss, "needs", ())
-        }
+    def of_pairs_alone(self) -> "Objective":
+        """Return the losses that need no optional field of a batch, as held-out shards have none.
+
+        A teacher sees only what is trained on.
+        """
+        kept = {name: loss for name, loss in self.losses.items() if not needs(loss)}
         return Objective(kept, {name: self.weights[name] for name in kept})
 
     def total(
@@ -121,9 +118,8 @@ def build_objective(specs: Sequence[str]) -> Objective:
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not is_number or not 0 < weight <= MOST:
             raise UserError(f"{spec!r}: weight is {weight!r:.40}. Write a number above 0.")
-        written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         label = _unlike(name.rpartition(".")[2], losses)
-        losses[label] = build("training.losses", f"{name}({written})" if written else name)
+        losses[label] = build_part("training.losses", name, arguments)
         weights[label] = float(weight)
     return Objective(losses, weights)
 
@@ -140,7 +136,7 @@ def warn_of_scales(objective: Objective) -> None:
 
 
 def _seen_by(loss: Any, pairs: Pairs) -> Pairs:
-    hidden = {field: None for field in OPTIONAL if field not in fields_of(loss)}
+    hidden = {field: None for field in SOURCES if field not in takes(loss)}
     return pairs._replace(**hidden)
 
 

@@ -21,12 +21,13 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.accumulate import Pieces, refuse_batch_norm
 from training.config import TrainConfig
-from training.groups import parameter_groups
+from training.groups import frozen_names, parameter_groups
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
 from training.options import DataConfig, ModelConfig
 from training.schedule import Course, plan_course
+from training.stages import trained_norms
 from training.teachers import Teacher, check_features, open_teacher
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
@@ -107,7 +108,6 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     objective = build_objective(config.loss)
-    objective.refuse(_fields(config))
     if accelerator.is_main_process:
         warn_of_scales(objective)
     sources, plan = open_sources(config.data, config.seed)
@@ -119,11 +119,10 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     teacher = _teacher(config, accelerator, sources, plan)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
-    for stage in course.stages:
-        if stage.image_size:
-            check_size(encoder.visual, stage.image_size)
+    objective.check(_fields(config), encoder.dim)
     pieces = Pieces(config.image_piece, config.text_piece)
-    refuse_batch_norm(encoder, pieces)
+    pairs = config.data.batch_size // accelerator.num_processes
+    _check_stages(config, encoder, course, pieces, pairs)
     loader = _loader(config, accelerator, sources, plan, encoder, teacher)
     groups = parameter_groups(encoder, config.optimizer, course.stages)
     return Parts(
@@ -138,6 +137,18 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         course=course,
         teacher=teacher,
     )
+
+
+def _check_stages(
+    config: TrainConfig, encoder: DualEncoder, course: Course, pieces: Pieces, pairs: int
+) -> None:
+    """Raise UserError where a stage asks of a tower what it cannot do with a process's pairs."""
+    images, texts = pairs * config.data.image_views, pairs * config.data.text_views
+    for stage in course.stages:
+        if stage.image_size:
+            check_size(encoder.visual, stage.image_size)
+        norms = trained_norms(encoder, frozen_names(encoder, config.optimizer, stage))
+        refuse_batch_norm(norms, pieces, images, texts)
 
 
 def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:

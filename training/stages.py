@@ -24,6 +24,15 @@ def freeze(encoder: nn.Module, frozen: set[str]) -> None:
     encoder.train()
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    trained = trained_norms(encoder, frozen)
+    for name, module in encoder.named_modules():
+        if isinstance(module, _NormBase):
+            module.train(name in trained)
+
+
+def trained_norms(encoder: nn.Module, frozen: set[str]) -> set[str]:
+    """Return the names of the batch norms that are not wholly in what is frozen."""
+    found = set()
     for name, module in encoder.named_modules():
         if isinstance(module, _NormBase):
             # A norm without weights goes with what it lies in.
@@ -31,7 +40,9 @@ def freeze(encoder: nn.Module, frozen: set[str]) -> None:
             inside = [
                 f"{owner}.{own}" for own, _ in encoder.get_submodule(owner).named_parameters()
             ]
-            module.train(not inside or not frozen.issuperset(inside))
+            if not inside or not frozen.issuperset(inside):
+                found.add(name)
+    return found
 
 
 class StagedEncoder:

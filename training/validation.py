@@ -1,6 +1,5 @@
 """How a run does on held-out shards: the loss at a fixed batch size, and retrieval."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,21 +26,17 @@ def validate(parts: Parts, validation: ShardSet) -> dict[str, float]:
     with _evaluating(encoder):
         encoded = encode_shards(encoder, validation)
         retrieval = run_evaluators(encoder, encoded, [build("eval.evaluators", "retrieval")])
-    loss = validation_loss(encoder, encoded, parts.objective)
-    figures = retrieval if math.isnan(loss) else {"loss": loss, **retrieval}
-    return {f"validation/{name}": value for name, value in figures.items()}
+    objective = parts.objective.of_pairs_alone()
+    loss = {"loss": validation_loss(encoder, encoded, objective)} if objective.losses else {}
+    return {f"validation/{name}": value for name, value in {**loss, **retrieval}.items()}
 
 
 @torch.no_grad()
 def validation_loss(encoder: DualEncoder, encoded: EncodedSet, objective: Objective) -> float:
     """Return the mean loss over batches of 256 in the order of the shards.
 
-    The rest below a full batch is left out, unless it is all there is; so are losses that need a
-    teacher, who sees only what is trained on. NaN where no loss is left.
+    The rest below a full batch is left out, unless it is all there is.
     """
-    objective = objective.without("teacher")
-    if not objective.losses:
-        return math.nan
     count = len(encoded.samples)
     size = min(BATCH_SIZE, count)
     group = torch.tensor([hash63(caption_key(sample.text)) for sample in encoded.samples])

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import pkgutil
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vlp.errors import UserError, nearest
@@ -31,7 +31,15 @@ def build(family: str, spec: str) -> Any:
         UserError: The text is not ``name`` or ``name(key=value)``, no such part exists, or the
             part refuses the arguments.
     """
-    name, arguments = parse(spec)
+    return build_part(family, *parse(spec))
+
+
+def build_part(family: str, name: str, arguments: Mapping[str, Any]) -> Any:
+    """Return the part of ``family`` with this name, made with these arguments.
+
+    Raises:
+        UserError: No such part exists, or it refuses the arguments.
+    """
     path = name if "." in name else f"{family}.{name}"
     if not _exists(path):
         kind = family.rsplit(".", 1)[-1].removesuffix("es" if family.endswith("sses") else "s")
@@ -40,15 +48,16 @@ def build(family: str, spec: str) -> Any:
     part = getattr(importlib.import_module(path), class_name, None)
     if part is None:
         raise UserError(f"{path.replace('.', '/')}.py defines no class {class_name}.")
+    written = _written(name, arguments)
     try:
         inspect.signature(part).bind(**arguments)
     except TypeError as error:
-        raise UserError(f"{spec!r}: {error}. {_how_to_write(name, part)}") from None
+        raise UserError(f"{written!r}: {error}. {_how_to_write(name, part)}") from None
     hints = get_type_hints(part)
     for argument, value in arguments.items():
         if argument in hints and not _fits(value, hints[argument]):
             raise UserError(
-                f"{spec!r}: {argument} cannot be {value!r}, a {type(value).__name__}. "
+                f"{written!r}: {argument} cannot be {value!r}, a {type(value).__name__}. "
                 f"{_how_to_write(name, part)}"
             )
     return part(**arguments)
@@ -73,6 +82,11 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         raise UserError(
             f"Cannot read {spec!r}: {error}. Write name or name(key=value), values as literals."
         ) from None
+
+
+def _written(name: str, arguments: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"{name}({values})" if values else name
 
 
 def _how_to_write(name: str, part: Any) -> str:

@@ -8,6 +8,7 @@ from training_support import VIT, batch
 from training.accumulate import Pieces, encode, refuse_batch_norm
 from training.losses.sigmoid import Sigmoid
 from training.losses.softmax import Softmax
+from training.stages import trained_norms
 from vlp.encoder import DualEncoder, create_encoder, read_config
 from vlp.errors import UserError
 from vlp.types import Batch
@@ -155,11 +156,14 @@ def test_other_dropout_is_drawn_again_as_it_was_drawn_first(towers):
 
 
 def test_batch_norm_is_refused_for_a_tower_in_pieces():
-    encoder = create_encoder(read_config("tiny")).train()
+    encoder = create_encoder(read_config("tiny"))
+    norms = trained_norms(encoder, set())
     with pytest.raises(UserError, match=r"image tower has batch norm.*Write --image-piece 0"):
-        refuse_batch_norm(encoder, Pieces(image=8))
-    refuse_batch_norm(encoder, Pieces(text=8))
-    refuse_batch_norm(encoder.eval(), Pieces(image=8))
+        refuse_batch_norm(norms, Pieces(image=8), 16, 16)
+    refuse_batch_norm(norms, Pieces(text=8), 16, 16)
+    refuse_batch_norm(norms, Pieces(image=16), 16, 16)
+    frozen = {f"visual.{name}" for name, _ in encoder.visual.named_parameters()}
+    refuse_batch_norm(trained_norms(encoder, frozen), Pieces(image=8), 16, 16)
 
 
 def test_a_share_of_the_patches_is_left_out_of_towers_that_have_patches():

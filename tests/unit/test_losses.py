@@ -326,7 +326,7 @@ def test_without_a_teacher_the_frozen_tower_is_its_own(frozen):
 
 def test_distilling_without_a_teacher_says_what_is_missing():
     pairs = drawn(4)
-    with pytest.raises(UserError, match="needs the features of a teacher"):
+    with pytest.raises(UserError, match=r"distill needs a teacher. Write --teacher"):
         Distill()(pairs, pairs, torch.arange(4), number(1.0), None)
 
 
@@ -338,6 +338,7 @@ def test_distilling_without_a_teacher_says_what_is_missing():
         ("softmax(see='most')", "see cannot be 'most'"),
         ("hard_negative(beta=-1.0)", "beta is -1.0. Write 0 or more"),
         ("uniformity(t=0.0)", "t is 0.0"),
+        ("uniformity(in_modal=-1.0)", "in_modal is -1.0. Write a weight of 0 or more"),
         ("distill(teacher_scale=0.0)", "teacher_scale is 0.0"),
         ("matryoshka(dims=())", "dims is ()"),
         ("matryoshka(loss='softmaxx')", "no loss called 'softmaxx'"),
@@ -350,5 +351,5 @@ def test_an_option_out_of_range_says_what_may_be_written(spec, message):
 
 
 def test_a_prefix_wider_than_the_features_says_what_may_be_written():
-    with pytest.raises(UserError, match="prefix of 64 is wider than the features, which have 8"):
+    with pytest.raises(UserError, match="at least 64 numbers; those of the model have 8"):
         run(Matryoshka(dims=(64,)), drawn(4))

@@ -58,6 +58,18 @@ def test_each_loss_sees_the_fields_that_it_takes_and_what_none_takes_is_refused(
     assert inside.each(more, more, rows, scale, None)["matryoshka"] > 0
 
 
+def test_what_a_run_cannot_give_its_losses_is_found_before_it_begins():
+    for specs, fields, message in (
+        (["softmax", "distill"], (), "distill needs a teacher. Write --teacher"),
+        (["softmax"], ("past", "views"), "cannot use views. Leave out --data.image-views"),
+        (["sigmoid", "matryoshka(dims=(16,))"], (), "at least 16 numbers; those of the model have"),
+        (["matryoshka(loss='distill', dims=(4,))"], (), "needs a teacher"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_objective(specs).check(fields, dim=8)
+    build_objective(["softmax", "distill", "matryoshka(dims=(8,))"]).check(("teacher", "past"), 8)
+
+
 def test_every_parameter_gets_a_gradient_although_no_loss_takes_it():
     batch, rows = pairs(), torch.arange(6)
     scale, bias = torch.tensor(10.0), torch.tensor(-10.0, requires_grad=True)

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
+from training.contrastive import Contrastive, Direction
 from training.log_sums import EMPTY
-from training.two_way import Direction, TwoWay
-from vlp.types import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoupled(TwoWay):
+class Decoupled(Contrastive):
     """Decoupled contrastive loss, in nats per pair; lower is better, and there is no least value.
 
     Per direction: loss_i = -s_ii + log sum_{j != i} exp(s_ij)
@@ -25,14 +24,7 @@ class Decoupled(TwoWay):
     hard_text, past.
     """
 
-    def per_anchor(
-        self,
-        seen: Direction,
-        local: Pairs,
-        world: Pairs,
-        rows: Int64[Tensor, "batch"],
-        scale: Float[Tensor, ""],
-    ) -> Float[Tensor, "batch"]:
+    def per_anchor(self, direction: Direction) -> Float[Tensor, "batch"]:
         """Return the log-sum-exp over negatives less the own similarity."""
-        negatives = seen.negatives[1.0]
-        return torch.where(negatives > EMPTY / 2, negatives - seen.own, 0)
+        negatives = direction.negatives[1.0]
+        return torch.where(negatives > EMPTY / 2, negatives - direction.own, 0)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.matches import other_matches, refuse_fields
+from training.loss import refuse_fields
+from training.matches import other_matches
 from training.recompute import in_row_chunks
 from training.tiles import in_full_precision
 from vlp.errors import UserError
@@ -56,19 +57,11 @@ class Distill:
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """Return the mean divergence of this process's pairs among the pairs of every process.
-
-        Args:
-            local: This process's pairs.
-            world: The pairs of every process, in rank order.
-            rows: The row of ``world`` that each local pair is.
-            scale: Factor on the student's cosines.
-            bias: Not taken: a softmax does not change with it.
-        """
+        """Return the mean divergence of this process's pairs among the pairs of every process."""
         refuse_fields(self, local)
-        if local.teacher is None or world.teacher is None:
-            raise UserError("The loss distill needs the features of a teacher, and has none.")
         own, others = local.teacher, world.teacher
+        assert own is not None
+        assert others is not None
         teacher_scale = self.teacher_scale or own.scale or CLIP_SCALE
         total = _divergence(
             (local.image, local.group, rows, own.image),

@@ -4,17 +4,16 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
+from training.contrastive import Contrastive, Direction
 from training.log_sums import EMPTY
-from training.two_way import Direction, TwoWay
 from vlp.errors import UserError
-from vlp.types import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardNegative(TwoWay):
+class HardNegative(Contrastive):
     """Contrastive loss with weighted negatives, in nats per pair; lower is better.
 
     Per direction, with s scaled similarities and N - 1 negatives:
@@ -49,18 +48,11 @@ class HardNegative(TwoWay):
         """The powers of the weighted sum, of the weights' and of the count."""
         return tuple(dict.fromkeys((1 + self.beta, self.beta, 0.0)))
 
-    def per_anchor(
-        self,
-        seen: Direction,
-        local: Pairs,
-        world: Pairs,
-        rows: Int64[Tensor, "batch"],
-        scale: Float[Tensor, ""],
-    ) -> Float[Tensor, "batch"]:
+    def per_anchor(self, direction: Direction) -> Float[Tensor, "batch"]:
         """Return the logarithm of the denominator over the own exponential."""
-        sums = seen.negatives
+        sums = direction.negatives
         weighted = sums[0.0] + sums[1 + self.beta] - sums[self.beta]
-        loss = weighted - seen.own
+        loss = weighted - direction.own
         if self.alpha:
             loss = torch.logaddexp(loss, torch.full_like(loss, math.log(self.alpha)))
         return torch.where(sums[0.0] > EMPTY / 2, loss, 0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.matches import fields_of
+from training.loss import least_dim, needs, refuse_dim, takes
 from training.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.spec import build
@@ -59,12 +59,17 @@ class Matryoshka:
     @property
     def takes(self) -> tuple[str, ...]:
         """The optional fields of a batch that the loss takes."""
-        return fields_of(self.inner)
+        return takes(self.inner)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Those that it cannot do without."""
-        return getattr(self.inner, "needs", ())
+        """The optional fields of a batch that the loss needs."""
+        return needs(self.inner)
+
+    @property
+    def least_dim(self) -> int:
+        """The width of the widest prefix."""
+        return max(*self.dims, least_dim(self.inner))
 
     @property
     def max_scale(self) -> float:
@@ -79,24 +84,9 @@ class Matryoshka:
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """Return the mean over widths of the loss of this process's pairs.
-
-        Args:
-            local: This process's pairs.
-            world: The pairs of every process, in rank order.
-            rows: The row of ``world`` that each local pair is.
-            scale: Factor on the cosines.
-            bias: Handed on to the loss.
-
-        Raises:
-            UserError: A prefix is wider than the features.
-        """
+        """Return the mean over widths of the loss of this process's pairs."""
         width = local.image.shape[1]
-        if max(self.dims) > width:
-            raise UserError(
-                f"The prefix of {max(self.dims)} is wider than the features, which have {width} "
-                f"numbers. Write dims up to {width}."
-            )
+        refuse_dim(width, [self])
         losses = []
         for dim in sorted({*self.dims, width}):
             shorter = _prefix(local, dim)

@@ -6,17 +6,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
+from training.contrastive import Contrastive, Direction
 from training.recompute import recomputed
 from training.tiles import in_full_precision, tile_elements
-from training.two_way import Direction, TwoWay
-from vlp.types import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiPositive(TwoWay):
+class MultiPositive(Contrastive):
     """Supervised contrastive loss between modalities, in nats per pair; lower is better.
 
     Per direction, with s scaled similarities, P the pairs of i's group, i included, N all others:
@@ -34,27 +33,21 @@ class MultiPositive(TwoWay):
     image, text, group, hard_text, past.
     """
 
-    def per_anchor(
-        self,
-        seen: Direction,
-        local: Pairs,
-        world: Pairs,
-        rows: Int64[Tensor, "batch"],
-        scale: Float[Tensor, ""],
-    ) -> Float[Tensor, "batch"]:
+    def per_anchor(self, direction: Direction) -> Float[Tensor, "batch"]:
         """Return the mean over matches of log(1 + sum over negatives / match)."""
-        negatives = seen.negatives[1.0]
-        loss = _told_apart(seen.own, negatives)
-        _, places, sizes = world.group.unique(return_inverse=True, return_counts=True)
+        negatives = direction.negatives[1.0]
+        loss = _told_apart(direction.own, negatives)
+        _, places, sizes = direction.group.unique(return_inverse=True, return_counts=True)
         if len(sizes) == len(places):  # all groups differ
             return loss
-        anchors, others = in_full_precision(seen.anchors, seen.others)
-        mine = _with_other_matches(places[rows], sizes)
+        anchors, others = in_full_precision(direction.anchors, direction.others)
+        own = places[direction.rows]
+        mine = _with_other_matches(own, sizes)
         theirs = _with_other_matches(places, sizes)
-        a_side = _Side(anchors[mine], places[rows][mine], rows[mine])
+        a_side = _Side(anchors[mine], own[mine], direction.rows[mine])
         b_side = _Side(others[theirs], places[theirs], theirs)
-        sums = _over_other_matches(a_side, b_side, negatives[mine], scale)
-        return loss.index_add(0, mine, sums) / sizes[places[rows]]
+        sums = _over_other_matches(a_side, b_side, negatives[mine], direction.scale)
+        return loss.index_add(0, mine, sums) / sizes[own]
 
 
 class _Side(NamedTuple):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from training.diagnostics import extremes_of, note_batch
 from training.log_sums import log_sums
-from training.matches import hard_captions, own_hard_captions, refuse_fields
-from training.questions import answered
+from training.loss import refuse_fields
+from training.matches import all_hard_captions, own_hard_captions
+from training.pairwise_sigmoid import pairwise_sigmoid
 from training.tiles import Tiles
 from vlp.errors import UserError
 from vlp.types import Pairs
@@ -26,7 +27,8 @@ class Sigmoid:
     Pairs of the same group are matches: each question has its own answer, so several may be yes.
     Hard captions are questions to images, past texts to images and past images to texts, all
     answered no; those of the anchor's group are not asked. Features that cannot be told apart give
-    log 2 + (N - 1) log 2 at scale 0 and bias 0.
+    log 2 + (N - 1) log 2 at scale 0 and bias 0. Its gradients are made with its value, so it can go
+    backward once.
 
     Source: SigLIP (Zhai et al. 2023, arXiv:2303.15343, section 3.2 and algorithm 1). Takes: image,
     text, group, hard_text, past.
@@ -49,15 +51,7 @@ class Sigmoid:
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of this process's images against the texts of every process.
-
-        Args:
-            local: This process's pairs.
-            world: The pairs of every process, in rank order.
-            rows: The row of ``world`` that each local pair is.
-            scale: Factor on the cosines.
-            bias: Added to the scaled cosines.
-        """
+        """Return the mean loss of this process's images against the texts of every process."""
         refuse_fields(self, local)
         if bias is None:
             raise UserError("The loss sigmoid needs an encoder with a bias; this one has none.")
@@ -71,7 +65,7 @@ class Sigmoid:
                 (local.text, local.image, local.past.image),
             ):
                 tiles = Tiles.of_past(mine, others, local, scale)
-                loss = loss + answered(anchors, others, scale, bias, tiles)
+                loss = loss + pairwise_sigmoid(anchors, others, scale, bias, tiles)
         return loss
 
 
@@ -79,25 +73,23 @@ def _of_the_batch(
     local: Pairs, world: Pairs, rows: Tensor, scale: Tensor, bias: Tensor
 ) -> Float[Tensor, ""]:
     tiles = Tiles.of_batch(local, world, rows, scale)
-    image, text = extremes_of(local)
+    extremes = image, text = extremes_of(local)
     if local.text is world.text:
-        loss = answered(local.image, world.text, scale, bias, tiles, (image, text))
+        loss = pairwise_sigmoid(local.image, world.text, scale, bias, tiles, extremes)
     else:
-        loss = answered(local.image, world.text, scale, bias, tiles, (image,))
+        loss = pairwise_sigmoid(local.image, world.text, scale, bias, tiles, (image,))
         if text is not None:  # this loss has no need of the other direction, but who watches has
             with torch.no_grad():
                 log_sums(local.text, world.image, scale, tiles, (), text)
-    note_batch(image, text, tiles.scale, world)
+    note_batch(extremes, tiles.scale, world)
     return loss
 
 
 def _all_hard_captions(
     local: Pairs, world: Pairs, scale: Tensor, bias: Tensor
 ) -> Float[Tensor, ""]:
-    texts, groups = hard_captions(world)
-    return answered(
-        local.image, texts, scale, bias, Tiles(float(scale.detach()), local.group, groups)
-    )
+    texts, tiles = all_hard_captions(local, world, scale)
+    return pairwise_sigmoid(local.image, texts, scale, bias, tiles)
 
 
 def _own_hard_captions(

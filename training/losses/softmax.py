@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
+from training.contrastive import Contrastive, Direction
 from training.matches import mean_over_kept
-from training.two_way import Direction, TwoWay
 from vlp.errors import UserError
-from vlp.types import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Softmax(TwoWay):
+class Softmax(Contrastive):
     """Symmetric cross-entropy over the batch, in nats per pair; lower is better.
 
     loss_i = -1/2 log( exp(s x_i.y_i) / sum_j exp(s x_i.y_j) )
@@ -40,17 +39,12 @@ class Softmax(TwoWay):
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}. Write 0 up to below 1.")
 
-    def per_anchor(
-        self,
-        seen: Direction,
-        local: Pairs,
-        world: Pairs,
-        rows: Int64[Tensor, "batch"],
-        scale: Float[Tensor, ""],
-    ) -> Float[Tensor, "batch"]:
+    def per_anchor(self, direction: Direction) -> Float[Tensor, "batch"]:
         """Return log(1 + sum over negatives / own), smoothed."""
-        loss = F.softplus(seen.negatives[1.0] - seen.own, threshold=40)
+        loss = F.softplus(direction.negatives[1.0] - direction.own, threshold=40)
         if not self.label_smoothing:
             return loss
-        evenly = scale * mean_over_kept(seen.anchors, seen.others, local, world, rows)
-        return loss + self.label_smoothing * (seen.own - evenly)
+        evenly = direction.scale * mean_over_kept(
+            direction.anchors, direction.others, direction.group, direction.rows
+        )
+        return loss + self.label_smoothing * (direction.own - evenly)

@@ -1,5 +1,6 @@
 """Features spread over the sphere, within and across modalities, while matches meet."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from training.log_sums import EMPTY, log_sums
-from training.matches import refuse_fields
+from training.loss import refuse_fields
 from training.tiles import Tiles, in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
@@ -46,8 +47,11 @@ class Uniformity:
     """Sharpness of the Gaussian potential, above 0."""
 
     def __post_init__(self) -> None:
-        if not self.t > 0:
+        if not 0 < self.t < math.inf:
             raise UserError(f"t is {self.t}. Write a sharpness above 0, such as 2.")
+        for name in ("alignment", "in_modal", "cross_modal"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}. Write a weight of 0 or more.")
 
     def __call__(
         self,
@@ -57,15 +61,7 @@ class Uniformity:
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """Return the loss of the whole batch, equal on every process.
-
-        Args:
-            local: This process's pairs; only looked at for fields that this loss cannot use.
-            world: The pairs of every process, in rank order.
-            rows: Not taken.
-            scale: Not taken: distances are not scaled.
-            bias: Not taken.
-        """
+        """Return the loss of the whole batch, equal on every process."""
         refuse_fields(self, local)
         image, text = in_full_precision(world.image, world.text)
         loss = self.alignment * (image - text).square().sum(1).mean()

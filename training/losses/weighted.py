@@ -9,7 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from training.log_sums import log_sums
-from training.matches import other_matches, refuse_fields
+from training.loss import refuse_fields
+from training.matches import other_matches
 from training.recompute import in_row_chunks
 from training.tiles import Tiles, in_full_precision
 from vlp.types import Pairs
@@ -26,9 +27,9 @@ class Weighted:
 
     One direction is weighted by the similarity of a pre-trained tower's features u of the frozen
     modality, which carry no gradient: a teacher's where there is one, else x itself; the other is
-    that of ``softmax``. Pairs of the same group as i are left
-    out of all sums, all but i itself. Features that cannot be told apart give log N for a batch of
-    N groups of one. The first direction holds [rows, world] for a few rows at a time.
+    that of ``softmax``. Pairs of the same group as i are left out of all sums, all but i itself.
+    Features that cannot be told apart give log N for a batch of N groups of one. The first
+    direction holds [rows, world] for a few rows at a time.
 
     Source: CWCL (Srinivasa et al. 2023, arXiv:2309.14580), for a frozen tower as in LiT
     (Zhai et al. 2021, arXiv:2111.07991). Takes: image, text, group, teacher.
@@ -50,15 +51,7 @@ class Weighted:
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of this process's pairs against the pairs of every process.
-
-        Args:
-            local: This process's pairs.
-            world: The pairs of every process, in rank order.
-            rows: The row of ``world`` that each local pair is.
-            scale: Factor on the cosines.
-            bias: Not taken: a softmax does not change with it.
-        """
+        """Return the mean loss of this process's pairs against the pairs of every process."""
         refuse_fields(self, local)
         frozen, learnt = ("image", "text") if self.frozen == "image" else ("text", "image")
         judges = [getattr(pairs.teacher or pairs, frozen).detach() for pairs in (local, world)]
@@ -68,8 +61,8 @@ class Weighted:
             scale,
         )
         tiles = Tiles.of_batch(local, world, rows, scale)
-        seen = log_sums(getattr(local, learnt), getattr(world, frozen), scale, tiles, (1.0,))
-        plain = F.softplus(seen.negatives[0] - seen.own, threshold=40)
+        sums = log_sums(getattr(local, learnt), getattr(world, frozen), scale, tiles, (1.0,))
+        plain = F.softplus(sums.negatives[0] - sums.own, threshold=40)
         return (weighted.mean() + plain.mean().to(weighted.dtype)) / 2
 
 

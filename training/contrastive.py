@@ -14,14 +14,15 @@ from torch import Tensor
 
 from training.diagnostics import extremes_of, note_batch
 from training.log_sums import EMPTY, LogSums, log_sums, log_sums_both_ways
-from training.matches import hard_captions, own_hard_captions, refuse_fields
+from training.loss import refuse_fields
+from training.matches import all_hard_captions, own_hard_captions
 from training.tiles import Tiles, full_dtype
 from vlp.errors import UserError
 from vlp.types import Pairs
 
 
 class Direction(NamedTuple):
-    """One direction of a batch: what each anchor sees, and of what."""
+    """One direction of a batch: each anchor's similarities, and what they are of."""
 
     own: Float[Tensor, "batch"]
     """Scaled similarity to the anchor's own pair."""
@@ -29,10 +30,15 @@ class Direction(NamedTuple):
     """By power: log sum_j exp(power * s_ij) over the negatives; EMPTY without any."""
     anchors: Float[Tensor, "batch dim"]
     others: Float[Tensor, "world dim"]
+    group: Int64[Tensor, "world"]
+    """Of the others."""
+    rows: Int64[Tensor, "batch"]
+    """Which of the others is each anchor's own pair."""
+    scale: Float[Tensor, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoWay(ABC):
+class Contrastive(ABC):
     """A mean over pairs of two terms, image to text and text to image.
 
     Negatives of an anchor are the pairs of other groups, the hard captions of other groups (of
@@ -62,20 +68,11 @@ class TwoWay(ABC):
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of this process's pairs against the pairs of every process.
-
-        Args:
-            local: This process's pairs.
-            world: The pairs of every process, in rank order.
-            rows: The row of ``world`` that each local pair is.
-            scale: Factor on the cosines.
-            bias: Not taken: a softmax does not change with it.
-        """
+        """Return the mean loss of this process's pairs against the pairs of every process."""
         refuse_fields(self, local)
         image, text = self._directions(local, world, rows, scale)
-        image_to_text = self.per_anchor(image, local, world, rows, scale)
-        text_to_image = self.per_anchor(text, local, world, rows, scale)
-        weighted = self.image_to_text * image_to_text + (1 - self.image_to_text) * text_to_image
+        to_text, to_image = self.per_anchor(image), self.per_anchor(text)
+        weighted = self.image_to_text * to_text + (1 - self.image_to_text) * to_image
         return weighted.mean().to(full_dtype(local.image))
 
     @property
@@ -84,41 +81,33 @@ class TwoWay(ABC):
         return (1.0,)
 
     @abstractmethod
-    def per_anchor(
-        self,
-        seen: Direction,
-        local: Pairs,
-        world: Pairs,
-        rows: Int64[Tensor, "batch"],
-        scale: Float[Tensor, ""],
-    ) -> Float[Tensor, "batch"]:
+    def per_anchor(self, direction: Direction) -> Float[Tensor, "batch"]:
         """Return the term of each anchor in one direction."""
 
     def _directions(
         self, local: Pairs, world: Pairs, rows: Tensor, scale: Tensor
     ) -> tuple[Direction, Direction]:
         image, text = _of_the_batch(local, world, rows, scale, self.powers)
-        hard, past_texts, past_images = [], [], []
+        more_texts, more_images = [], []
         if local.hard_text is not None:
             find = _own_hard_captions if self.see == "own" else _all_hard_captions
-            hard = [find(local, world, scale, self.powers)]
+            more_texts.append(find(local, world, scale, self.powers))
         if local.past is not None:
             texts, images = local.past.text, local.past.image
-            past_texts = [_past(local.image, local.text, texts, local, scale, self.powers)]
-            past_images = [_past(local.text, local.image, images, local, scale, self.powers)]
+            more_texts.append(_past(local.image, local.text, texts, local, scale, self.powers))
+            more_images.append(_past(local.text, local.image, images, local, scale, self.powers))
+        shared = (world.group, rows, scale)
+        to_text, to_image = self._negatives(image, more_texts), self._negatives(text, more_images)
         return (
-            self._joined(image, [*hard, *past_texts], local.image, world.text),
-            self._joined(text, past_images, local.text, world.image),
+            Direction(image.own, to_text, local.image, world.text, *shared),
+            Direction(text.own, to_image, local.text, world.image, *shared),
         )
 
-    def _joined(
-        self, batch: LogSums, more: list[Tensor], anchors: Tensor, others: Tensor
-    ) -> Direction:
+    def _negatives(self, batch: LogSums, more: list[Tensor]) -> dict[float, Tensor]:
         total = batch.negatives
         for sums in more:
             total = torch.logaddexp(total, sums)
-        negatives = dict(zip(self.powers, total, strict=True))
-        return Direction(batch.own, negatives, anchors, others)
+        return dict(zip(self.powers, total, strict=True))
 
 
 def _of_the_batch(
@@ -126,13 +115,13 @@ def _of_the_batch(
 ) -> tuple[LogSums, LogSums]:
     """Return the sums over the pairs of every process; in one sweep where this is the only one."""
     tiles = Tiles.of_batch(local, world, rows, scale)
-    image_sees, text_sees = sees = extremes_of(local)
+    extremes = extremes_of(local)
     if local.image is world.image and local.text is world.text:
-        image, text = log_sums_both_ways(local.image, local.text, scale, tiles, powers, sees)
+        image, text = log_sums_both_ways(local.image, local.text, scale, tiles, powers, extremes)
     else:
-        image = log_sums(local.image, world.text, scale, tiles, powers, image_sees)
-        text = log_sums(local.text, world.image, scale, tiles, powers, text_sees)
-    note_batch(image_sees, text_sees, tiles.scale, world)
+        image = log_sums(local.image, world.text, scale, tiles, powers, extremes[0])
+        text = log_sums(local.text, world.image, scale, tiles, powers, extremes[1])
+    note_batch(extremes, tiles.scale, world)
     return image, text
 
 
@@ -140,8 +129,7 @@ def _all_hard_captions(
     local: Pairs, world: Pairs, scale: Tensor, powers: tuple[float, ...]
 ) -> Float[Tensor, "powers batch"]:
     """Return the sums of images over the hard captions of every pair."""
-    texts, groups = hard_captions(world)
-    tiles = Tiles(float(scale.detach()), local.group, groups)
+    texts, tiles = all_hard_captions(local, world, scale)
     return log_sums(local.image, texts, scale, tiles, powers).negatives
 
 

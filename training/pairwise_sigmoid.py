@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.diagnostics import Extremes, see_tile
+from training.diagnostics import Extremes, note_tile
 from training.tiles import FeatureGradients, Tiles, in_full_precision
 
 
-def answered(
+def pairwise_sigmoid(
     anchors: Float[Tensor, "anchors dim"],
     others: Float[Tensor, "others dim"],
     scale: Float[Tensor, ""],
@@ -31,10 +31,10 @@ def answered(
     no questions at all, and neither are near-duplicates.
     """
     anchors, others, scale, bias = in_full_precision(anchors, others, scale, bias)
-    return _Answered.apply(anchors, others, scale, bias, tiles, extremes)
+    return _PairwiseSigmoid.apply(anchors, others, scale, bias, tiles, extremes)
 
 
-class _Answered(torch.autograd.Function):
+class _PairwiseSigmoid(torch.autograd.Function):
     """Value and gradients at once: backward only multiplies."""
 
     @staticmethod
@@ -51,7 +51,7 @@ class _Answered(torch.autograd.Function):
         gradients = FeatureGradients(anchors, others, ctx.needs_input_grad)
         is_asked = tiles.first_own is not None  # of matches, too
         for rows, columns, logits in tiles.walk(anchors, others):
-            see_tile(extremes, tiles, logits, rows, columns)
+            note_tile(extremes, tiles, logits, rows, columns)
             if not is_asked:
                 tiles.hide(logits, rows, columns)
             logits.add_(bias)
