@@ -61,7 +61,8 @@ def test_features_on_disk_teach_what_their_model_teaches(world, tmp_path):
     assert_near(tmp_path / "model", tmp_path / "disk")
 
 
-@pytest.mark.parametrize("by", ["teacher", pytest.param("features", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["teacher", "features"])
 def test_a_taught_run_goes_on_exactly_and_with_no_other_teacher(by, world, tmp_path, monkeypatch):
     options = ["--loss", "softmax", "distill", "--steps", "6", "--save-every", "2"]
     taught(world, tmp_path / "whole", by, *options)
