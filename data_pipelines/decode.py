@@ -30,18 +30,18 @@ _threads = threading.local()
 
 def training_views(
     data: bytes,
-    size: tuple[int, int],
+    sizes: Sequence[tuple[int, int]],
     options: Augmentation,
     rngs: Sequence[np.random.Generator],
     *,
     is_scaled: bool = False,
     tick: Callable[[str], object] = lambda stage: None,
 ) -> list[UInt8[Tensor, "3 height width"]]:
-    """Return a view of a picture for each generator.
+    """Return views of a picture; equal generators give one view, whatever its sizes.
 
     Args:
         data: The encoded picture.
-        size: Height and width of a view.
+        sizes: Height and width of each view.
         options: What is changed at random.
         rngs: What is random about each view.
         is_scaled: Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, in the DCT, where every crop
@@ -55,7 +55,7 @@ def training_views(
     sides = _jpeg_size(data) if is_scaled else None
     if sides:
         boxes = [crop_box(*sides, options, rng) for rng in rngs]
-        shrink = largest_shrink(boxes, size)
+        shrink = min(map(largest_shrink, boxes, sizes))
         pixels = decode_pixels(data, shrink, _buffer())
         if pixels.shape[1] == sides[0]:  # a damaged one may be Pillow's, in full
             shrink = 1
@@ -64,7 +64,7 @@ def training_views(
         height, width, _ = pixels.shape
         boxes = [crop_box(width, height, options, rng) for rng in rngs]
     tick("decode")
-    views = [_resized(pixels, box, size, shrink) for box in boxes]
+    views = [_resized(pixels, box, size, shrink) for box, size in zip(boxes, sizes, strict=True)]
     if options.changes:
         views = [_changed(view, options, rng) for view, rng in zip(views, rngs, strict=True)]
     tick("transform")
@@ -133,11 +133,10 @@ def _has_metadata(data: bytes) -> bool:
     return True
 
 
-def largest_shrink(boxes: Sequence[tuple[int, ...]], size: tuple[int, int]) -> int:
-    """Return the largest of 8, 4, 2, 1 that leaves every crop about as many pixels as its view."""
-    times_wide = min(right - left for left, _, right, _ in boxes) / size[1]
-    times_high = min(bottom - top for _, top, _, bottom in boxes) / size[0]
-    most = min(times_wide, times_high) / ENOUGH
+def largest_shrink(box: tuple[int, ...], size: tuple[int, int]) -> int:
+    """Return the largest of 8, 4, 2, 1 that leaves a crop about as many pixels as its view."""
+    left, top, right, bottom = box
+    most = min((right - left) / size[1], (bottom - top) / size[0]) / ENOUGH
     return next(n for n in (8, 4, 2, 1) if n == 1 or n <= most)
 
 

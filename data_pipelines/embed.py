@@ -154,7 +154,12 @@ def embed_shards(
     inputs = [*shards.shards, *paths_of(model, source)]
     # A whole path, so that `vlp search` finds the model from any folder.
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    config = {"model": model, "model_hash": encoder_hash(encoder), "shards": source}
+    config = {
+        "model": model,
+        "model_hash": encoder_hash(encoder),
+        "scale": encoder.logit_scale.exp().item(),  # for who learns from these features
+        "shards": source,
+    }
     with output_folder(out, "embed", config, inputs=inputs, overwrite=overwrite) as part:
         encoded = encode_shards(encoder, shards, batch_size=batch_size)
         if not encoded.samples:

@@ -61,13 +61,13 @@ class Loader:
             UserError: Too many samples are bad, a shard gives none, or a worker was killed.
         """
         workers = min(self.workers, self._num_rows)
-        ring, is_over = self._memory(workers), RawValue("b", 0)
-        parts = self._parts(samples_seen, ring, workers, is_over)
+        rings, is_over = self._memory(workers), RawValue("b", 0)
+        parts = self._parts(samples_seen, rings, workers, is_over)
         try:
             for number in count():
                 found = [self._checked(_next(parts)) for _ in range(workers or 1)]
                 start = time.perf_counter()
-                batch = _assembled(found, ring[number % RING])
+                batch = _assembled(found, [ring[number % RING] for ring in rings])
                 self._recent.seconds["hand over"] += time.perf_counter() - start
                 yield batch
         finally:
@@ -142,29 +142,34 @@ class Loader:
         """Pairs of a batch that are this process's."""
         return self.reader.plan.batch_size // self.num_processes
 
-    def _memory(self, workers: int) -> UInt8[Tensor, "slots views batch height width 3"]:
-        """Return memory that workers write pictures into, again and again.
+    def _memory(self, workers: int) -> list[UInt8[Tensor, "slots _views batch _height _width 3"]]:
+        """Return memory that workers write pictures into, again and again, for each of their sizes.
 
         New memory for each batch would cost more than what is written: each page of it faults, here
         and in the worker. Channels last: as pictures come from resizing, and as convolutions take
         them fastest.
         """
-        views, size = self.reader.image_views, self.reader.image_size
-        shape = (RING, views, self._num_rows, *size, 3)
-        if workers and _context() == "fork":  # not of /dev/shm, which is small in many containers
-            shared = mmap.mmap(-1, math.prod(shape))
-            return torch.frombuffer(shared, dtype=torch.uint8).view(shape)
-        memory = torch.empty(shape, dtype=torch.uint8)
-        return memory.share_memory_() if workers else memory
+        rings = []
+        for views, size in self.reader.view_sizes:
+            shape = (RING, views, self._num_rows, *size, 3)
+            if workers and _context() == "fork":  # not of /dev/shm, small in many containers
+                shared = mmap.mmap(-1, math.prod(shape))
+                rings.append(torch.frombuffer(shared, dtype=torch.uint8).view(shape))
+            else:
+                memory = torch.empty(shape, dtype=torch.uint8)
+                rings.append(memory.share_memory_() if workers else memory)
+        return rings
 
     def _parts(
-        self, samples_seen: int, ring: Tensor, workers: int, is_over: Any
+        self, samples_seen: int, rings: list[Tensor], workers: int, is_over: Any
     ) -> Iterator["Part | Failure"]:
         """Start the workers; return their parts, one of each in turn."""
         with warnings.catch_warnings():  # the user says how many processes there shall be
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             stream = DataLoader(
-                _Stream(replace(self.reader), samples_seen, self.process, self.num_processes, ring),
+                _Stream(
+                    replace(self.reader), samples_seen, self.process, self.num_processes, rings
+                ),
                 batch_size=None,
                 collate_fn=_as_it_is,
                 num_workers=workers,
@@ -194,14 +199,14 @@ class Failure(NamedTuple):
 class _Stream(IterableDataset):
     """A worker's parts of the batches, in order; an error for the user comes as an item.
 
-    Pictures go into the slots of ``ring`` in turn. A worker fills a slot again when it is asked for
-    the part ``RING`` further on, which is after the batch was copied out of it.
+    Pictures go into the slots of ``rings`` in turn. A worker fills a slot again when it is asked
+    for the part ``RING`` further on, which is after the batch was copied out of it.
     """
 
     def __init__(
-        self, reader: Reader, start: int, process: int, num_processes: int, ring: Tensor
+        self, reader: Reader, start: int, process: int, num_processes: int, rings: list[Tensor]
     ) -> None:
-        self.reader, self.start, self.ring = reader, start, ring
+        self.reader, self.start, self.rings = reader, start, rings
         self.process, self.num_processes = process, num_processes
 
     def __iter__(self) -> Iterator[Part | Failure]:
@@ -210,7 +215,8 @@ class _Stream(IterableDataset):
         first = self.start + self.process + self.num_processes * worker
         end, step = self.start + self.reader.plan.batch_size, self.num_processes * workers
         for number in count():
-            pixels, tally = self.ring[number % RING, :, worker::workers], Tally()
+            pixels = [ring[number % RING, :, worker::workers] for ring in self.rings]
+            tally = Tally()
             try:
                 part = self.reader.part(range(first, end, step), pixels, tally)
             except UserError as error:
@@ -271,11 +277,11 @@ def _context() -> str | None:
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
-def _assembled(parts: Sequence[Part], pixels: UInt8[Tensor, "views batch height width 3"]) -> Batch:
+def _assembled(
+    parts: Sequence[Part], pixels: Sequence[UInt8[Tensor, "_views batch _height _width 3"]]
+) -> Batch:
     """Return one batch of the workers' parts, in pinned memory where there is a GPU."""
-    # Only from pinned memory can a GPU fetch while it computes.
-    images = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=torch.cuda.is_available())
-    images = images.copy_(pixels).movedim(-1, 2)
+    images, *of_teacher = map(_copied, pixels)
     # [views, batch, length], a row from each part in turn
     tokens = torch.from_numpy(np.stack(_in_turn([[*part.tokens] for part in parts]), 1))
     return Batch(
@@ -286,7 +292,24 @@ def _assembled(parts: Sequence[Part], pixels: UInt8[Tensor, "views batch height 
         seed=torch.tensor(_in_turn([part.seed for part in parts])),
         image_views=images[1:] if len(images) > 1 else None,
         text_views=tokens[1:] if len(tokens) > 1 else None,
+        teacher_images=of_teacher[0][0] if of_teacher else None,
+        teacher_tokens=_rows_in_turn([part.teacher_tokens for part in parts]),
+        teacher_features=_rows_in_turn([part.teacher_features for part in parts]),
     )
+
+
+def _copied(
+    pixels: UInt8[Tensor, "views batch height width 3"],
+) -> UInt8[Tensor, "views batch 3 height width"]:
+    # Only from pinned memory can a GPU fetch while it computes.
+    images = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=torch.cuda.is_available())
+    return images.copy_(pixels).movedim(-1, 2)
+
+
+def _rows_in_turn(parts: Sequence[np.ndarray | None]) -> Tensor | None:
+    """Return an array of a row from each part in turn; None where the parts are."""
+    rows = _in_turn([[*part] for part in parts if part is not None])
+    return torch.from_numpy(np.stack(rows)) if rows else None
 
 
 def _in_turn(parts: Sequence[list]) -> list:

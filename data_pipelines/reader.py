@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from data_pipelines.augment import Augmentation
@@ -20,7 +20,9 @@ from data_pipelines.shards import ShardSet, read
 from data_pipelines.sources import relative_names
 from data_pipelines.tally import Fault, Tally
 from data_pipelines.tar_index import Entry, TarIndex, open_index
+from data_pipelines.taught import Eyes, stored_pair
 from vlp.errors import UserError
+from vlp.features import StoredFeatures
 from vlp.image import ImageError
 from vlp.tokenizer import Tokenizer
 from vlp.types import Sample
@@ -41,6 +43,8 @@ class Part(NamedTuple):
     group: list[int]
     seed: list[int]
     tally: Tally
+    teacher_tokens: Int64[np.ndarray, "part long"] | None = None
+    teacher_features: Float[np.ndarray, "part 2 dim"] | None = None
 
 
 class Ready(NamedTuple):
@@ -51,6 +55,7 @@ class Ready(NamedTuple):
     captions: list[str]
     group: int
     seed: int
+    taught: Float[np.ndarray, "2 dim"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,33 +79,48 @@ class Reader:
     text_views: int = 1
     is_scaled: bool = False
     """Decode large JPEGs at a reduced size, see ``training_views``."""
+    teacher: Eyes | None = None
+    """A model that reads each sample, too."""
+    features: StoredFeatures | None = None
+    """Features of each sample and its caption by a teacher. A sample that has none is a fault."""
+
+    @property
+    def view_sizes(self) -> list[tuple[int, tuple[int, int]]]:
+        """Views of a picture by size: the batch's own, then the teacher's where it is another."""
+        sizes = [(self.image_views, self.image_size)]
+        if self.teacher and self.teacher.image_size != self.image_size:
+            sizes.append((1, self.teacher.image_size))
+        return sizes
 
     def part(
         self,
         positions: range,
-        pixels: UInt8[Tensor, "image_views part height width 3"],
+        pixels: Sequence[UInt8[Tensor, "_views part _height _width 3"]],
         tally: Tally,
     ) -> Part:
         """Return the samples at these positions of the plan.
 
-        Their pictures go into ``pixels``, what is counted into ``tally``.
+        Their pictures go into ``pixels``, one for each of ``view_sizes``, what is counted into
+        ``tally``.
 
         Raises:
             UserError: A shard cannot be fetched, or no sample can be read.
         """
         self._fetch_ahead(positions)
-        images = pixels.movedim(-1, 2)
+        views = [view for block in pixels for view in block.movedim(-1, 2)]
         ready = []
         for number, position in enumerate(positions):
             item = self._filled(self.plan.place(position), tally)
-            for view, image in enumerate(item.views):
-                images[view, number] = image
+            for view, image in zip(views, item.views, strict=True):
+                view[number] = image
             ready.append(item._replace(views=[]))
             tally.tick("hand over")
         captions = [caption for item in ready for caption in item.captions]
         tokens, cut = self.tokenizer.with_cuts(captions)
         tally.captions_cut = int(cut.sum())
         tally.reads = len(ready)
+        own = [item.captions[0] for item in ready]
+        taught = [item.taught for item in ready if item.taught is not None]
         tally.tick("tokenise")
         return Part(
             tokens.view(len(ready), self.text_views, -1).numpy(),
@@ -108,6 +128,8 @@ class Reader:
             [item.group for item in ready],
             [item.seed for item in ready],
             tally,
+            self.teacher.tokenizer(own).numpy() if self.teacher else None,
+            np.stack(taught) if taught else None,
         )
 
     def _filled(self, place: Place, tally: Tally) -> Ready:
@@ -204,15 +226,20 @@ class Reader:
         seed = sample_seed(self.seed, place.epoch, name, entry.key, place.copy)
         draws = np.random.default_rng(seed)
         captions = [self.captions.draw(sample, draws) for _ in range(self.text_views)]
+        numbered = [(size, view) for count, size in self.view_sizes for view in range(count)]
         views = training_views(
             sample.image,
-            self.image_size,
+            [size for size, _ in numbered],
             self.augmentation,
-            [np.random.default_rng([seed, view]) for view in range(self.image_views)],
+            [np.random.default_rng([seed, view]) for _, view in numbered],
             is_scaled=self.is_scaled,
             tick=tally.tick,
         )
-        return Ready(entry.key, views, captions, self._group(sample, captions[0], seed), seed)
+        taught = None
+        if self.features is not None:
+            taught = stored_pair(self.features, entry.key, captions[0])
+        group = self._group(sample, captions[0], seed)
+        return Ready(entry.key, views, captions, group, seed, taught)
 
     def _group(self, sample: Sample, caption: str, seed: int) -> int:
         if self.group == "caption":

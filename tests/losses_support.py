@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlp.errors import UserError
 from vlp.spec import build
-from vlp.types import Pairs, Past
+from vlp.types import Pairs, Past, Taught
 
 DIM = 8
 
@@ -38,7 +38,7 @@ def filled(loss, pairs: Pairs) -> Pairs:
             "hard_text": unit(generator, count, 2).requires_grad_(),
             "hard_group": torch.stack([pairs.group.roll(1), torch.full((count,), -1)], 1),
         },
-        "teacher": {"teacher": tuple(unit(generator, 2, count))},
+        "teacher": {"teacher": Taught(*unit(generator, 2, count), scale=20.0)},
         "past": {"past": Past(*unit(generator, 2, 7), past_group, ceiling=0.4)},
     }
     for name, values in fields.items():
@@ -63,7 +63,8 @@ def part(pairs: Pairs, rows: Tensor) -> Pairs:
         if getattr(pairs, name) is not None
     }
     if pairs.teacher is not None:
-        sliced["teacher"] = tuple(features[rows] for features in pairs.teacher)
+        taught = {name: getattr(pairs.teacher, name)[rows] for name in ("image", "text")}
+        sliced["teacher"] = pairs.teacher._replace(**taught)
     return pairs._replace(**sliced)
 
 

@@ -130,24 +130,25 @@ def shares(pairs: Pairs, anchor: Tensor, others: Tensor, i: int, scale) -> dict[
 
 def distill(pairs: Pairs, s: Tensor, b: Tensor, loss):
     assert pairs.teacher is not None
-    total, (teacher_x, teacher_y) = 0, pairs.teacher
+    total, (teacher_x, teacher_y, own_scale) = 0, pairs.teacher
+    teacher_scale = loss.teacher_scale or own_scale or 100.0
     for i in range(len(pairs.image)):
         for x, y, u, v in (
             (pairs.image, pairs.text, teacher_x, teacher_y),
             (pairs.text, pairs.image, teacher_y, teacher_x),
         ):
             p = shares(pairs, x[i], y, i, s)
-            q = shares(pairs, u[i], v, i, loss.teacher_scale)
+            q = shares(pairs, u[i], v, i, teacher_scale)
             total = total + sum(q[j] * (q[j] / p[j]).log() for j in q)
     return total / (2 * len(pairs.image))
 
 
 def weighted(pairs: Pairs, s: Tensor, b: Tensor, loss):
     x, y = (pairs.image, pairs.text) if loss.frozen == "image" else (pairs.text, pairs.image)
-    total = 0
+    total, judges = 0, x if pairs.teacher is None else getattr(pairs.teacher, loss.frozen)
     for i in range(len(x)):
         p = shares(pairs, x[i], y, i, s)
-        w = {j: ((1 + x[i] @ x[j]) / 2).detach() for j in p}
+        w = {j: ((1 + judges[i] @ judges[j]) / 2).detach() for j in p}
         total = total - sum(w[j] * p[j].log() for j in p) / sum(w.values())
         total = total - shares(pairs, y[i], x, i, s)[i].log()
     return total / (2 * len(x))

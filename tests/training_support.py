@@ -50,17 +50,6 @@ def train(out: Path, shards: Path, *options: str) -> dict:
     return cli.run([*argv, "--data.batch-size", "24", "--log-every", "1", "--quiet", *options])
 
 
-def launch(processes: int, out, shards, *options: str) -> subprocess.CompletedProcess:
-    """Train with processes of torch's launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    argv += [f"--master-port={port}", "-m", "vlp", "train", "toy", "--out", str(out)]
-    argv += ["--data.shards", str(shards), *options]
-    return subprocess.run(argv, capture_output=True, text=True, env=one_thread())
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     newest = sorted((run / "checkpoints").glob("step_*"))[-1]
     return load_file(newest / "open_clip_model.safetensors")
@@ -102,6 +91,17 @@ def are_equal(one, other) -> bool:
 
 def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def launch(processes: int, out, shards, *options: str) -> subprocess.CompletedProcess:
+    """Train with processes of torch's launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    argv += [f"--master-port={port}", "-m", "vlp", "train", "toy", "--out", str(out)]
+    argv += ["--data.shards", str(shards), *options]
+    return subprocess.run(argv, capture_output=True, text=True, env=one_thread())
 
 
 def batch(count: int, **more) -> Batch:

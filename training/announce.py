@@ -21,6 +21,9 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
         f"{' + '.join(config.loss)} on {_amount(parts.loader.reader.plan)} of "
         f"{' '.join(config.data.shards)}: {steps} steps of {config.data.batch_size}."
     )
+    if parts.teacher:
+        kind = "features on disk" if parts.teacher.features else "a frozen model"
+        say(f"Taught by {parts.teacher.name}, {kind}.")
     for line in parts.course.lines():
         say(line)
     if config.ema:

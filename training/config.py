@@ -29,6 +29,12 @@ class TrainConfig:
     loss: tuple[str, ...] | str = ("softmax",)
     """Losses of ``training/losses``, such as ``sigmoid`` or ``"softmax(label_smoothing=0.1)"``.
     Several add up, each by its weight: ``softmax "uniformity(weight=0.1)"``."""
+    teacher: str | None = None
+    """What ``distill`` and ``weighted`` learn from, frozen: a model of any architecture as `vlp
+    eval` takes it (a run or checkpoint folder, ``hf-hub:org/repo``, ``ViT-L-14:openai``), which
+    sees each crop at its own size and each caption by its own tokenizer, for a forward pass more;
+    or features of the training samples on disk, as `vlp embed` writes them, of the whole pictures
+    and one caption each."""
     image_piece: int = 0
     """Pictures that a process encodes at a time; 0: all of its batch. Smaller pieces need less
     memory and a third more time, and the gradient stays that of the whole batch."""
@@ -99,6 +105,8 @@ class TrainConfig:
         length = self._length()
         if not 0 < length.amount < math.inf or length.unit == "%":
             raise UserError(f"The length is {length}. Write one above 0 in steps or samples.")
+        if self.teacher is not None and not self.teacher.strip():
+            raise UserError("The teacher is empty. Write --teacher MODEL, or leave it out.")
         parse_stages(self.stages)
         self._check_cadences()
         check_least(self, {"log_every": 1})

@@ -20,9 +20,11 @@ from training.fsdp import refuse_sharding
 from training.groups import frozen_names
 from training.objective import Objective, build_objective, warn_of_scales
 from training.options import ModelConfig
+from training.reading import build_reader, open_sources
 from training.run_folder import check_out
 from training.schedule import Course, plan_course
-from training.setup import build_reader, check_encoder, open_sources, open_validation
+from training.setup import check_encoder
+from training.validation import open_validation
 from vlp.checkpoint import find_checkpoint, list_checkpoints
 from vlp.console import say, show, show_table
 from vlp.contact_sheet import contact_sheet
@@ -183,7 +185,7 @@ def _draw(
     count = min(PICTURES, config.data.batch_size)
     views = config.data.image_views
     pixels = torch.empty(views, count, *encoder.image_size, 3, dtype=torch.uint8)
-    reader.part(range(count), pixels, Tally())
+    reader.part(range(count), [pixels], Tally())
     images = [Image.fromarray(np.asarray(image)) for image in pixels[0]]
     pictures = list(zip(images, heard[:: config.data.text_views], strict=True))
     rows = [("", pictures[start : start + COLUMNS]) for start in range(0, count, COLUMNS)]

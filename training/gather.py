@@ -42,8 +42,8 @@ def gather(local: Pairs) -> tuple[Pairs, Int64[Tensor, "batch"]]:
     if local.hard_group is not None:
         world = world._replace(hard_group=_gather(local.hard_group))
     if local.teacher is not None:
-        image, text = local.teacher
-        world = world._replace(teacher=(_gather(image), _gather(text)))
+        taught = {name: _gather(getattr(local.teacher, name)) for name in ("image", "text")}
+        world = world._replace(teacher=local.teacher._replace(**taught))
     return world, rows
 
 

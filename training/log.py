@@ -144,7 +144,8 @@ def note(row: Mapping[str, float]) -> str:
 
 def validation_note(figures: Mapping[str, float]) -> str:
     """Return the validation loss and what evaluators are mostly read for, in one line."""
-    shown = [f"loss {figures['validation/loss']:.3f}"]
+    loss = figures.get("validation/loss")
+    shown = [] if loss is None else [f"loss {loss:.3f}"]
     for name, value in figures.items():
         if name.rpartition("/")[2] in CHANCE:
             shown.append(f"{name.removeprefix('validation/')} {value:.1%}")

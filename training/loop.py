@@ -1,12 +1,10 @@
 """train(config): the loop, top to bottom."""
 
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data_pipelines.plan import hash63
@@ -14,43 +12,22 @@ from training.announce import announce, report
 from training.cadence import Cadence
 from training.card import write_card
 from training.config import TrainConfig
-from training.duration import RunLength
-from training.flops import peak_flops
 from training.fsdp import whole
 from training.guard import Rewind
-from training.log import RunLog, note, validation_note
-from training.profiler import StepProfiler
-from training.run_folder import check_out, claim, faults_written, write_faults
+from training.log import note, validation_note
+from training.processes import cores_for_workers, start_processes
+from training.run import Run, open_run
+from training.run_folder import faults_written, write_faults
 from training.run_report import reported, write_report
 from training.sessions import begin_session
-from training.setbacks import forget_skipped, go_back, tell
-from training.setup import Parts, build_parts, cores_for_workers, start_processes
-from training.stages import StagedEncoder, staged_batches
-from training.state import TrainState, restore, save
+from training.setbacks import go_back, tell
+from training.stages import staged_batches
+from training.state import save
 from training.step import cut_captions, over_processes, take_step
-from training.stops import Stops, lost_processes_told
+from training.stops import lost_processes_told
 from training.validation import Validation, validate
 from vlp.checkpoint import list_checkpoints
 from vlp.console import progress, say, speaking
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run at work: what the loop turns over, and where it writes."""
-
-    config: TrainConfig
-    out: Path
-    accelerator: Accelerator
-    parts: Parts
-    state: TrainState
-    encoder: StagedEncoder
-    optimizer: Any
-    """As the accelerator prepared it."""
-    log: RunLog
-    profiler: StepProfiler
-    stops: Stops
-    length: RunLength
-    steps: int
 
 
 def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -65,7 +42,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
     accelerator = start_processes(config)
     voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
     with voice, cores_for_workers(), lost_processes_told():
-        run = _open(config, out, accelerator, overwrite=overwrite)
+        run = open_run(config, out, accelerator, overwrite=overwrite)
         announce(config, out, run.parts, run.state, run.steps)
         is_main = accelerator.is_main_process
         if is_main and run.state.step < run.steps:
@@ -82,50 +59,6 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         accelerator.end_training()
         run.stops.end(run.state.step, run.steps)
         return report(out, run.parts, run.state, run.log.figures) if is_main else None
-
-
-def _open(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite: bool) -> Run:
-    """Return the run as it begins, or as its newest checkpoint left it."""
-    with accelerator.main_process_first():
-        is_free = check_out(out, config, overwrite=overwrite)
-    parts = build_parts(config, accelerator)
-    if accelerator.is_main_process:
-        claim(out, config, overwrite=is_free)
-    accelerator.wait_for_everyone()
-
-    plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
-    moving = {"memory": parts.memory, "scaler": accelerator.scaler}
-    moving |= {"average": parts.average, "guard": parts.guard}
-    others = {name: part for name, part in moving.items() if part is not None}
-    state = TrainState(parts.encoder, parts.optimizer, others, identity, parts.averaged)
-    restore(state, out)
-    parts.loader.take_up(state.ledger)
-    encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
-    optimizer = accelerator.prepare(state.optimizer)
-    is_main = accelerator.is_main_process
-    if is_main:
-        forget_skipped(out, state)
-    return Run(
-        config=config,
-        out=out,
-        accelerator=accelerator,
-        parts=parts,
-        state=state,
-        encoder=encoder,
-        optimizer=optimizer,
-        log=RunLog(
-            out,
-            state.step,
-            config,
-            is_main=is_main,
-            num_devices=accelerator.num_processes,
-            peak=peak_flops(accelerator.device, accelerator.mixed_precision),
-        ),
-        profiler=StepProfiler(out, config.speed.profiled(), is_main=is_main),
-        stops=Stops(Cadence.parse(config.save_every, "save_every").minutes, is_main=is_main),
-        length=config.run_length(plan.num_samples),
-        steps=config.num_steps(plan.num_samples),
-    )
 
 
 def _turn(run: Run) -> None:

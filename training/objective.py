@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.loss import SOURCES, refuse, refuse_dim, takes
+from training.loss import SOURCES, needs, refuse, refuse_dim, takes
 from vlp.console import warn
 from vlp.errors import UserError
 from vlp.spec import build_part, parse
@@ -66,6 +66,14 @@ class Objective:
         """Raise UserError where batches with these fields and features this wide cannot be used."""
         refuse(fields, self.losses.values())
         refuse_dim(dim, self.losses.values())
+
+    def of_pairs_alone(self) -> "Objective":
+        """Return the losses that need no optional field of a batch, as held-out shards have none.
+
+        A teacher sees only what is trained on.
+        """
+        kept = {name: loss for name, loss in self.losses.items() if not needs(loss)}
+        return Objective(kept, {name: self.weights[name] for name in kept})
 
     def total(
         self,

@@ -170,6 +170,24 @@ def clipa_b16_full() -> TrainConfig:
     )
 
 
+def distill_b16() -> TrainConfig:
+    """Distil a ViT-B/16 from a ViT-L/14 (MobileCLIP's DataCompDR-12M, Vasu et al. 2023).
+
+    Numbers of ml-mobileclip's ``training/configs/run_datacompdr12m.sh`` and ``datacompdr12m.json``:
+    batch 8,192, 30,000 steps, 1e-3, the loss of the teacher alone. There two teachers, whose
+    features of 30 augmentations and of synthetic captions are on disk, and RandAugment; here one of
+    the two, which sees each crop. From disk instead: ``--teacher FEATURES``, of `vlp embed`.
+    """
+    return TrainConfig(
+        model=ModelConfig(name="ViT-B-16"),
+        data=DataConfig(batch_size=8192, workers=8, augmentation=Augmentation(scale=(0.08, 1.0))),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup="1000 steps", beta2=0.95),
+        loss="distill",
+        teacher="ViT-L-14:datacomp_xl_s13b_b90k",
+        length="30000 steps",
+    )
+
+
 def two_stage() -> TrainConfig:
     """Fine-tune an open_clip model: the text tower alone, then both (Yang et al. 2022).
 

@@ -105,4 +105,4 @@ def _inputs(config: TrainConfig) -> list[Path]:
     models = paths_of(model.name, model.weights, model.image_weights, model.text_weights)
     data = config.data
     shards = [source for source in (*data.shards, data.validation) if source]
-    return [*find_shards(shards), *paths_of(*shards, *data.keep), *models]
+    return [*find_shards(shards), *paths_of(*shards, *data.keep, config.teacher), *models]

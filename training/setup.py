@@ -1,24 +1,14 @@
 """What a run is made of, built from its config: data, encoder, loss."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from itertools import chain, zip_longest
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 
-from data_pipelines.captions import CaptionChoice
 from data_pipelines.fetch_ahead import warn_of_small_cache
-from data_pipelines.keep_list import read_copies
 from data_pipelines.loader import Loader
-from data_pipelines.plan import Plan, Resampled, Row, check_processes, hash63
-from data_pipelines.reader import Reader
-from data_pipelines.shards import ShardSet, join, name_shards, open_shards
+from data_pipelines.plan import Plan
+from data_pipelines.shards import ShardSet
 from training.accumulate import Pieces, refuse_batch_norm
 from training.average import Average
 from training.config import TrainConfig
@@ -29,9 +19,11 @@ from training.guard import Guard
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
 from training.optimizers import build_optimizer
-from training.options import DataConfig, ModelConfig
+from training.options import ModelConfig
+from training.reading import build_reader, open_sources
 from training.schedule import Course, plan_course
 from training.stages import trained_norms
+from training.teachers import Teacher, check_features, open_teacher
 from training.towers import set_up_towers
 from training.trackers import check_trackers
 from training.validation import Validation, open_validation
@@ -39,11 +31,6 @@ from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
 from vlp.picture_size import check_size
-from vlp.tokenizer import Tokenizer
-
-PATIENCE = timedelta(minutes=30)
-"""For what one process does alone while the others wait, as writing a checkpoint or trying a shard
-again. It is for a process that hangs: of one that died, its closed connections tell at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,59 +51,12 @@ class Parts:
     average: Average | None
     guard: Guard
     flops: FlopCounter
+    teacher: Teacher | None
 
     @property
     def averaged(self) -> DualEncoder | None:
         """The moving average of the encoder, where the run keeps one."""
         return self.average.encoder if self.average else None
-
-
-def start_processes(config: TrainConfig) -> Accelerator:
-    """Return Accelerate's view of the processes and the precision of the run."""
-    AcceleratorState._reset_state()  # of a run before in this process, as in the tour
-    has_gpu = torch.cuda.is_available()
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if _computes_bf16(has_gpu=has_gpu) else "fp32"
-    if precision == "fp16" and not has_gpu:
-        raise UserError("fp16 needs a GPU. Write --precision fp32, or bf16.")
-    is_one_of_several = has_gpu and "LOCAL_RANK" in os.environ
-    group = InitProcessGroupKwargs(
-        backend="cpu:gloo,cuda:nccl" if is_one_of_several else None, timeout=PATIENCE
-    )
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        cpu=not has_gpu,
-        kwargs_handlers=[group],
-    )
-    check_processes(config.data.batch_size, accelerator.num_processes)
-    return accelerator
-
-
-@contextmanager
-def cores_for_workers() -> Iterator[None]:
-    """Leave two cores to the workers, however many they are, unless OMP_NUM_THREADS is set.
-
-    Threads of one kernel wait for each other: two of them on two cores, one of which is busy
-    reading, took ten times as long as one (measured). Their number changes rounding, so a run
-    that goes on with other workers keeps it.
-    """
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else before
-        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, own - 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _computes_bf16(*, has_gpu: bool) -> bool:
-    """Return whether the hardware multiplies bf16 faster than fp32, and does not imitate it."""
-    if has_gpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
@@ -137,6 +77,8 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         warn_of_small_cache(sources, plan)
     held_out = config.data.validation
     validation = open_validation(held_out, config.tasks) if held_out else None
+    # Before the seed: a teacher leaves the student's first weights as they are without one.
+    teacher = _teacher(config, accelerator, sources, plan)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
     check_encoder(config, encoder, objective, course, accelerator.num_processes)
@@ -150,7 +92,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         for held in filter(None, (encoder, *followers)):
             shard(held, accelerator.mixed_precision)
     loader = Loader(
-        build_reader(config, sources, plan, encoder.tokenizer, encoder.image_size),
+        build_reader(config, sources, plan, encoder.tokenizer, encoder.image_size, teacher),
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
         workers=config.data.workers,
@@ -170,6 +112,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         course=course,
         average=average,
         guard=Guard(config.guard),
+        teacher=teacher,
     )
 
 
@@ -190,55 +133,6 @@ def check_encoder(
             check_size(encoder.visual, stage.image_size)
         norms = trained_norms(encoder, frozen_names(encoder, config.optimizer, stage))
         refuse_batch_norm(norms, pieces, images, texts)
-
-
-def build_reader(
-    config: TrainConfig,
-    sources: list[ShardSet],
-    plan: Plan,
-    tokenizer: Tokenizer,
-    image_size: tuple[int, int],
-) -> Reader:
-    """Return what makes batches of the samples of a plan."""
-    return Reader(
-        sources=sources,
-        plan=plan,
-        tokenizer=tokenizer,
-        image_size=image_size,
-        augmentation=config.data.augmentation,
-        captions=CaptionChoice.parse(config.data.captions),
-        seed=config.seed,
-        group=config.data.group,
-        label_key=config.data.label_key,
-        image_views=config.data.image_views,
-        text_views=config.data.text_views,
-        is_scaled=config.data.scaled_decode,
-    )
-
-
-def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
-    """Return the sources of training samples, one for each weight or all in one, and their plan.
-
-    Raises:
-        UserError: There are no samples, or fewer than a batch.
-    """
-    if data.resample:
-        named = [name_shards(source) for source in data.shards]
-        opened = named if data.weights else [join(named)]
-        rows = [
-            Resampled(len(shards.shards), hash63(f"{seed} {number}"), data.lanes)
-            for number, shards in enumerate(opened)
-        ]
-        return opened, Plan(rows, data.batch_size, data.weights or (1.0,), data.lanes)
-    opened = [open_shards(source) for source in data.shards]
-    copies = [read_copies(path, own) for path, own in zip(data.keep, opened, strict=False)]
-    if not data.weights:
-        opened, copies = [join(opened)], [list(chain.from_iterable(copies))] if copies else []
-    rows = [
-        Row(shards.counts, hash63(f"{seed} {number}"), data.lanes, own)
-        for number, (shards, own) in enumerate(zip_longest(opened, copies))
-    ]
-    return opened, Plan(rows, data.batch_size, data.weights or (1.0,), data.lanes)
 
 
 def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:
@@ -263,6 +157,17 @@ def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:
     return encoder
 
 
+def _teacher(
+    config: TrainConfig, accelerator: Accelerator, sources: list[ShardSet], plan: Plan
+) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    teacher = open_teacher(config.teacher, accelerator.device)
+    if teacher.features is not None and accelerator.is_main_process:
+        check_features(teacher.features, sources, plan, config.data.max_bad)
+    return teacher
+
+
 def _memory(encoder: DualEncoder, config: TrainConfig) -> Memory | None:
     if not config.memory:
         return None
@@ -281,5 +186,6 @@ def _fields(config: TrainConfig) -> list[str]:
         "views": config.data.image_views > 1,
         "text_views": config.data.text_views > 1,
         "past": config.memory > 0,
+        "teacher": config.teacher is not None,
     }
     return [field for field, is_asked in asked.items() if is_asked]

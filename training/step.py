@@ -90,6 +90,9 @@ def forward_backward(
     is_split = parts.pieces.are_several(batch)
     with without_reduction(encoder) if is_split else nullcontext():
         local, encoding = encode(encoder, batch, parts.pieces)
+        if parts.teacher is not None:
+            with accelerator.autocast():
+                local = local._replace(teacher=parts.teacher(batch, parts.pieces))
         world, rows = gather(local)
         if memory is not None:
             is_alone, past = world is local, memory.past(world)

@@ -65,8 +65,9 @@ def validate(
             gather=gather_object,
         )
         figures = run_evaluators(encoder, encoded, validation.evaluators)
-    figures = {"loss": validation_loss(encoder, encoded, objective)} | figures
-    return {f"validation/{name}": value for name, value in figures.items()}
+    objective = objective.of_pairs_alone()
+    loss = {"loss": validation_loss(encoder, encoded, objective)} if objective.losses else {}
+    return {f"validation/{name}": value for name, value in (loss | figures).items()}
 
 
 @torch.no_grad()

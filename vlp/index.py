@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 
 from vlp.console import show
 from vlp.errors import UserError
+from vlp.features import numbered
 from vlp.output import output_folder, read_record
 from vlp.types import Hit
 
@@ -97,8 +98,8 @@ def read_features(folder: Path) -> tuple[Float[np.ndarray, "rows dim"], pa.Table
     Raises:
         UserError: Files are missing, or features and metadata are not of the same length.
     """
-    parts = _numbered(folder / "image_emb", ".npy")
-    tables = _numbered(folder / "metadata", ".parquet")
+    parts = numbered(folder / "image_emb", ".npy")
+    tables = numbered(folder / "metadata", ".parquet")
     if not parts or not tables:
         raise UserError(f"{folder} lacks image_emb/*.npy or metadata/*.parquet.")
     rows = np.concatenate([np.load(path) for path in parts]).astype(np.float32)
@@ -124,9 +125,3 @@ def load_index(folder: Path) -> Index:
         line = str(error).strip().splitlines()[0]
         raise UserError(f"The index {folder} is damaged ({line}). Build it again.") from None
     return Index(index, metadata, record["config"]["model"], record["config"]["model_hash"])
-
-
-def _numbered(folder: Path, suffix: str) -> list[Path]:
-    """Return ``name_0.npy``, ``name_1.npy``, ... in the order of their numbers."""
-    found = [path for path in folder.glob(f"*_*{suffix}")]
-    return sorted(found, key=lambda path: (len(path.stem), path.stem))

@@ -39,6 +39,12 @@ class Batch(NamedTuple):
     """Captions that nearly fit each picture, where asked for."""
     hard_group: Int64[Tensor, "batch hard"] | None = None
     """The group that each hard caption would be of; -1: of none."""
+    teacher_images: UInt8[Tensor, "batch 3 high wide"] | None = None
+    """The same views at the size of the run's teacher, where it is another."""
+    teacher_tokens: Int[Tensor, "batch long"] | None = None
+    """The same captions by the teacher's tokenizer."""
+    teacher_features: Float[Tensor, "batch 2 dim"] | None = None
+    """Image and text features of a teacher on disk, as they are stored."""
 
 
 class Past(NamedTuple):
@@ -49,6 +55,15 @@ class Past(NamedTuple):
     group: Int64[Tensor, "past"]
     ceiling: float | None = None
     """Cosine above which one is a near-duplicate of its anchor, and left out."""
+
+
+class Taught(NamedTuple):
+    """What a frozen model says of a batch: unit-length rows, without gradients."""
+
+    image: Float[Tensor, "batch wide"]
+    text: Float[Tensor, "batch wide"]
+    scale: float | None = None
+    """The logit scale that it was trained to, where it is known."""
 
 
 class Pairs(NamedTuple):
@@ -65,7 +80,7 @@ class Pairs(NamedTuple):
     hard_group: Int64[Tensor, "batch hard"] | None = None
     """The group that each hard caption would be of, as it may be the caption of another pair; -1
     for none. It is no negative of a pair of that group."""
-    teacher: tuple[Float[Tensor, "batch wide"], Float[Tensor, "batch wide"]] | None = None
+    teacher: Taught | None = None
     """A frozen model's features of the same images and texts."""
     past: Past | None = None
     """Pairs of earlier steps, as more negatives."""

@@ -233,12 +233,12 @@ def show_fidelity(shards: Sequence[str]) -> None:
     for number, sample in enumerate(islice(iter(open_shards(list(shards))), NUM_COMPARED)):
         options, image = Augmentation(), decode(sample.image)
         box = crop_box(*image.size, options, default_rng(number))
-        shrink = largest_shrink([box], SIZE)
+        shrink = largest_shrink(box, SIZE)
         left, top, right, bottom = box
         corner = top // shrink * shrink, left // shrink * shrink
         sides, size = (bottom - top, right - left), list(SIZE)
         exact = resized_crop(image, *corner, *sides, size, InterpolationMode.BICUBIC)
-        views = training_views(sample.image, SIZE, options, [default_rng(number)], is_scaled=True)
+        views = training_views(sample.image, [SIZE], options, [default_rng(number)], is_scaled=True)
         error = (pil_to_tensor(exact).double() - views[0].double()).square().mean().item()
         if shrink > 1 and error:
             decibels.append(10 * math.log10(255**2 / error))

@@ -15,7 +15,8 @@ from training_support import VIT, colours, one_thread, planted, rows, train, wei
 from training import step
 from training.commands import RECIPES
 from training.losses.softmax import Softmax
-from training.setup import build_parts, start_processes
+from training.processes import start_processes
+from training.setup import build_parts
 from vlp import cli
 from vlp.errors import UserError
 from vlp.types import Batch

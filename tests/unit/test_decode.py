@@ -39,7 +39,7 @@ def encoded(image, kind="JPEG", **options) -> bytes:
 
 
 def view(data, size, seed=0, **options):
-    return training_views(data, size, OPTIONS, [np.random.default_rng(seed)], **options)[0]
+    return training_views(data, [size], OPTIONS, [np.random.default_rng(seed)], **options)[0]
 
 
 def expected(data, size, seed=0, shrink=1):
@@ -194,8 +194,9 @@ def test_a_crop_that_is_too_small_is_never_decoded_small(monkeypatch):
 def test_more_views_leave_the_first_as_it_is():
     data = encoded(noisy(300, 200))
     options = Augmentation(scale=(0.2, 1.0), flip=0.5, hue=0.2, rotate=10)
-    many = training_views(data, (32, 32), options, [np.random.default_rng(i) for i in range(5)])
-    one = training_views(data, (32, 32), options, [np.random.default_rng(0)])
+    rngs = [np.random.default_rng(i) for i in range(5)]
+    many = training_views(data, [(32, 32)] * 5, options, rngs)
+    one = training_views(data, [(32, 32)], options, [np.random.default_rng(0)])
     assert torch.equal(one[0], many[0])
     assert not any(torch.equal(one[0], other) for other in many[1:])
 

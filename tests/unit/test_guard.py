@@ -12,7 +12,8 @@ from training.config import TrainConfig
 from training.guard import Guard
 from training.losses.softmax import Softmax
 from training.options import DataConfig, GuardConfig, ModelConfig, OptimizerConfig
-from training.setup import build_parts, start_processes
+from training.processes import start_processes
+from training.setup import build_parts
 from training.tower_norms import Update, gradient_norms
 from vlp.encoder import create_encoder
 from vlp.errors import UserError

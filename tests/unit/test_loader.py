@@ -137,7 +137,7 @@ def test_an_augmented_picture_has_the_size_asked_for_whatever_its_own(encoder):
     )
     for size in ((1, 1), (3, 500), (500, 3), (64, 64)):
         draws = [np.random.default_rng(seed) for seed in range(2)]
-        for view in training_views(picture(size=size), (24, 40), options, draws):
+        for view in training_views(picture(size=size), [(24, 40)] * 2, options, draws):
             assert view.shape == (3, 24, 40)
 
 

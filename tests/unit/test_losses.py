@@ -31,7 +31,7 @@ from training.losses.weighted import Weighted
 from training.tiles import TILE_ELEMENTS
 from vlp.errors import UserError
 from vlp.spec import build, names, parse
-from vlp.types import Pairs, Past
+from vlp.types import Pairs, Past, Taught
 
 EVERY_LOSS = pytest.mark.parametrize("name", names("training.losses"))
 VARIANTS = (
@@ -122,7 +122,7 @@ def test_right_pairs_cost_less_than_wrong_pairs(name):
     loss = loss_of(name)
     pairs = filled(loss, drawn(8))._replace(hard_text=None, hard_group=None, past=None)
     if pairs.teacher is not None:
-        pairs = pairs._replace(teacher=(pairs.image.detach(), pairs.image.detach()))
+        pairs = pairs._replace(teacher=Taught(pairs.image.detach(), pairs.image.detach()))
     right = pairs._replace(text=pairs.image)
     wrong = pairs._replace(text=pairs.image.roll(1, 0))
     assert run(loss, right)[0] < run(loss, wrong)[0]
@@ -159,7 +159,7 @@ def test_a_loss_is_finite_at_its_largest_scale_with_equal_features(name, dtype):
 
 
 def teacher_of(loss, features):
-    return (features.detach(), features.detach()) if isinstance(loss, Distill) else None
+    return Taught(features.detach(), features.detach()) if isinstance(loss, Distill) else None
 
 
 @EVERY_LOSS
@@ -304,6 +304,24 @@ def test_sigmoid_without_a_bias_says_what_is_missing():
     pairs = drawn(4)
     with pytest.raises(UserError, match="needs an encoder with a bias"):
         Sigmoid()(pairs, pairs, torch.arange(4), number(1.0), None)
+
+
+def test_a_teachers_own_scale_is_taken_where_none_is_given():
+    pairs = filled(Distill(), drawn(8, 5))
+    assert_same(run(Distill(), pairs), run(Distill(teacher_scale=20.0), pairs))
+    unknown = pairs._replace(teacher=pairs.teacher._replace(scale=None))
+    assert_same(run(Distill(), unknown), run(Distill(teacher_scale=100.0), pairs))
+
+
+@pytest.mark.parametrize("frozen", ["image", "text"])
+def test_without_a_teacher_the_frozen_tower_is_its_own(frozen):
+    loss, pairs = Weighted(frozen=frozen), drawn(8, 5)
+    own = pairs._replace(teacher=Taught(pairs.image.detach(), pairs.text.detach()))
+    assert_same(run(loss, pairs), run(loss, own))
+    wanted = value_and_gradients(
+        lambda s, b: naive_losses.weighted(pairs, s, b, loss), pairs, 10.0, 0.0
+    )
+    assert_same(run(loss, pairs), wanted)
 
 
 def test_distilling_without_a_teacher_says_what_is_missing():

@@ -1,5 +1,6 @@
 """Learn from a teacher which other texts fit an image, and how well."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,9 @@ from training.recompute import in_row_chunks
 from training.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
+
+CLIP_SCALE = 100.0
+"""Of teachers that do not say theirs: where CLIP's training ends (Radford et al. 2021)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +41,12 @@ class Distill:
     takes: ClassVar[tuple[str, ...]] = ("teacher",)
     needs: ClassVar[tuple[str, ...]] = ("teacher",)
 
-    teacher_scale: float = 100.0
-    """Factor on the teacher's cosines, above 0: the logit scale that it was trained to."""
+    teacher_scale: float | None = None
+    """Factor on the teacher's cosines, above 0. None: the logit scale that the teacher was trained
+    to, or 100, CLIP's, where it is not known."""
 
     def __post_init__(self) -> None:
-        if not self.teacher_scale > 0:
+        if self.teacher_scale is not None and not 0 < self.teacher_scale < math.inf:
             raise UserError(f"teacher_scale is {self.teacher_scale}. Write one above 0.")
 
     def __call__(
@@ -54,19 +59,20 @@ class Distill:
     ) -> Float[Tensor, ""]:
         """Return the mean divergence of this process's pairs among the pairs of every process."""
         refuse_fields(self, local)
-        assert local.teacher is not None
-        assert world.teacher is not None
-        (image, text), (images, texts) = local.teacher, world.teacher
+        own, others = local.teacher, world.teacher
+        assert own is not None
+        assert others is not None
+        teacher_scale = self.teacher_scale or own.scale or CLIP_SCALE
         total = _divergence(
-            (local.image, local.group, rows, image),
-            (world.text, world.group, texts),
+            (local.image, local.group, rows, own.image),
+            (world.text, world.group, others.text),
             scale,
-            self.teacher_scale,
+            teacher_scale,
         ) + _divergence(
-            (local.text, local.group, rows, text),
-            (world.image, world.group, images),
+            (local.text, local.group, rows, own.text),
+            (world.image, world.group, others.image),
             scale,
-            self.teacher_scale,
+            teacher_scale,
         )
         return total.mean() / 2
 

@@ -1,0 +1,83 @@
+"""A run at work, as it begins or as its newest checkpoint left it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from training.cadence import Cadence
+from training.config import TrainConfig
+from training.duration import RunLength
+from training.flops import peak_flops
+from training.log import RunLog
+from training.profiler import StepProfiler
+from training.run_folder import check_out, claim
+from training.setbacks import forget_skipped
+from training.setup import Parts, build_parts
+from training.stages import StagedEncoder
+from training.state import TrainState, restore
+from training.stops import Stops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run at work: what the loop turns over, and where it writes."""
+
+    config: TrainConfig
+    out: Path
+    accelerator: Accelerator
+    parts: Parts
+    state: TrainState
+    encoder: StagedEncoder
+    optimizer: Any
+    """As the accelerator prepared it."""
+    log: RunLog
+    profiler: StepProfiler
+    stops: Stops
+    length: RunLength
+    steps: int
+
+
+def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite: bool) -> Run:
+    """Return the run as it begins, or as its newest checkpoint left it."""
+    with accelerator.main_process_first():
+        is_free = check_out(out, config, overwrite=overwrite)
+    parts = build_parts(config, accelerator)
+    if accelerator.is_main_process:
+        claim(out, config, overwrite=is_free)
+    accelerator.wait_for_everyone()
+
+    plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
+    moving = {"memory": parts.memory, "scaler": accelerator.scaler, "teacher": parts.teacher}
+    moving |= {"average": parts.average, "guard": parts.guard}
+    others = {name: part for name, part in moving.items() if part is not None}
+    state = TrainState(parts.encoder, parts.optimizer, others, identity, parts.averaged)
+    restore(state, out)
+    parts.loader.take_up(state.ledger)
+    encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
+    optimizer = accelerator.prepare(state.optimizer)
+    is_main = accelerator.is_main_process
+    if is_main:
+        forget_skipped(out, state)
+    return Run(
+        config=config,
+        out=out,
+        accelerator=accelerator,
+        parts=parts,
+        state=state,
+        encoder=encoder,
+        optimizer=optimizer,
+        log=RunLog(
+            out,
+            state.step,
+            config,
+            is_main=is_main,
+            num_devices=accelerator.num_processes,
+            peak=peak_flops(accelerator.device, accelerator.mixed_precision),
+        ),
+        profiler=StepProfiler(out, config.speed.profiled(), is_main=is_main),
+        stops=Stops(Cadence.parse(config.save_every, "save_every").minutes, is_main=is_main),
+        length=config.run_length(plan.num_samples),
+        steps=config.num_steps(plan.num_samples),
+    )
