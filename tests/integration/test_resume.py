@@ -180,6 +180,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(data, tmp_path):
         train(tmp_path / "run", data, "--steps", "2")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(data, six_steps, tmp_path):
     argv = [sys.executable, "-c", LIMITED_FILES, "train", "toy", "--out", str(tmp_path / "run")]
     argv += ["--data.shards", str(data), "--data.batch-size", "24", "--log-every", "1", *SIX_STEPS]
@@ -200,8 +201,8 @@ import resource, sys, torch
 torch.set_num_threads(1)
 from training import state
 save = state.save_encoder
-def limited(encoder, part):
-    save(encoder, part)
+def limited(encoder, part, weights):
+    save(encoder, part, weights)
     if part.name == ".step_0000004.part":  # from now on a file may have 10 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 state.save_encoder = limited

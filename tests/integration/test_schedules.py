@@ -58,7 +58,9 @@ def test_each_stage_trains_what_it_does_not_freeze(staged):
     assert moved(staged, 4, 6) == {"visual", "text", "logit_scale"}
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "step", [2, 5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 4))]
+)
 def test_a_run_that_stops_in_any_stage_equals_one_that_did_not(step, staged, data, tmp_path):
     shutil.copytree(staged, tmp_path / "cut")
     for folder in sorted((tmp_path / "cut" / "checkpoints").iterdir())[step:]:
@@ -69,7 +71,10 @@ def test_a_run_that_stops_in_any_stage_equals_one_that_did_not(step, staged, dat
     assert rows(tmp_path / "cut") == rows(staged)
 
 
-@pytest.mark.parametrize("name", ["stable_adamw", "lamb", "lion", "muon"])
+@pytest.mark.parametrize(
+    "name",
+    ["stable_adamw", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lamb", "lion", "muon"))],
+)
 def test_a_run_with_any_optimizer_goes_on_exactly(name, data, tmp_path):
     options = ["--steps", "4", "--save-every", "2", "--optimizer.name", name]
     options += ["--stages", "3 steps: freeze=text", "rest", "--optimizer.learning-rate", "1e-3"]
@@ -82,6 +87,7 @@ def test_a_run_with_any_optimizer_goes_on_exactly(name, data, tmp_path):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_half_the_batch_is_the_same_run_by_samples(data, tmp_path):
     options = ["--samples", "96", "--optimizer.warmup", "48 samples"]
     train(tmp_path / "whole", data, *options)
@@ -122,6 +128,7 @@ def vit(tmp_path):
     return str(tmp_path / "vit.json")
 
 
+@pytest.mark.slow
 def test_small_pictures_then_full_ones_go_on_exactly(vit, data, tmp_path):
     options = ["--model.name", vit, "--steps", "4", "--save-every", "1", "--keep.last", "9"]
     options += ["--stages", "75%: size=16", "rest: lr=0.1", "--data.validation", str(data)]

@@ -16,6 +16,7 @@ def model(tmp_path):
     return str(tmp_path / "vit.json")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_ways_to_compute_and_a_window_is_profiled(tmp_path, model):
     shards = colours(tmp_path / "shards", 120)
     options = ("--model.name", model, *OPTIONS)

@@ -54,6 +54,7 @@ def assert_near(one, other):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_features_on_disk_teach_what_their_model_teaches(world, tmp_path):
     options = ["--loss", "distill", "weighted", "--steps", "3", *WHOLE]
     taught(world, tmp_path / "model", "teacher", *options)

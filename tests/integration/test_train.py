@@ -86,6 +86,7 @@ def test_a_short_run_on_bad_samples_stops_at_its_end_and_may_be_gone_on_with(spo
     assert result["substituted"] >= 12
 
 
+@pytest.mark.slow
 def test_the_ledger_of_a_run_that_goes_on_is_that_of_one_that_never_stopped(
     spoiled, tmp_path, monkeypatch
 ):
@@ -111,6 +112,7 @@ def test_the_ledger_of_a_run_that_goes_on_is_that_of_one_that_never_stopped(
     assert faults(tmp_path / "cut") == faults(tmp_path / "whole") == whole["faults"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_the_run_computes_ends_it_in_one_line(
     spoiled, tmp_path, monkeypatch
 ):
@@ -191,6 +193,7 @@ def test_the_last_checkpoints_are_kept_and_no_part_is_left(data, tmp_path):
     assert left == ["step_0000006", "step_0000008", "step_0000009"]
 
 
+@pytest.mark.slow
 def test_every_nth_and_the_best_checkpoint_stay(data, tmp_path):
     held_out = colours(tmp_path / "held_out", 32, first=200)
     best = "validation/loss"
@@ -253,6 +256,7 @@ def strip_captions(shard) -> None:
                 tar.addfile(info, io.BytesIO(content))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_workers_but_not_with_another_batch(data, tmp_path):
     train(tmp_path / "whole", data, "--steps", "6", "--save-every", "3")
     train(tmp_path / "cut", data, "--steps", "6", "--save-every", "3")
