@@ -40,6 +40,7 @@ def test_four_colours_are_learned(loss, data, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memory",
     [
