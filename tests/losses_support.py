@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp.errors import UserError
+from training.loss import takes
 from vlp.spec import build
 from vlp.types import Pairs, Past, Taught
 
@@ -33,7 +33,8 @@ def filled(loss, pairs: Pairs) -> Pairs:
     count, generator = len(pairs.image), torch.Generator().manual_seed(1)
     past_group = torch.cat([torch.arange(3), torch.arange(1000, 1004)])
     fields = {
-        "views": {"views": unit(generator, 2, count)},
+        "views": {"views": unit(generator, 2, count).requires_grad_()},
+        "text_views": {"text_views": unit(generator, 3, count).requires_grad_()},
         "hard_text": {
             "hard_text": unit(generator, count, 2).requires_grad_(),
             "hard_group": torch.stack([pairs.group.roll(1), torch.full((count,), -1)], 1),
@@ -42,17 +43,9 @@ def filled(loss, pairs: Pairs) -> Pairs:
         "past": {"past": Past(*unit(generator, 2, 7), past_group, ceiling=0.4)},
     }
     for name, values in fields.items():
-        if takes(loss, pairs, name, values):
+        if name in takes(loss):
             pairs = pairs._replace(**values)
     return pairs
-
-
-def takes(loss, pairs: Pairs, name: str, values: dict) -> bool:
-    try:
-        run(loss, pairs._replace(**values))
-    except UserError as error:
-        return f"cannot use {name}" not in str(error)
-    return True
 
 
 def part(pairs: Pairs, rows: Tensor) -> Pairs:
@@ -62,6 +55,9 @@ def part(pairs: Pairs, rows: Tensor) -> Pairs:
         for name in ("image", "text", "group", "seed", "hard_text", "hard_group")
         if getattr(pairs, name) is not None
     }
+    for name in ("views", "text_views"):
+        if getattr(pairs, name) is not None:
+            sliced[name] = getattr(pairs, name)[:, rows]
     if pairs.teacher is not None:
         taught = {name: getattr(pairs.teacher, name)[rows] for name in ("image", "text")}
         sliced["teacher"] = pairs.teacher._replace(**taught)
@@ -86,11 +82,11 @@ def run(loss, pairs: Pairs, processes: int = 1, scale=10.0, bias=-10.0):
 
 
 def value_and_gradients(function, pairs: Pairs, scale: float, bias: float):
-    """Return the value, and the gradients of images, texts, scale, bias and hard captions."""
+    """Return the value, and the gradients of images, texts, scale, bias and all that carry one."""
     s, b = number(scale), number(bias)
     asked = [pairs.image, pairs.text, s, b]
-    if pairs.hard_text is not None:
-        asked.append(pairs.hard_text)
+    more = (pairs.hard_text, pairs.views, pairs.text_views)
+    asked += [features for features in more if features is not None]
     value = function(s, b)
     gradients = torch.autograd.grad(value, asked, allow_unused=True)
     return value.detach(), [

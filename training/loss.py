@@ -12,7 +12,7 @@ from vlp.types import Pairs
 SOURCES = {
     "views": "--data.image-views",
     "text_views": "--data.text-views",
-    "hard_text": "hard captions",
+    "hard_text": "the hard captions",
     "teacher": "--teacher",
     "past": "--memory",
 }
@@ -66,8 +66,27 @@ def least_dim(loss: Any) -> int:
     return getattr(loss, "least_dim", 1)
 
 
+def check_loss(loss: Any) -> Any:
+    """Return the loss.
+
+    Raises:
+        UserError: It lacks what every loss declares, or names a field that no batch has.
+    """
+    for name in ("start_scale", "start_bias", "max_scale"):
+        if not hasattr(loss, name):
+            raise UserError(f"The loss {_name(loss)} declares no {name}.")
+    for name in ("takes", "needs"):
+        fields = getattr(loss, name, ())
+        if not isinstance(fields, tuple) or not set(fields) <= set(SOURCES):
+            raise UserError(
+                f"The loss {_name(loss)} {name} {fields!r}. Write a tuple of some of "
+                f"{', '.join(SOURCES)}."
+            )
+    return loss
+
+
 def refuse_fields(loss: Any, pairs: Pairs) -> None:
-    """Raise UserError where the batch holds a field that the loss does not say it takes."""
+    """Raise UserError where the loss cannot use a field of the batch, or lacks one it needs."""
     refuse([field for field in SOURCES if getattr(pairs, field) is not None], [loss])
 
 
@@ -82,8 +101,11 @@ def refuse(fields: Iterable[str], losses: Iterable[Any]) -> None:
                 f"that takes it."
             )
     for loss in losses:
-        for field in set(needs(loss)) - set(fields):
-            raise UserError(f"The loss {_name(loss)} needs a {field}. Write {SOURCES[field]}, too.")
+        for field in needs(loss):
+            if field not in fields:
+                raise UserError(
+                    f"The loss {_name(loss)} needs {field}, which {SOURCES[field]} gives."
+                )
 
 
 def refuse_dim(dim: int, losses: Iterable[Any]) -> None:

@@ -69,13 +69,18 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def push(self, world: Pairs) -> None:
-        """Take in the pairs of one step, in the places of the oldest."""
-        count = len(world.group)
+        """Take in the pairs of one step, in the places of the oldest.
+
+        They go in by their seeds: in the order of processes, how many these are would decide which
+        pairs of a batch are written over first.
+        """
+        count, order = len(world.group), world.seed.argsort()
         places = (self.pushed + torch.arange(count, device=self.group.device)) % self.size
         newest = slice(-self.size, None)  # of a batch larger than the ring
-        self.image[places[newest]] = world.image[newest].to(self.image.dtype)
-        self.text[places[newest]] = world.text[newest].to(self.text.dtype)
-        self.group[places[newest]] = world.group[newest]
+        chosen = order[newest]
+        self.image[places[newest]] = world.image[chosen].to(self.image.dtype)
+        self.text[places[newest]] = world.text[chosen].to(self.text.dtype)
+        self.group[places[newest]] = world.group[chosen]
         self.pushed += count
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.loss import SOURCES, needs, refuse, refuse_dim, takes
+from training.loss import SOURCES, check_loss, needs, refuse, refuse_dim, takes
 from vlp.console import warn
 from vlp.errors import UserError
 from vlp.spec import build_part, parse
@@ -70,7 +70,8 @@ class Objective:
     def of_pairs_alone(self) -> "Objective":
         """Return the losses that need no optional field of a batch, as held-out shards have none.
 
-        A teacher sees only what is trained on.
+        A teacher sees only what is trained on: without it ``weighted`` goes by the encoder's own
+        features.
         """
         kept = {name: loss for name, loss in self.losses.items() if not needs(loss)}
         return Objective(kept, {name: self.weights[name] for name in kept})
@@ -119,7 +120,7 @@ def build_objective(specs: Sequence[str]) -> Objective:
         if not is_number or not 0 < weight <= MOST:
             raise UserError(f"{spec!r}: weight is {weight!r:.40}. Write a number above 0.")
         label = _unlike(name.rpartition(".")[2], losses)
-        losses[label] = build_part("training.losses", name, arguments)
+        losses[label] = check_loss(build_part("training.losses", name, arguments))
         weights[label] = float(weight)
     return Objective(losses, weights)
 

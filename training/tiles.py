@@ -91,6 +91,7 @@ class Tiles:
         The similarities are valid until the next tile and may be overwritten.
         """
         height, width = self.shape
+        _ = self._crossings  # asked now: the host waits for it
         buffer = anchors.new_empty(height * width)
         for top in range(0, len(anchors), height):
             rows = slice(top, min(top + height, len(anchors)))
@@ -135,7 +136,9 @@ class Tiles:
         """Overwrite with -inf all that are no negatives: matches, and near-duplicates of them."""
         if self.twins is not None:
             mine, others, ceiling = self.twins
-            tile.masked_fill_(mine[rows] @ others[columns].T > ceiling, -torch.inf)
+            with torch.autocast(tile.device.type, enabled=False):
+                cosines = mine[rows] @ others[columns].T
+            tile.masked_fill_(cosines > ceiling, -torch.inf)
         if (matches := self.matches(rows, columns)) is not None:
             tile.masked_fill_(matches, -torch.inf)
         elif (own := self.own(tile, rows, columns)) is not None:

@@ -15,10 +15,12 @@ from losses_support import (
     number,
     part,
     run,
+    unit,
     value_and_gradients,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from training.loss import needs, takes
 from training.losses.decoupled import Decoupled
 from training.losses.distill import Distill
 from training.losses.hard_negative import HardNegative
@@ -159,7 +161,19 @@ def test_a_loss_is_finite_at_its_largest_scale_with_equal_features(name, dtype):
 
 
 def teacher_of(loss, features):
-    return Taught(features.detach(), features.detach()) if isinstance(loss, Distill) else None
+    return Taught(features.detach(), features.detach()) if "teacher" in needs(loss) else None
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_autocast_finds_the_same_near_duplicates(name):
+    generator = torch.Generator().manual_seed(0)
+    image, text = unit(generator, 2, 256).float()
+    past = Past(*unit(generator, 2, 1024).float(), torch.arange(1000, 2024), ceiling=0.3)
+    pairs = Pairs(image, text, torch.arange(256), torch.arange(256), past=past)
+    loss, rows = loss_of(name), torch.arange(256)
+    plain = loss(pairs, pairs, rows, torch.tensor(10.0), torch.tensor(-5.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(pairs, pairs, rows, torch.tensor(10.0), torch.tensor(-5.0)) == plain
 
 
 @EVERY_LOSS
@@ -184,8 +198,9 @@ def test_autocast_changes_nothing(name):
 @EVERY_LOSS
 def test_a_loss_refuses_a_field_that_it_cannot_use(name):
     loss, pairs = loss_of(name), drawn(4)
-    odd = pairs._replace(views=pairs.image.detach()[None])
-    with pytest.raises(UserError, match="cannot use views"):
+    field = next(field for field in ("views", "text_views") if field not in takes(loss))
+    odd = pairs._replace(**{field: pairs.image.detach()[None]})
+    with pytest.raises(UserError, match=f"cannot use {field}"):
         loss(odd, odd, torch.arange(4), number(1.0), number(0.0))
 
 
@@ -326,7 +341,7 @@ def test_without_a_teacher_the_frozen_tower_is_its_own(frozen):
 
 def test_distilling_without_a_teacher_says_what_is_missing():
     pairs = drawn(4)
-    with pytest.raises(UserError, match=r"distill needs a teacher. Write --teacher"):
+    with pytest.raises(UserError, match="distill needs teacher, which --teacher gives"):
         Distill()(pairs, pairs, torch.arange(4), number(1.0), None)
 
 
@@ -337,6 +352,8 @@ def test_distilling_without_a_teacher_says_what_is_missing():
         ("softmax(image_to_text=1.5)", "image_to_text is 1.5. Write a weight from 0 to 1"),
         ("softmax(see='most')", "see cannot be 'most'"),
         ("hard_negative(beta=-1.0)", "beta is -1.0. Write 0 or more"),
+        ("hard_negative(beta=1e8)", "beta is 100000000.0. Write 0 or more, up to 100"),
+        ("uniformity(t=1e200)", "t is 1e+200. Write a sharpness above 0"),
         ("uniformity(t=0.0)", "t is 0.0"),
         ("uniformity(in_modal=-1.0)", "in_modal is -1.0. Write a weight of 0 or more"),
         ("distill(teacher_scale=0.0)", "teacher_scale is 0.0"),

@@ -42,6 +42,17 @@ def test_the_newest_pairs_are_kept_and_the_oldest_are_overwritten(towers):
         assert group < 12 or torch.equal(row, whole[group])
 
 
+def test_what_is_kept_does_not_depend_on_the_order_of_the_processes(towers):
+    one, other = Memory(towers, 5), Memory(towers, 5)
+    for first in (0, 4):
+        batch = pairs(first, 4)
+        order = torch.tensor([2, 0, 3, 1])
+        one.push(batch)
+        other.push(Pairs(*(field[order] for field in batch[:4])))
+    assert torch.equal(one.group, other.group)
+    assert torch.equal(one.image, other.image)
+
+
 def test_of_a_batch_larger_than_the_memory_the_last_pairs_are_kept(towers):
     memory = Memory(towers, 5)
     memory.push(pairs(0, 3))

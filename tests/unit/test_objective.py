@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from training.config import TrainConfig
+from training.loss import check_loss
 from training.losses.sigmoid import Sigmoid
 from training.losses.softmax import Softmax
 from training.losses.uniformity import Uniformity
 from training.objective import build_objective, warn_of_scales
 from vlp.errors import UserError
-from vlp.types import Pairs, Past
+from vlp.types import Pairs, Past, Taught
 
 
 def pairs() -> Pairs:
@@ -53,17 +54,17 @@ def test_each_loss_sees_the_fields_that_it_takes_and_what_none_takes_is_refused(
     assert found["softmax"] > Softmax()(batch, batch, rows, scale, None)
     assert found["uniformity"] == Uniformity()(batch, batch, rows, scale, None)
     with pytest.raises(UserError, match="softmax and uniformity cannot use teacher"):
-        objective(more._replace(teacher=(batch.image, batch.text)), more, rows, scale, bias)
+        objective(more._replace(teacher=Taught(batch.image, batch.text)), more, rows, scale, bias)
     inside = build_objective(["matryoshka(loss='softmax', dims=(4,))"])
     assert inside.each(more, more, rows, scale, None)["matryoshka"] > 0
 
 
 def test_what_a_run_cannot_give_its_losses_is_found_before_it_begins():
     for specs, fields, message in (
-        (["softmax", "distill"], (), "distill needs a teacher. Write --teacher"),
+        (["softmax", "distill"], (), "distill needs teacher, which --teacher gives"),
         (["softmax"], ("past", "views"), "cannot use views. Leave out --data.image-views"),
         (["sigmoid", "matryoshka(dims=(16,))"], (), "at least 16 numbers; those of the model have"),
-        (["matryoshka(loss='distill', dims=(4,))"], (), "needs a teacher"),
+        (["matryoshka(loss='distill', dims=(4,))"], (), "matryoshka needs teacher"),
     ):
         with pytest.raises(UserError, match=message):
             build_objective(specs).check(fields, dim=8)
@@ -75,6 +76,21 @@ def test_every_parameter_gets_a_gradient_although_no_loss_takes_it():
     scale, bias = torch.tensor(10.0), torch.tensor(-10.0, requires_grad=True)
     build_objective(["softmax"])(batch, batch, rows, scale, bias).backward()
     assert bias.grad == 0
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({}, "declares no start_scale"),
+        ({"takes": "past"}, "takes 'past'. Write a tuple"),
+        ({"takes": (), "needs": ("teachers",)}, r"needs \('teachers',\). Write a tuple"),
+    ],
+)
+def test_a_loss_from_elsewhere_that_is_none_says_what_it_lacks(declared, message):
+    if declared:
+        declared |= {"start_scale": 1.0, "start_bias": None, "max_scale": 100.0}
+    with pytest.raises(UserError, match=message):
+        check_loss(type("Odd", (), declared)())
 
 
 def test_a_loss_that_is_there_twice_is_numbered():

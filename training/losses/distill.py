@@ -15,7 +15,7 @@ from training.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
 
-CLIP_SCALE = 100.0
+USUAL_SCALE = 100.0
 """Of teachers that do not say theirs: where CLIP's training ends (Radford et al. 2021)."""
 
 
@@ -62,7 +62,7 @@ class Distill:
         own, others = local.teacher, world.teacher
         assert own is not None
         assert others is not None
-        teacher_scale = self.teacher_scale or own.scale or CLIP_SCALE
+        teacher_scale = self.teacher_scale or own.scale or USUAL_SCALE
         total = _divergence(
             (local.image, local.group, rows, own.image),
             (world.text, world.group, others.text),

@@ -11,6 +11,9 @@ from training.contrastive import Contrastive, Direction
 from training.log_sums import EMPTY
 from vlp.errors import UserError
 
+MOST = 100
+"""Of alpha and beta: beyond, only the hardest negative would count, and 1 + beta be rounded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HardNegative(Contrastive):
@@ -40,8 +43,8 @@ class HardNegative(Contrastive):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}. Write 0 or more.")
+            if not 0 <= getattr(self, name) <= MOST:
+                raise UserError(f"{name} is {getattr(self, name)}. Write 0 or more, up to {MOST}.")
 
     @property
     def powers(self) -> tuple[float, ...]:

@@ -27,7 +27,8 @@ class Matryoshka:
     takes the mean, so that a learning rate may stay as it is.
 
     Source: Matryoshka representation learning (Kusupati et al. 2022, arXiv:2205.13147, equation 1).
-    Takes: what its loss takes; prefixes of image, text, hard_text and past. Those of a teacher are
+    Near-duplicates of past features are told by the cosines of each prefix. Takes: what its loss
+    takes; prefixes of image, text, hard_text and past. Those of a teacher are
     left whole.
     """
 

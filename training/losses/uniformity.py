@@ -14,6 +14,9 @@ from training.tiles import Tiles, in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
 
+MOST = 100
+"""Sharpness: beyond, only the nearest pair would count."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Uniformity:
@@ -47,8 +50,8 @@ class Uniformity:
     """Sharpness of the Gaussian potential, above 0."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.t < math.inf:
-            raise UserError(f"t is {self.t}. Write a sharpness above 0, such as 2.")
+        if not 0 < self.t <= MOST:
+            raise UserError(f"t is {self.t}. Write a sharpness above 0, such as 2, up to {MOST}.")
         for name in ("alignment", "in_modal", "cross_modal"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}. Write a weight of 0 or more.")
