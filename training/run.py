@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from accelerate import Accelerator
 
@@ -37,6 +37,8 @@ class Run:
     stops: Stops
     length: RunLength
     steps: int
+    lock: IO[str] | None
+    """Of the folder, by the main process: no other may train in it meanwhile."""
 
 
 def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwrite: bool) -> Run:
@@ -44,8 +46,7 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
     with accelerator.main_process_first():
         is_free = check_out(out, config, overwrite=overwrite)
     parts = build_parts(config, accelerator)
-    if accelerator.is_main_process:
-        claim(out, config, overwrite=is_free)
+    lock = claim(out, config, overwrite=is_free) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
 
     plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
@@ -80,4 +81,5 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
         stops=Stops(Cadence.parse(config.save_every, "save_every").minutes, is_main=is_main),
         length=config.run_length(plan.num_samples),
         steps=config.num_steps(plan.num_samples),
+        lock=lock,
     )

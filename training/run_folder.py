@@ -1,9 +1,12 @@
 """The folder of a run: whether it may be written, and what was wrong with the data."""
 
+import errno
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 from data_pipelines.loader import Loader, worker_error
 from data_pipelines.sources import find_shards
@@ -17,6 +20,7 @@ from vlp.output import check_output, read_record, remove_output, write_json, wri
 FREE_TO_CHANGE = (
     "data.shards",
     "data.keep",
+    "data.validation",
     "data.workers",
     "data.max_bad",
     "log_every",
@@ -43,6 +47,7 @@ FREE_TO_CHANGE = (
 """Fields that a run may go on with other values of: they change nothing but rounding, or what is
 done about steps that would harm it. Of moved shards the checkpoint knows the names and counts."""
 FAULTS = "faults.json"
+LOCK = ".lock"
 
 
 def check_out(out: Path, config: TrainConfig, *, overwrite: bool) -> bool:
@@ -64,15 +69,23 @@ def is_run(folder: Path) -> bool:
     return record is not None and record["command"] == "train"
 
 
-def claim(out: Path, config: TrainConfig, *, overwrite: bool) -> None:
-    """Make the folder the run's, with its config."""
+def claim(out: Path, config: TrainConfig, *, overwrite: bool) -> IO[str]:
+    """Make the folder the run's, with its config; return the lock, which holds until it is closed.
+
+    Raises:
+        UserError: Another process trains in the folder.
+    """
+    if is_run(out):
+        _lock(out).close()
     if overwrite:
         remove_output(out)
     out.mkdir(parents=True, exist_ok=True)
+    write_record(out, "train", asdict(config))
+    lock = _lock(out)
     remove_parts(out)
     for part in out.glob(".*.part"):  # a file that was being written at a kill
         part.unlink()
-    write_record(out, "train", asdict(config))
+    return lock
 
 
 def write_faults(loader: Loader, out: Path) -> None:
@@ -97,6 +110,21 @@ def faults_written(loader: Loader, out: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and (told := worker_error(error)):
             raise told from None
         raise
+
+
+def _lock(out: Path) -> IO[str]:
+    """Lock a folder for this process, but not for those that it forks: they may outlive it."""
+    file = (out / LOCK).open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+            return file
+        raise UserError(
+            f"Another process trains in {out}. Wait until it has ended, or give another --out."
+        ) from None
+    return file
 
 
 def _inputs(config: TrainConfig) -> list[Path]:

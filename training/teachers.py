@@ -67,7 +67,8 @@ class Teacher:
         if state["identity"] != self.identity:
             raise UserError(
                 f"The teacher {self.name} is no longer the one that the run began with. Bring the "
-                f"old one back (of a run, --teacher RUN/checkpoints/STEP), or use --overwrite."
+                f"old one back to its place, or use --overwrite. To be safe from this, give a copy "
+                f"(vlp export) and not a run that still goes on."
             )
 
 

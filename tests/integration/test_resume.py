@@ -339,3 +339,17 @@ def children(pid: int) -> list[int]:
     """Return the ids of the processes that a process started."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in found]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_has_ended(data, tmp_path):
+    out = tmp_path / "run"
+    train(out, data, "--steps", "1")
+    code = "import sys, training.run_folder as f, pathlib; l = f._lock(pathlib.Path(sys.argv[1])); "
+    code += "print('held', flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="Another process trains in"):
+            train(out, data, "--steps", "1")
+        other.stdin.close()
+    assert train(out, data, "--steps", "1")["steps"] == 1
