@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -43,6 +45,32 @@ def spoil(folder: Path, count: int, *, every: int) -> Path:
         samples[number] = replace(samples[number], image=samples[number].image[:60])
     write_shards(samples, folder, samples_per_shard=50)
     return folder
+
+
+RANKS = """
+import json, runpy, sys
+import torch.multiprocessing as mp
+file, name, processes, arguments, *sys.path[:0] = sys.argv[1:]
+function = runpy.run_path(file)[name]
+processes = int(processes)
+mp.start_processes(
+    function, (processes, *json.loads(arguments)), nprocs=processes, start_method="fork"
+)
+"""
+
+
+def in_ranks(file: str, function: Callable, processes: int, *arguments: Any) -> None:
+    """Call a function of a test file in processes that are forked of a fresh one.
+
+    Its first arguments are the rank and their number. What a test has run before, autograd's or
+    another library's threads, may not be forked, and tests are no package to be imported by name.
+    """
+    paths = [str(Path(__file__).parent), os.getcwd()]
+    told = [file, function.__name__, str(processes), json.dumps(arguments), *paths]
+    done = subprocess.run(
+        [sys.executable, "-c", RANKS, *told], capture_output=True, text=True, env=one_thread()
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def train(out: Path, shards: Path, *options: str) -> dict:

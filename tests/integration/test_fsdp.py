@@ -8,13 +8,12 @@ import open_clip
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from training_support import VIT, batch, colours, launch, train, weights
+from training_support import VIT, batch, colours, in_ranks, launch, train, weights
 
 from training.accumulate import Pieces, average_gradients, encode, without_reduction
 from training.commands import RECIPES
@@ -114,9 +113,7 @@ def one_rank(rank: int, processes: int, folder: str, cases: list[str]) -> None:
     [(2, ["pieces"]), *(pytest.param(n, [*CASES], marks=pytest.mark.slow) for n in (2, 3))],
 )
 def test_gradients_and_weights_in_slices_are_those_of_data_parallelism(processes, cases, tmp_path):
-    mp.start_processes(
-        one_rank, (processes, str(tmp_path), cases), nprocs=processes, start_method="fork"
-    )
+    in_ranks(__file__, one_rank, processes, str(tmp_path), cases)
     for plainly, sharded in torch.load(tmp_path / "found.pt").values():
         assert plainly["gradients"].keys() == dict(towers().named_parameters()).keys()
         torch.testing.assert_close(sharded, plainly, atol=1e-6, rtol=1e-4)
@@ -161,7 +158,7 @@ def optimizer_rank(rank: int, processes: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_optimizers_step_on_slices_as_on_whole_parameters(tmp_path):
-    mp.start_processes(optimizer_rank, (3, str(tmp_path)), nprocs=3, start_method="fork")
+    in_ranks(__file__, optimizer_rank, 3, str(tmp_path))
     found = torch.load(tmp_path / "found.pt")
     assert list(found) == list(OPTIMIZERS)
     for whole_, sliced in found.values():

@@ -29,7 +29,7 @@ def test_a_run_goes_on_with_other_ways_to_compute_and_a_window_is_profiled(tmp_p
     train(tmp_path / "run", shards, *ours, "--speed.recompute", "image", "text")
     whole, ours = weights(tmp_path / "whole"), weights(tmp_path / "run")
     for name, value in whole.items():
-        torch.testing.assert_close(ours[name], value, atol=2e-4, rtol=0)
+        torch.testing.assert_close(ours[name], value, atol=1e-3, rtol=0)
     pairs = zip(rows(tmp_path / "whole"), rows(tmp_path / "run"), strict=True)
     assert all(abs(theirs["loss"] - mine["loss"]) < 1e-4 for theirs, mine in pairs)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -48,4 +48,4 @@ def test_a_compiled_run_has_the_weights_of_a_plain_one_in_pieces_too(tmp_path, m
     plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
     assert compiled.keys() == plain.keys()
     for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, atol=2e-4, rtol=0)
+        torch.testing.assert_close(compiled[name], value, atol=1e-3, rtol=0)
