@@ -3,14 +3,14 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from eval.run import CHANCE
 from training.log import METRICS
 from training.sessions import read_sessions
-from vlp.checkpoint import step_of
+from vlp.checkpoint import AVERAGED, list_checkpoints, step_of
 from vlp.console import one_line, warn
 from vlp.errors import first_line
 from vlp.output import read_lines, read_record, write_bytes
@@ -19,16 +19,27 @@ from vlp.report import number
 CARD = "README.md"
 
 
-def write_card(checkpoint: Path, run: Path) -> None:
-    """Write the card of a run's checkpoint, of what the run's folder holds.
+def write_card(run: Path, *, step: int, samples_seen: int) -> None:
+    """Write the card of a run's checkpoint, and one of the moving average that lies in it.
 
-    The checkpoint is sealed before: its manifest does not name the card, which may be edited. A
-    disk without room for it ends no run.
+    Validation is of the average where there is one: its card alone has the figures. The checkpoint
+    is sealed before: its manifest names no card, which may be edited. A disk without room for one
+    ends no run.
+
+    Args:
+        run: The run's folder, whose files the cards are made of.
+        step: Of the checkpoint.
+        samples_seen: As the checkpoint has it; the last row of figures may be older.
     """
-    try:
-        write_bytes(checkpoint / CARD, _card(checkpoint, run).encode(errors="replace"))
-    except OSError as error:
-        warn(f"The model card of {checkpoint} cannot be written ({first_line(error)}).")
+    for checkpoint in list_checkpoints(run):
+        if step_of(checkpoint) != step:
+            continue
+        facts, averaged = _facts(run, step, samples_seen), checkpoint / AVERAGED
+        if averaged.is_dir():
+            _write(averaged, _card(facts, _of_average(facts), _figures(facts)))
+            _write(checkpoint, _card(facts._replace(figures={}), _RAW, _RAW_FIGURES))
+        else:
+            _write(checkpoint, _card(facts, "", _figures(facts)))
 
 
 def public_name(source: str) -> str:
@@ -39,35 +50,89 @@ def public_name(source: str) -> str:
     return place if "://" in place else Path(place.rstrip("/")).name or "shards"
 
 
-def _card(checkpoint: Path, run: Path) -> str:
-    name, step = run.resolve().name, step_of(checkpoint)
-    rows = [row for row in read_lines(run / METRICS) if row["step"] <= step]
-    newest = {figure: value for row in rows for figure, value in row.items()}
-    figures = {
-        figure.removeprefix("validation/"): value
-        for figure, value in newest.items()
-        if figure.startswith("validation/")
-    }
-    config, sessions = (read_record(run) or {"config": {}})["config"], read_sessions(run)
-    last = sessions[-1] if sessions else {}
-    front = _front_matter(name, last, figures)
-    seen = newest.get("samples_seen", 0)
+class _Facts(NamedTuple):
+    """What the cards of a checkpoint tell."""
+
+    name: str
+    step: int
+    samples_seen: int
+    config: dict[str, Any]
+    session: dict[str, Any]
+    """The last one of the run."""
+    figures: dict[str, float]
+    """Of the newest validation up to the checkpoint, all of one step."""
+    validated_at: int
+    """The step of that validation; 0: there was none."""
+
+
+def _facts(run: Path, step: int, samples_seen: int) -> _Facts:
+    rows = [
+        (row["step"], name.removeprefix("validation/"), value)
+        for row in read_lines(run / METRICS)
+        for name, value in row.items()
+        if name.startswith("validation/") and row["step"] <= step
+    ]
+    validated_at = max((at for at, *_ in rows), default=0)
+    sessions = read_sessions(run)
+    return _Facts(
+        name=run.resolve().name,
+        step=step,
+        samples_seen=samples_seen,
+        config=(read_record(run) or {"config": {}})["config"],
+        session=sessions[-1] if sessions else {},
+        figures={name: value for at, name, value in rows if at == validated_at},
+        validated_at=validated_at,
+    )
+
+
+def _write(folder: Path, card: str) -> None:
+    try:
+        write_bytes(folder / CARD, card.encode(errors="replace"))
+    except OSError as error:
+        warn(f"The model card of {folder} cannot be written ({first_line(error)}).")
+
+
+def _card(facts: _Facts, which: str, figures: str) -> str:
+    """Return a card.
+
+    Args:
+        facts: With those figures alone that are of the weights beside the card.
+        which: Which of a checkpoint's weights these are; empty where there are no others.
+        figures: The section about them.
+    """
     parts = [
-        f"# {_plain(name)}",
-        f"A CLIP-style dual encoder ({_plain(config['model']['name'])}), as it was at step {step} "
-        f"of its run, after {number(seen)} image-text pairs.",
+        f"# {_plain(facts.name)}",
+        f"A CLIP-style dual encoder ({_plain(_model(facts.config['model']['name']))}), as it was "
+        f"at step {facts.step} of its run, after {number(facts.samples_seen)} image-text pairs.",
+        which,
         "## How to load it",
         _LOADING,
         "## What it was trained on",
-        _data(last),
+        _data(facts.session),
         "## How it was trained",
-        _training(config, last, step),
+        _training(facts),
         "## Figures",
-        _figures(figures, last),
+        figures,
         "## Limits",
         _LIMITS,
     ]
-    return f"---\n{front}\n---\n\n" + "\n\n".join(parts) + "\n"
+    return f"---\n{_front_matter(facts)}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+
+
+_RAW = f"""\
+These are the **raw weights**, which the run goes on with. Their moving average, which is evaluated
+and used later, lies in [`{AVERAGED}/`]({AVERAGED}/{CARD})."""
+
+_RAW_FIGURES = f"""\
+None are of these weights: validation is of their moving average, whose figures are in the card of
+[`{AVERAGED}/`]({AVERAGED}/{CARD})."""
+
+
+def _of_average(facts: _Facts) -> str:
+    return (
+        f"These are the **moving average (EMA)** of the run's weights, which keeps "
+        f"{facts.config['ema']:g} of its own in a step. The raw ones lie in the folder above."
+    )
 
 
 _LOADING = """\
@@ -93,8 +158,10 @@ _LIMITS = """\
 - The licence of the weights, which depends on the data, is for whoever publishes them to state."""
 
 
-def _front_matter(name: str, session: Mapping[str, Any], figures: Mapping[str, float]) -> str:
-    held_out = session.get("validation") or {}
+def _front_matter(facts: _Facts) -> str:
+    """Return what the hub reads; results only where they are of the very weights beside it."""
+    held_out = facts.session.get("validation") or {}
+    figures = facts.figures if facts.validated_at == facts.step else {}
     source = ", ".join(map(public_name, held_out.get("names", ["held-out shards"])))
     results = [
         EvalResult(
@@ -114,7 +181,7 @@ def _front_matter(name: str, session: Mapping[str, Any], figures: Mapping[str, f
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "image-text-retrieval", "vlp"],
-        model_name=_plain(name) if results else None,
+        model_name=_plain(facts.name) if results else None,
         eval_results=results or None,
     ).to_yaml()
 
@@ -129,10 +196,11 @@ def _data(session: Mapping[str, Any]) -> str:
     return _table(("source", "samples", "shards", "passes in the whole run"), rows)
 
 
-def _training(config: Mapping[str, Any], session: Mapping[str, Any], step: int) -> str:
+def _training(facts: _Facts) -> str:
+    config, session = facts.config, facts.session
     optimizer, data = config["optimizer"], config["data"]
     rows = [
-        ("steps", f"{step} of {session.get('steps', step)}"),
+        ("steps", f"{facts.step} of {session.get('steps', facts.step)}"),
         ("batch", f"{data['batch_size']} pairs"),
         ("loss", " + ".join(config["loss"])),
         ("optimizer", f"{optimizer['name']}, weight decay {optimizer['weight_decay']:g}"),
@@ -141,6 +209,7 @@ def _training(config: Mapping[str, Any], session: Mapping[str, Any], step: int) 
             f"{optimizer['learning_rate']:g}, {optimizer['schedule']}, "
             f"warm-up {optimizer['warmup']}",
         ),
+        *_extras(config),
         ("precision", session.get("precision", "")),
         ("seed", config["seed"]),
         ("processes", session.get("processes", "")),
@@ -149,17 +218,54 @@ def _training(config: Mapping[str, Any], session: Mapping[str, Any], step: int) 
     return _table(("", ""), rows)
 
 
-def _figures(figures: Mapping[str, float], session: Mapping[str, Any]) -> str:
+def _extras(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a run may have or not: first weights, a teacher, an average, stages, a memory."""
+    model = config["model"]
+    kinds = {"": "weights", "image tower's ": "image_weights", "text tower's ": "text_weights"}
+    rows = [
+        (f"{tower}first weights", _model(model[kind]))
+        for tower, kind in kinds.items()
+        if model.get(kind)
+    ]
+    if config.get("teacher"):
+        rows.append(("teacher", _model(config["teacher"])))
+    if config.get("ema"):
+        rows.append(("moving average", f"keeps {config['ema']:g} of its own weights in a step"))
+    stages = config.get("stages") or ()
+    rows += [(f"stage {place} of {len(stages)}", told) for place, told in enumerate(stages, 1)]
+    if config.get("memory"):
+        told = [f"{number(config['memory'])} past pairs as more negatives"]
+        options = ("memory_top", "memory_ceiling", "memory_momentum")
+        told += [f"{o.removeprefix('memory_')} {config[o]:g}" for o in options if config.get(o)]
+        rows.append(("memory", ", ".join(told)))
+    return rows
+
+
+def _model(source: str) -> str:
+    """Return the name of a model or of weights as it may be published."""
+    return source if source.startswith("hf-hub:") else public_name(source)
+
+
+def _figures(facts: _Facts) -> str:
+    held_out, figures = facts.session.get("validation"), facts.figures
     if not figures:
-        return "The run had no held-out shards, so there are none."
-    held_out = session.get("validation") or {}
+        return (
+            "The run was not validated up to this step, so there are none."
+            if held_out
+            else "The run had no held-out shards, so there are none."
+        )
     rows = []
     for figure, value in figures.items():
         folder, _, kind = figure.rpartition("/")
         if kind not in CHANCE.values():
             chance = figures.get(f"{folder}/{CHANCE.get(kind)}")
             rows.append((figure, number(value), "" if chance is None else number(chance)))
-    about = f"On {number(held_out.get('samples', 0))} held-out pairs; shares are in [0, 1].\n\n"
+    is_older = facts.validated_at < facts.step
+    older = f", before these weights of step {facts.step}, which have none" if is_older else ""
+    about = (
+        f"Validated at step {facts.validated_at}{older}. On "
+        f"{number((held_out or {}).get('samples', 0))} held-out pairs; shares are in [0, 1].\n\n"
+    )
     return about + _table(("figure", "value", "chance"), rows)
 
 

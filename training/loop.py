@@ -18,7 +18,7 @@ from training.log import note, validation_note
 from training.processes import cores_for_workers, start_processes
 from training.run import Run, open_run
 from training.run_folder import faults_written, write_faults
-from training.run_report import reported, write_report
+from training.run_report import Standing, reported, write_report
 from training.sessions import begin_session
 from training.setbacks import go_back, tell
 from training.stages import staged_batches
@@ -26,7 +26,6 @@ from training.state import save
 from training.step import cut_captions, over_processes, take_step
 from training.stops import lost_processes_told
 from training.validation import Validation, validate
-from vlp.checkpoint import list_checkpoints
 from vlp.console import progress, say, speaking
 
 
@@ -47,7 +46,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         is_main = accelerator.is_main_process
         if is_main and run.state.step < run.steps:
             begin_session(out, config, accelerator, run.parts, run.state, run.steps)
-        with reported(out, is_main=is_main), faults_written(run.parts.loader, out), run.stops:
+        with reported(run), faults_written(run.parts.loader, out), run.stops:
             while run.state.step < run.steps and not run.stops.signal:
                 try:
                     _turn(run)
@@ -145,8 +144,9 @@ def _save(run: Run) -> None:
         run.log.flush()
         save(run.state, moving, run.out, run.config.keep)
         write_faults(loader, run.out)
-        write_card(list_checkpoints(run.out)[-1], run.out)
-        write_report(run.out)
+        step, samples_seen = run.state.step, run.state.samples_seen
+        write_card(run.out, step=step, samples_seen=samples_seen)
+        write_report(run.out, Standing(step, samples_seen))
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from signal import Signals
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -17,25 +18,18 @@ from eval.run import CHANCE
 from training.checkpoints import is_cost
 from training.config import TrainConfig
 from training.log import METRICS
+from training.run import Run
 from training.run_folder import FAULTS
 from training.sessions import read_sessions
 from training.setbacks import SKIPPED
+from training.stops import is_lost
 from vlp.console import one_line, warn
-from vlp.errors import first_line
+from vlp.errors import UserError, first_line
 from vlp.output import flatten, read_lines, read_record
-from vlp.report import (
-    beside,
-    folded,
-    number,
-    page,
-    plot,
-    section,
-    table,
-    tiles,
-    write_page,
-)
+from vlp.report import beside, folded, number, page, plot, section, table, tiles, write_page
 
 REPORT = "report.html"
+OF_AVERAGE = "Of the moving average of the weights (--ema), not of the raw ones."
 SHOWN = 50
 """Rows of a table that may be long."""
 CURVES: dict[str, dict[str, Sequence[str]]] = {
@@ -55,39 +49,63 @@ CURVES: dict[str, dict[str, Sequence[str]]] = {
         "pairs whose group stands twice": ("batch/duplicates",),
     },
     "Speed": {
-        "samples per second": ("samples_per_second*",),
+        "samples per second": ("samples_per_second",),
+        "samples per second of a device": ("speed/samples_per_second_per_device",),
         "waiting for data (share)": ("data_wait_share",),
-        "model flops utilisation": ("mfu*", "*/mfu"),
+        "TFLOP per second of a device": ("speed/tflops_per_device",),
+        "of the hardware's peak (MFU, share)": ("speed/mfu",),
         "reading a sample, by stage (ms of a worker)": ("data/*_ms",),
         "reading (MB per second)": ("data/*_mb_per_second",),
         "slowest read (s)": ("data/slowest_read_s",),
     },
+    "Guard": {"steps left out, in all": ("guard/skipped",), "spikes, in all": ("guard/spikes",)},
 }
 """What is drawn together: by section and title, patterns of figures."""
 Rows = list[dict[str, Any]]
 Series = dict[str, list[tuple[float, float]]]
 
 
+class Standing(NamedTuple):
+    """How far a run has come; the last row of its figures may be older."""
+
+    step: int
+    samples_seen: int
+    ended: str = ""
+    """Why it ended before its time, a sentence; empty where it did not."""
+
+
 @contextmanager
-def reported(run: Path, *, is_main: bool) -> Iterator[None]:
-    """Write the report when the block ends, however it ends."""
+def reported(run: Run) -> Iterator[None]:
+    """Write the report when the block ends, however it ends; it says why."""
+    state, stops, ended = run.state, run.stops, ""
     try:
         yield
+        if stops.signal and state.step < run.steps:
+            ended = f"Stopped by {Signals(stops.signal).name}"
+    except KeyboardInterrupt:
+        ended = "Stopped by Ctrl-C within a step"
+        raise
+    except Exception as error:
+        ended = f"Ended by an error: {_told(error)}"
+        raise
     finally:
-        if is_main:
-            write_report(run)
+        if run.accelerator.is_main_process:
+            write_report(run.out, Standing(state.step, state.samples_seen, ended))
 
 
-def write_report(run: Path) -> None:
+def write_report(run: Path, standing: Standing | None = None) -> None:
     """Write the report of a run as it is now; a disk without room for it ends no run."""
     try:
-        write_page(run / REPORT, report_of(run))
+        write_page(run / REPORT, report_of(run, standing))
     except OSError as error:
         warn(f"The report {run / REPORT} cannot be written ({first_line(error)}).")
 
 
-def report_of(run: Path) -> Markup:
-    """Return the report of a run by its ``config.json``, ``metrics.jsonl`` and other files."""
+def report_of(run: Path, standing: Standing | None = None) -> Markup:
+    """Return the report of a run by its ``config.json``, ``metrics.jsonl`` and other files.
+
+    Of a run that is not at work, its last row of figures says how far it came.
+    """
     rows, sessions = read_lines(run / METRICS), read_sessions(run)
     series = _series(rows)
     record, found = read_record(run) or {"config": {}}, run / FAULTS
@@ -96,26 +114,43 @@ def report_of(run: Path) -> Markup:
         run.resolve().name,
         _headline(series),
         *_curves(series),
-        section("Validation", _validation_plots(series), _validation_table(series)),
+        section(
+            "Validation",
+            _validation_plots(series),
+            _validation_table(series),
+            note=OF_AVERAGE if record["config"].get("ema") else "",
+        ),
         section("Batches left out", _loose_table(read_lines(run / SKIPPED))),
         section("Data", _sources(sessions), _faults(faults)),
         section("Config", *_config(record["config"])),
         section("Where it ran", *_sessions(sessions, record["config"])),
-        subtitle=_subtitle(rows, sessions),
+        subtitle=_subtitle(standing or _last_logged(rows), sessions),
     )
 
 
-def _subtitle(rows: Rows, sessions: Rows) -> str:
+def _subtitle(standing: Standing | None, sessions: Rows) -> str:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    if not rows:
+    if standing is None:
         return f"No step is logged yet. Written {now}."
-    last = rows[-1]
-    steps = sessions[-1]["steps"] if sessions else last["step"]
-    done = "finished" if last["step"] >= steps else "not finished"
+    step, samples_seen, ended = standing
+    steps = sessions[-1]["steps"] if sessions else step
+    done = "finished" if step >= steps and not ended else "not finished"
+    why = f"{one_line(ended, 500)}. " if ended else ""
     return (
-        f"{number(last['step'])} of {number(steps)} steps, {done}; "
-        f"{number(last['samples_seen'])} samples seen. Written {now}."
+        f"{number(step)} of {number(steps)} steps, {done}; {number(samples_seen)} samples seen. "
+        f"{why}{'Ended' if ended else 'Written'} {now}."
     )
+
+
+def _last_logged(rows: Rows) -> Standing | None:
+    return Standing(rows[-1]["step"], rows[-1]["samples_seen"]) if rows else None
+
+
+def _told(error: Exception) -> str:
+    if is_lost(error):
+        return "another process of the run ended or does not answer"
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + first_line(error)
 
 
 def _headline(series: Series) -> Markup:
@@ -133,6 +168,8 @@ def _curves(series: Series) -> list[Markup]:
     """Return a section of plots for each kind of figure; what no pattern names comes last."""
     left = [name for name in series if not name.startswith("validation/")]
     left += [name for name in series if name == "validation/loss"]
+    # Of a guard that had nothing to do, there is nothing to see.
+    left = [n for n in left if not n.startswith("guard/") or any(y for _, y in series[n])]
     found = []
     for title, wanted in CURVES.items():
         drawn = []

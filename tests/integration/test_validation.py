@@ -1,6 +1,7 @@
 """Validation: the same for any number of processes, checked before the run, seen on the way."""
 
 import os
+import signal
 import socket
 
 import pytest
@@ -16,10 +17,12 @@ from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
 from training.objective import build_objective
 from training.run_report import REPORT
+from training.stops import Stops
 from training.validation import open_validation, validate
 from vlp.checkpoint import load_encoder
 from vlp.encoder import create_encoder, read_config
-from vlp.errors import UserError
+from vlp.errors import Stopped, UserError
+from vlp.manifest import damage
 
 TASKS = ["retrieval", "zero_shot(classes=['red', 'green', 'blue', 'black'], label='colour')"]
 
@@ -119,6 +122,33 @@ def test_evaluators_run_on_their_cadence_and_are_seen_in_report_and_card(run):
     report = (run / REPORT).read_text()
     assert "<td>zero_shot/acc@1</td>" in report.replace(' class="number"', "")
     assert "4 of 4 steps, finished" in report
+    assert "More figures" not in report  # every figure of a plain run has its place
+
+
+@pytest.mark.slow
+def test_cards_of_a_moving_average_leave_the_checkpoint_whole_and_the_report_says_why_it_ended(
+    data, tmp_path, monkeypatch
+):
+    def agree(stops):
+        agree.steps += 1
+        stops.signal = signal.SIGTERM if agree.steps == 3 else 0
+        return bool(stops.signal)
+
+    agree.steps = 0
+    monkeypatch.setattr(Stops, "agree", agree)
+    told = ("--steps", "4", "--validate-every", "2", "--log-every", "2", "--ema", "0.9")
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", data, *told, "--data.validation", str(data))
+    folder = tmp_path / "run" / "checkpoints" / "step_0000003"
+    assert damage(folder) is None
+    raw, averaged = ((folder / place / "README.md").read_text() for place in (".", "ema"))
+    assert "None are of these weights" in raw
+    assert "after 72 image-text pairs" in averaged
+    assert "Validated at step 2, before these weights of step 3" in averaged
+    assert "model-index" not in raw + averaged
+    report = (tmp_path / "run" / REPORT).read_text()
+    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Ended 20" in report
+    assert "Of the moving average of the weights" in report
 
 
 def test_a_checkpoint_with_its_card_is_whole_and_loads(run):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from training.card import public_name, write_card
 from training.recipes import toy
-from training.run_report import REPORT, write_report
+from training.run_report import REPORT, Standing, write_report
 from vlp.output import write_json, write_record
 from vlp.report import (
     beside,
@@ -227,18 +227,90 @@ def test_a_report_that_cannot_be_written_ends_nothing(run, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_the_report_tells_the_step_that_was_reached_and_why_the_run_ended(run):
+    error = "Ended by an error: </p><script>"
+    write_report(run, Standing(3, 400, error))
+    text = " ".join(Seen((run / REPORT).read_text()).text)
+    assert f"3 of 4 steps, not finished; 400 samples seen. {error}. Ended 20" in text
+    write_report(run, Standing(4, 512))
+    assert "4 of 4 steps, finished; 512 samples seen. Written" in (run / REPORT).read_text()
+
+
+def test_figures_of_speed_and_the_guard_have_their_places(run):
+    speeds = ("speed/samples_per_second_per_device", "speed/tflops_per_device", "speed/mfu")
+    row = {"step": 1, "samples_seen": 128, "guard/skipped": 0, "guard/spikes": 0}
+    (run / "metrics.jsonl").write_text(json.dumps(row | dict.fromkeys(speeds, 2)) + "\n")
+    write_report(run)
+    document = (run / REPORT).read_text()
+    assert document.count("of a device</figcaption>") == 2
+    assert not re.search("More figures|<h2>Guard", document)
+    (run / "metrics.jsonl").write_text(json.dumps(row | {"guard/spikes": 1}) + "\n")
+    write_report(run)
+    document = (run / REPORT).read_text()
+    assert "<h2>Guard" in document
+    assert "spikes, in all" in document
+    assert "steps left out, in all" not in document
+
+
 def test_the_card_of_a_checkpoint_is_hugging_faces_and_tells_its_own_step(run):
-    folder = run / "checkpoints" / "step_0000002"
-    write_card(folder, run)
-    card = ModelCard.load(folder / "README.md")
+    write_card(run, step=2, samples_seen=300)
+    card = ModelCard.load(run / "checkpoints" / "step_0000002" / "README.md")
     assert card.data.library_name == "open_clip"
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     (found,) = card.data.eval_results
     assert (found.metric_type, found.metric_value) == ("recall", 0.4375)
+    assert "Validated at step 2. On 64 held-out pairs" in card.text
     assert "| loss | 2.5 |" in card.text  # and not that of step 3
+    assert "after 300 image-text pairs" in card.text  # and not those of the last row
     assert "<script>" not in card.text
     for secret in ("pw@", "/home/me"):
         assert secret not in card.content
+
+
+def test_figures_of_an_earlier_step_say_so_and_are_no_results_of_the_weights(run):
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "validation/retrieval/recall@1": 0.25, "validation/loss": 3.5})
+        + "\n"
+        + json.dumps({"step": 2, "loss": 1.0})
+    )
+    write_card(run, step=2, samples_seen=256)
+    card = ModelCard.load(run / "checkpoints" / "step_0000002" / "README.md")
+    assert card.data.eval_results is None
+    assert "Validated at step 1, before these weights of step 2" in card.text
+    assert "| retrieval/recall@1 | 0.25 |" in card.text
+
+
+def test_the_figures_of_a_moving_average_are_in_its_card_alone(run):
+    folder = run / "checkpoints" / "step_0000002"
+    (folder / "ema").mkdir()
+    config = replace(
+        toy(),
+        ema=0.999,
+        teacher="/home/me/big",
+        loss=("softmax", "distill"),
+        stages=("50%: freeze=visual", "rest"),
+        memory=4096,
+        memory_momentum=0.99,
+    )
+    write_record(run, "train", asdict(config))
+    write_card(run, step=2, samples_seen=256)
+    raw, averaged = (ModelCard.load(path / "README.md") for path in (folder, folder / "ema"))
+    assert raw.data.eval_results is None
+    assert "raw weights" in raw.text
+    assert "0.4375" not in raw.content
+    assert "[`ema/`](ema/README.md)" in raw.text
+    assert "moving average (EMA)" in averaged.text
+    assert averaged.data.eval_results[0].metric_value == 0.4375
+    for told in (
+        "| teacher | big |",
+        "| moving average | keeps 0.999 of its own weights in a step |",
+        "| stage 1 of 2 | 50%: freeze=visual |",
+        "| memory | 4,096 past pairs as more negatives, momentum 0.99 |",
+    ):
+        assert told in raw.text
+        assert told in averaged.text
+    write_report(run)
+    assert "Of the moving average of the weights" in (run / REPORT).read_text()
 
 
 @pytest.mark.parametrize(
