@@ -21,6 +21,7 @@ DEVIATION = 1.4826
 LEAST_DEVIATION = 0.01
 """Of a window's values, as a share of their median: a loss that hardly moves has no spikes."""
 
+COUNTS = ("in_a_row", "skipped", "spikes")
 Action = Literal["take", "skip", "rewind", "stop"]
 
 
@@ -34,10 +35,6 @@ class Verdict(NamedTuple):
     grad_norm: float = 0.0
 
 
-class Rewind(Exception):
-    """The run goes back to a checkpoint from before, and on with the data behind this batch."""
-
-
 class Guard:
     """Judges the steps of a run; the same on every process, as what it judges by is the same."""
 
@@ -49,7 +46,8 @@ class Guard:
         """Steps not taken in all."""
         self.spikes = 0
         self.returns: Counter[int] = Counter()
-        """How often the run went back to the checkpoint of each step."""
+        """How often the run went back to the checkpoint of each step. Like the two numbers above it
+        counts what has happened, which going back does not undo."""
         self._kind: list[int] = []
         self._losses, self._norms = (deque(maxlen=options.window) for _ in range(2))
 
@@ -89,14 +87,16 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to judge as if it had never stopped."""
-        counts = {name: getattr(self, name) for name in ("in_a_row", "skipped", "spikes")}
+        counts: dict[str, Any] = {name: getattr(self, name) for name in COUNTS}
+        counts["returns"] = dict(self.returns)
         window = {"losses": list(self._losses), "norms": list(self._norms), "kind": self._kind}
         return counts | window
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Become what it was; of a longer window the newest steps are kept."""
-        for name in ("in_a_row", "skipped", "spikes"):
+        for name in COUNTS:
             setattr(self, name, state[name])
+        self.returns = Counter(state.get("returns", {}))
         self._kind = list(state["kind"])
         for window, values in ((self._losses, state["losses"]), (self._norms, state["norms"])):
             window.clear()

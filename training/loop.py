@@ -13,14 +13,14 @@ from training.cadence import Cadence
 from training.card import write_card
 from training.config import TrainConfig
 from training.fsdp import whole
-from training.guard import Rewind
 from training.log import note, validation_note
+from training.options import KeepConfig
 from training.processes import cores_for_workers, start_processes
 from training.run import Run, open_run
 from training.run_folder import faults_written, write_faults
 from training.run_report import Standing, reported, write_report
 from training.sessions import begin_session
-from training.setbacks import go_back, tell
+from training.setbacks import meet
 from training.stages import staged_batches
 from training.state import save
 from training.step import cut_captions, over_processes, take_step
@@ -46,13 +46,9 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         is_main = accelerator.is_main_process
         if is_main and run.state.step < run.steps:
             begin_session(out, config, accelerator, run.parts, run.state, run.steps)
-        with reported(run), faults_written(run.parts.loader, out), run.stops:
+        with run.stops, reported(run), faults_written(run.parts.loader, out):
             while run.state.step < run.steps and not run.stops.signal:
-                try:
-                    _turn(run)
-                except Rewind:
-                    go_back(run.parts.guard, run.state, run.out, run.accelerator)
-                    run.log.go_back(run.state.step)
+                _turn(run)
         run.log.close()
         accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
         accelerator.end_training()
@@ -61,9 +57,9 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
 
 
 def _turn(run: Run) -> None:
-    """Take the steps that are left, or those until a signal."""
+    """Take the steps that are left, or those until a signal, or until the run has gone back."""
     config, accelerator, parts, state = run.config, run.accelerator, run.parts, run.state
-    steps, log, stops = run.steps, run.log, run.stops
+    steps, log, stops, is_owed = run.steps, run.log, run.stops, False
     stream = staged_batches(parts.loader, parts.course, state.samples_seen, state.passed_over)
     with (
         closing(stream) as batches,
@@ -95,16 +91,20 @@ def _turn(run: Run) -> None:
             log.count(config.data.batch_size, parts.flops.of(batch, run.encoder.stage))
             run.profiler.after(state.step, is_last=state.step == steps)
             advance(1)
-            if verdict.why:
-                tell(verdict, batch, parts.guard, state, run.out, accelerator)
+            if verdict.why and meet(verdict, batch, parts.guard, state, run.out, accelerator):
+                log.go_back(state.step)
+                return
 
             if is_logged:
                 _write_row(run, values, rate)
                 advance(0, note(log.figures))
             if parts.validation and _is_due(run, config.validate_every):
                 _validate(run, parts.validation)
-            if stops.agree() or _is_due(run, config.save_every):
+            is_owed = stops.agree() or _is_due(run, config.save_every) or is_owed
+            # While steps are left out it can wait for the next that is taken, but not at an end.
+            if is_owed and (not parts.guard.in_a_row or stops.signal or state.step == steps):
                 _save(run)
+                is_owed = False
     if state.step == steps:
         parts.loader.judge(first_reads=1)  # a run of few samples, too
 
@@ -113,9 +113,9 @@ def _write_row(run: Run, values: dict[str, torch.Tensor], rate: float) -> None:
     """Write the figures of this step, those of all processes together."""
     loader, log, state = run.parts.loader, run.log, run.state
     loader.share(gather_object)
-    whole = over_processes(run.accelerator, values) | {"learning_rate": rate}
-    whole |= run.parts.guard.figures
-    row = log.row(state, whole | log.speed() | loader.speed())
+    figures = over_processes(run.accelerator, values) | {"learning_rate": rate}
+    figures |= run.parts.guard.figures
+    row = log.row(state, figures | log.speed() | loader.speed())
     log.line(state.step, run.steps, row)
 
 
@@ -132,17 +132,16 @@ def _validate(run: Run, validation: Validation) -> None:
 def _save(run: Run) -> None:
     """Write a checkpoint, which holds the ledger of the data too, and the ledger for people.
 
-    Not while steps are left out: the weights may be broken, and would push out good ones.
+    While steps are left out it pushes out no other: the weights may be broken.
     """
-    if run.parts.guard.in_a_row and run.state.step < run.steps:
-        return
     loader = run.parts.loader
+    keep = KeepConfig(every=1) if run.parts.guard.in_a_row else run.config.keep
     loader.share(gather_object)
     moving = run.state.moving()
     if run.accelerator.is_main_process:
         run.state.ledger = loader.ledger()
         run.log.flush()
-        save(run.state, moving, run.out, run.config.keep)
+        save(run.state, moving, run.out, keep)
         write_faults(loader, run.out)
         step, samples_seen = run.state.step, run.state.samples_seen
         write_card(run.out, step=step, samples_seen=samples_seen)

@@ -1,6 +1,8 @@
 """Runs with planted faults: left out, gone back from, stopped and gone on with, over processes."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,11 +16,12 @@ from training_support import VIT, colours, one_thread, planted, rows, train, wei
 
 from training import step
 from training.commands import RECIPES
+from training.guard import Guard
 from training.losses.softmax import Softmax
 from training.processes import start_processes
 from training.setup import build_parts
 from vlp import cli
-from vlp.errors import UserError
+from vlp.errors import Stopped, UserError
 from vlp.types import Batch
 
 SLOW = ("--optimizer.learning-rate", "1e-5", "--data.workers", "0")
@@ -63,6 +66,10 @@ def stop_after(steps: int, monkeypatch) -> None:
 
 def left_out(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(folder.name for folder in (run / "checkpoints").iterdir())
 
 
 def averages(run: Path) -> dict[str, torch.Tensor]:
@@ -118,7 +125,9 @@ def test_a_run_goes_back_before_a_spike_and_on_behind_its_data(
     # Step 7 spiked on weights of step 6, which are not proven: back to 4, and on with batch 8.
     written = rows(tmp_path / "whole")
     assert [row["step"] for row in written] == list(range(1, 11))
-    assert all(row["loss"] < 50 and row["guard/skipped"] == 0 for row in written)
+    assert all(row["loss"] < 50 for row in written)
+    for name in ("guard/skipped", "guard/spikes"):
+        assert [row[name] for row in written] == [0] * 4 + [1] * 6
     stop_after(kill_after, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", data, *REWIND)
@@ -150,14 +159,81 @@ def test_a_run_that_meets_spikes_again_and_again_stops(data, batches, tmp_path, 
 
 
 @pytest.mark.slow
+def test_how_often_a_run_went_back_is_known_to_a_run_that_goes_on(
+    data, batches, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, batches[6:7], more=100.0)
+    options = [*REWIND, "--guard.rewinds", "1"]
+    stop_after(6 + 2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", data, *options)
+    assert checkpoints(tmp_path / "run") == ["step_0000004", "step_0000006"]
+    spoil(monkeypatch, batches[9:10], more=100.0)
+    with pytest.raises(UserError, match="went back to step 4 1 times and met a spike each time"):
+        train(tmp_path / "run", data, *options)
+
+
+@pytest.mark.slow
+def test_a_last_step_with_nothing_to_go_back_to_is_left_out(data, batches, tmp_path, monkeypatch):
+    spoil(monkeypatch, batches[6:7], more=100.0)
+    held_out = colours(tmp_path / "held_out", 32, first=500)
+    options = [*REWIND, "--steps", "7", "--save-every", "0", "--data.validation", str(held_out)]
+    told = train(tmp_path / "run", data, *options)
+    assert (told["steps"], told["skipped"]) == (7, 1)
+    assert "validation/loss" in told["metrics"]
+    assert checkpoints(tmp_path / "run") == ["step_0000007"]
+    assert [row["action"] for row in left_out(tmp_path / "run")] == ["skip"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_due_at_a_step_left_out_is_written_after_the_next_one_taken(
+    data, batches, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, batches[3:5], NAN)
+    train(tmp_path / "run", data, "--steps", "8", "--save-every", "4", "--keep.last", "9", *SLOW)
+    assert checkpoints(tmp_path / "run") == ["step_0000006", "step_0000008"]
+
+
+@pytest.mark.slow
+def test_a_signal_at_a_step_left_out_saves_and_pushes_out_no_checkpoint(
+    data, batches, tmp_path, monkeypatch
+):
+    options = ["--steps", "8", "--save-every", "2", "--keep.last", "1", "--ema", "0.9", *SLOW]
+    spoil(monkeypatch, batches[4:6], NAN)
+    train(tmp_path / "whole", data, *options)
+    judge = Guard.judge
+
+    def judge_and_signal(self, *given, **more):
+        verdict = judge(self, *given, **more)
+        if self.in_a_row == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return verdict
+
+    monkeypatch.setattr(Guard, "judge", judge_and_signal)
+    with pytest.raises(Stopped, match="after step 5 of 8"):
+        train(tmp_path / "cut", data, *options)
+    assert checkpoints(tmp_path / "cut") == ["step_0000004", "step_0000005"]
+    train(tmp_path / "cut", data, *options)
+    assert checkpoints(tmp_path / "cut") == ["step_0000008"]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_names_what_it_would_go_on_from(data, batches, tmp_path, monkeypatch):
+    spoil(monkeypatch, batches[5:], NAN)
+    options = ["--steps", "9", "--save-every", "5", "--guard.patience", "3", *SLOW]
+    with pytest.raises(UserError, match=r"is .*step_0000005; no step was taken since"):
+        train(tmp_path / "run", data, *options)
+
+
+@pytest.mark.slow
 def test_a_run_of_broken_weights_stops_and_names_the_last_good_checkpoint(data, tmp_path):
     options = ["--steps", "30", "--save-every", "1", "--guard.patience", "3", *SLOW]
     options += ["--stages", "5 steps: freeze=visual", "rest"]
     options += ["--optimizer.groups", "visual: lr=1e35", "--precision", "fp32"]
     with pytest.raises(UserError, match=r"3 steps in a row .* up to step 9.*step_0000005;.*rewind"):
         train(tmp_path / "run", data, *options)
-    left = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
-    assert left == ["step_0000005", "step_0000006"]
+    assert checkpoints(tmp_path / "run") == ["step_0000005", "step_0000006"]
 
 
 @pytest.mark.slow

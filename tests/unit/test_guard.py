@@ -104,6 +104,19 @@ def test_a_guard_that_is_restored_judges_as_if_it_had_never_stopped():
         assert second.state_dict() == guard.state_dict()
 
 
+def test_a_guard_that_is_restored_knows_how_often_the_run_went_back():
+    guard, other = Guard(GuardConfig()), Guard(GuardConfig())
+    guard.returns[4] += 2
+    other.returns[9] += 1
+    other.load_state_dict(guard.state_dict())
+    assert other.returns == {4: 2}
+    other.returns[4] += 1
+    assert guard.returns == {4: 2}
+    del (older := guard.state_dict())["returns"]  # of a checkpoint from before they were kept
+    other.load_state_dict(older)
+    assert not other.returns
+
+
 def test_norms_of_towers_are_those_of_all_their_gradients_and_changes():
     encoder = create_encoder({"model_cfg": VIT}).train()
     for number, parameter in enumerate(encoder.parameters()):
