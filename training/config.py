@@ -118,8 +118,7 @@ class TrainConfig:
             object.__setattr__(self, "loss", (self.loss,))
         if not self.loss:
             raise UserError("There is no loss. Write --loss softmax.")
-        if self.tasks not in ((), ("retrieval",)) and not self.data.validation:
-            raise UserError("--tasks needs held-out shards. Write --data.validation FOLDER, too.")
+        self._check_validation()
 
     def num_steps(self, num_samples: int | None) -> int:
         """Return the length in steps for a set of this many samples; None: not known.
@@ -139,12 +138,33 @@ class TrainConfig:
         return none_yet._replace(samples=max(1, int(self._length().samples(none_yet))))
 
     def _check_cadences(self) -> None:
-        Cadence.parse(self.save_every, "save_every")
-        if Cadence.parse(self.validate_every, "validate_every").minutes:
+        saves = Cadence.parse(self.save_every, "save_every")
+        validations = Cadence.parse(self.validate_every, "validate_every")
+        if validations.minutes:
             raise UserError(
                 f"validate_every is {self.validate_every!r}: by the clock, two equal runs would be "
                 f'validated at other steps. Write it in "1000 steps" or "1000000 samples".'
             )
+        for name, cadence in (("save", saves), ("validate", validations)):
+            if self.data.resample and cadence.duration.unit == "epochs":
+                raise UserError(
+                    f"Data that is drawn with replacement has no epochs. Write --{name}-every "
+                    f'{str(cadence.duration)!r} in samples, such as "1000000 samples".'
+                )
+
+    def _check_validation(self) -> None:
+        """Refuse what would do nothing without held-out shards."""
+        cadence = Cadence.parse(self.validate_every, "validate_every")
+        asked = {
+            "--tasks": self.tasks not in ((), ("retrieval",)),
+            f"--validate-every {self.validate_every!r}": cadence.duration.amount,
+            f"--keep.best {self.keep.best}": self.keep.best.startswith("validation/"),
+        }
+        for option, is_asked in asked.items():
+            if is_asked and not self.data.validation:
+                raise UserError(
+                    f"{option} needs held-out shards. Write --data.validation FOLDER, too."
+                )
 
     def _check_memory(self) -> None:
         if not 0 <= self.memory_momentum < 1:

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,14 @@ from data_pipelines.shards import ShardSet
 from data_pipelines.tally import Tally
 from training.config import TrainConfig
 from training.footprint import Share, footprint, to_shapes
-from training.fsdp import refuse_sharding
 from training.groups import frozen_names
-from training.objective import Objective, build_objective, warn_of_scales
 from training.options import ModelConfig
-from training.reading import build_reader, open_sources
+from training.reading import build_reader
 from training.run_folder import check_out
-from training.schedule import Course, plan_course
-from training.setup import check_encoder
-from training.validation import open_validation
-from vlp.checkpoint import find_checkpoint, list_checkpoints
+from training.schedule import Course
+from training.setup import Basis, check_teacher, open_basis, set_up_encoder
+from training.teachers import Teacher, is_stored, open_teacher
+from vlp.checkpoint import find_checkpoint, list_checkpoints, parse_model
 from vlp.console import say, show, show_table
 from vlp.contact_sheet import contact_sheet
 from vlp.encoder import DualEncoder, architectures, create_encoder, read_config
@@ -61,17 +60,15 @@ def dry_run(
         raise UserError(f"--processes is {processes}. Write 1 or more.")
     check_processes(config.data.batch_size, processes)
     in_bf16 = config.precision in ("auto", "bf16")
-    if config.sharding == "fsdp":
-        refuse_sharding(config, config.precision)
-    objective = build_objective(config.loss)
-    warn_of_scales(objective)
-    sources, plan = open_sources(config.data, config.seed) if config.data.shards else ([], None)
-    if config.data.validation:
-        open_validation(config.data.validation, config.tasks)
+    basis = open_basis(config, config.precision, is_main=True)
+    plan, course = basis.plan, basis.course
     num_samples = plan.num_samples if plan else None
-    course = plan_course(config, config.run_length(num_samples))
-    encoder = _outline(config.model, objective)
-    check_encoder(config, encoder, objective, course, processes)
+    teacher = _teacher(config, basis)
+    encoder = _outline(config.model)
+    encoder.set_logits(basis.objective.start_scale, basis.objective.start_bias)
+    # Shapes alone are not compiled.
+    uncompiled = replace(config, speed=replace(config.speed, compile=False))
+    set_up_encoder(uncompiled, encoder, basis, processes)
     mode = to_shapes(encoder)
     told = {
         "processes": processes,
@@ -80,17 +77,32 @@ def dry_run(
         "length": _length(config, num_samples),
         "course": course.lines(),
     }
-    sizes = footprint(encoder, mode, config, course, processes=processes, in_bf16=in_bf16)
+    sizes = footprint(
+        encoder, mode, config, course, processes=processes, in_bf16=in_bf16, teacher=teacher
+    )
     told |= {"memory_bytes": sizes.memory, "traffic_bytes": sizes.traffic}
     if plan is not None:
         sheet = out.absolute().with_name(f"{out.absolute().name}.first.png")
-        _draw(config, sources, plan, encoder, sheet)
+        _draw(config, basis.sources, plan, encoder, sheet)
         told["sheet"] = str(sheet)
     _show(told, config, processes, in_bf16=in_bf16)
     return told
 
 
-def _outline(model: ModelConfig, objective: Objective) -> DualEncoder:
+def _teacher(config: TrainConfig, basis: Basis) -> Teacher | None:
+    """Return the teacher: its features as they are, an encoder without its numbers."""
+    if config.teacher is None:
+        return None
+    if is_stored(config.teacher):
+        teacher = open_teacher(config.teacher, torch.device("cpu"))
+        check_teacher(teacher, config, basis)
+        return teacher
+    name, weights = parse_model(config.teacher)
+    outline = _outline(ModelConfig(name=name, weights=weights))
+    return Teacher(name=config.teacher, identity="", scale=None, encoder=outline)
+
+
+def _outline(model: ModelConfig) -> DualEncoder:
     """Return the encoder of a run without its numbers, on the meta device."""
     name = model.name.removeprefix("local-dir:")
     is_folder = Path(name).is_dir() and model.name not in architectures()
@@ -117,7 +129,6 @@ def _outline(model: ModelConfig, objective: Objective) -> DualEncoder:
                 continue
             if note:
                 say(note)
-            encoder.set_logits(objective.start_scale, objective.start_bias)
             return encoder
     raise failed
 

@@ -2,11 +2,13 @@
 
 Nothing is computed: the encoder has torch's fake tensors, with shapes and types but no numbers, so
 ViT-L/14 takes seconds and little memory. Activations are what autograd keeps of such a forward pass
-over a GPU's whole share of the batch.
+over a GPU's whole share of the batch; of recomputed blocks, all their inputs and the inside of the
+largest one. A teacher's forward pass keeps nothing, and is over before that of the student.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from training.groups import parameter_groups
 from training.layers import tower_blocks
 from training.optimizers import build_optimizer
 from training.schedule import Course
+from training.teachers import Teacher
 from training.tiles import TILE_ELEMENTS
 from vlp.encoder import DualEncoder
 
@@ -95,6 +98,7 @@ def footprint(
     *,
     processes: int,
     in_bf16: bool,
+    teacher: Teacher | None = None,
 ) -> Footprint:
     """Return what a run takes on each of so many GPUs.
 
@@ -105,17 +109,19 @@ def footprint(
         course: Of the run.
         processes: GPUs.
         in_bf16: Whether the towers compute in bf16 under autocast, else in fp32.
+        teacher: Its encoder of shapes alone, too.
     """
     share = Share.of(config, processes)
     groups = parameter_groups(encoder, config.optimizer, course.stages)
     trained = _bytes([p for group in groups for p in group["params"]])
     with mode:
         state = _optimizer_bytes(config, groups)
-        activations = _activations(encoder, share, groups, in_bf16=in_bf16)
+        size, again = _largest_picture(encoder, course), config.speed.recompute
+        activations = _activations(encoder, share, groups, size, again, in_bf16=in_bf16)
     weights, views = _bytes(encoder), config.data.image_views + config.data.text_views
     world = config.data.batch_size * encoder.dim * FP32 * views
     tile = FP32 * min(TILE_ELEMENTS["cuda"], share.pairs * config.data.batch_size)
-    picture = 3 * math.prod(encoder.image_size)
+    picture = 3 * math.prod(size)
     memory = {
         "pictures": picture * (share.images + FP32 * share.images_at_once),
         "activations": activations,
@@ -123,10 +129,13 @@ def footprint(
         "tiles of the loss": TILES * tile,
         "past pairs": config.memory * (2 * encoder.dim * FP32 + INT64),
     }
+    taught = _taught_bytes(teacher, encoder, share, config.data.batch_size) if teacher else {}
+    memory |= taught
     others = (processes - 1) / processes
     traffic = {
         "features gathered": others * (world + 2 * INT64 * config.data.batch_size),
         "gradients of features summed": 2 * others * world,
+        "teacher's features gathered": others * taught.get("teacher's features", 0),
     }
     is_sharded = config.sharding == "fsdp" and processes > 1
     parts = processes if is_sharded else 1
@@ -161,41 +170,95 @@ def _optimizer_bytes(config: TrainConfig, groups: list[dict[str, Any]]) -> int:
     return _bytes([value for value in held if isinstance(value, Tensor)])
 
 
+def _largest_picture(encoder: DualEncoder, course: Course) -> tuple[int, int]:
+    """Return the size of the largest pictures that any stage has."""
+    sides = [stage.image_size for stage in course.stages]
+    return max([(s, s) if s else encoder.image_size for s in sides], key=math.prod)
+
+
+def _taught_bytes(
+    teacher: Teacher, encoder: DualEncoder, share: Share, batch_size: int
+) -> dict[str, float]:
+    """Return what a teacher takes: an encoder is whole on each GPU, in fp32."""
+    held = teacher.encoder or teacher.features
+    assert held is not None
+    taught: dict[str, float] = {"teacher's features": 2 * batch_size * held.dim * FP32}
+    if teacher.encoder is not None:
+        taught["teacher's weights"] = _bytes(teacher.encoder)
+        if teacher.encoder.image_size != encoder.image_size:  # else it sees the student's
+            taught["teacher's pictures"] = 3 * math.prod(teacher.encoder.image_size) * share.pairs
+    return taught
+
+
 def _activations(
-    encoder: DualEncoder, share: Share, groups: list[dict[str, Any]], *, in_bf16: bool
+    encoder: DualEncoder,
+    share: Share,
+    groups: list[dict[str, Any]],
+    size: tuple[int, int],
+    recomputed: tuple[str, ...],
+    *,
+    in_bf16: bool,
 ) -> int:
-    """Return the size of what autograd keeps for backward; of several pieces, of the larger one."""
+    """Return the size of what autograd keeps for backward; of several pieces, of the larger one.
+
+    Towers that are recomputed add what their largest block keeps while backward is inside it.
+    """
     encoder.train().requires_grad_(False)
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
-    images = torch.zeros(share.images_at_once, 3, *encoder.image_size, dtype=torch.uint8)
+    images = torch.zeros(share.images_at_once, 3, *size, dtype=torch.uint8)
     seed = torch.zeros(share.images_at_once, dtype=torch.int64)
     tokens = torch.zeros(share.texts_at_once, encoder.tokenizer.length, dtype=torch.int64)
-    sizes = [
-        _kept_bytes(encoder, images, None, seed, in_bf16=in_bf16),
-        _kept_bytes(encoder, None, tokens, in_bf16=in_bf16),
-    ]
-    return sum(sizes) if share.passes == 1 else max(sizes)
+    towers = (("image", encoder.visual), ("text", encoder.text))
+    again = {module for name, tower in towers if name in recomputed for module in tower.modules()}
+    blocks = again.intersection(tower_blocks(encoder))
+    image = _kept_bytes(encoder, blocks, images, None, seed, in_bf16=in_bf16)
+    text = _kept_bytes(encoder, blocks, None, tokens, in_bf16=in_bf16)
+    if share.passes > 1:
+        return max(sum(image), sum(text))
+    return image[0] + text[0] + max(image[1], text[1])
 
 
-def _kept_bytes(encoder: DualEncoder, *rows: Tensor | None, in_bf16: bool) -> int:
+def _kept_bytes(
+    encoder: DualEncoder, blocks: set[nn.Module], *rows: Tensor | None, in_bf16: bool
+) -> tuple[int, int]:
+    """Return the size of what a pass keeps, and the most that one of these blocks adds later."""
     own = {x.untyped_storage()._cdata for x in (*encoder.parameters(), *encoder.buffers())}
-    kept = {}
+    calls: list[tuple[Any, ...]] = []
+
+    def watch(*call: Any) -> None:
+        calls.append(call)
+
+    hooks = [block.register_forward_pre_hook(watch, with_kwargs=True) for block in blocks]
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        with _keeping(own) as kept:
+            encoding = encoder(*rows)
+        for hook in hooks:
+            hook.remove()
+        most = 0
+        for block, positional, named in calls:
+            with _keeping(own | set(kept)) as more:  # past __call__, which may keep inputs alone
+                output = block.forward(*positional, **named)
+            del output
+            most = max(most, sum(storage.nbytes() for storage in more.values()))
+    del encoding
+    return sum(storage.nbytes() for storage in kept.values()), most
+
+
+@contextmanager
+def _keeping(known: set[int]) -> Iterator[dict[int, Any]]:
+    """Collect the storages that autograd keeps for backward, but for those known, by address."""
+    kept: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in known:
             kept[storage._cdata] = storage  # held, so that no other takes its address
         return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=in_bf16),
-    ):
-        encoding = encoder(*rows)
-    del encoding
-    return sum(storage.nbytes() for storage in kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
 
 
 def _gathered_bytes(encoder: DualEncoder, share: Share) -> int:

@@ -1,6 +1,7 @@
 """What a run is made of, built from its config: data, encoder, loss."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from data_pipelines.shards import ShardSet
 from training.accumulate import Pieces, refuse_batch_norm
 from training.average import Average
 from training.config import TrainConfig
+from training.duration import RunLength
 from training.flops import FlopCounter
 from training.fsdp import refuse_sharding, shard
 from training.groups import frozen_names, parameter_groups
@@ -31,6 +33,18 @@ from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
 from vlp.picture_size import check_size
+
+
+class Basis(NamedTuple):
+    """What a run stands on before it has weights."""
+
+    objective: Objective
+    sources: list[ShardSet]
+    plan: Plan | None
+    """Of the samples; None where a dry run has no shards."""
+    length: RunLength
+    course: Course
+    validation: Validation | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +81,23 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     """
     if not config.data.shards:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
-    check_trackers(config.trackers)
-    objective = build_objective(config.loss)
-    if accelerator.is_main_process:
-        warn_of_scales(objective)
-    sources, plan = open_sources(config.data, config.seed)
-    course = plan_course(config, config.run_length(plan.num_samples))
-    if accelerator.is_main_process:
-        warn_of_small_cache(sources, plan)
-    held_out = config.data.validation
-    validation = open_validation(held_out, config.tasks) if held_out else None
+    is_main = accelerator.is_main_process
+    basis = open_basis(config, accelerator.mixed_precision, is_main=is_main)
+    objective, sources, plan, _, course, validation = basis
+    assert plan is not None
     # Before the seed: a teacher leaves the student's first weights as they are without one.
-    teacher = _teacher(config, accelerator, sources, plan)
+    teacher = None
+    if config.teacher is not None:
+        teacher = open_teacher(config.teacher, accelerator.device)
+        if is_main:
+            check_teacher(teacher, config, basis)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.model, objective).to(accelerator.device)
-    check_encoder(config, encoder, objective, course, accelerator.num_processes)
     flops = FlopCounter(encoder)  # first: what is recomputed is no operation of the model
-    set_up_towers(encoder, config.speed)
+    set_up_encoder(config, encoder, basis, accelerator.num_processes)
     memory = _memory(encoder, config)
     average = Average(encoder, config.ema) if config.ema else None
     if config.sharding == "fsdp":
-        refuse_sharding(config, accelerator.mixed_precision)
         followers = (memory and memory.key_encoder, average and average.encoder)
         for held in filter(None, (encoder, *followers)):
             shard(held, accelerator.mixed_precision)
@@ -116,14 +126,43 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
     )
 
 
-def check_encoder(
-    config: TrainConfig,
-    encoder: DualEncoder,
-    objective: Objective,
-    course: Course,
-    num_processes: int,
+def open_basis(config: TrainConfig, precision: str, *, is_main: bool) -> Basis:
+    """Return what a run stands on, checked; a dry run has the same. Only the main process warns.
+
+    Raises:
+        UserError: An option or the data is not what a run can use.
+    """
+    check_trackers(config.trackers)
+    objective = build_objective(config.loss)
+    if config.sharding == "fsdp":
+        refuse_sharding(config, precision)
+    sources, plan = open_sources(config.data, config.seed) if config.data.shards else ([], None)
+    length = config.run_length(plan.num_samples if plan else None)
+    course = plan_course(config, length)
+    if is_main:
+        warn_of_scales(objective)
+        if plan is not None:
+            warn_of_small_cache(sources, plan)
+    held_out = config.data.validation
+    validation = open_validation(held_out, config.tasks) if held_out else None
+    return Basis(objective, sources, plan, length, course, validation)
+
+
+def check_teacher(teacher: Teacher, config: TrainConfig, basis: Basis) -> None:
+    """Raise UserError where a teacher on disk lacks too many of a run's samples."""
+    if teacher.features is not None and basis.plan is not None:
+        check_features(teacher.features, basis.sources, basis.plan, config.data.max_bad)
+
+
+def set_up_encoder(
+    config: TrainConfig, encoder: DualEncoder, basis: Basis, num_processes: int
 ) -> None:
-    """Raise UserError where the losses or a stage ask for what this encoder cannot do."""
+    """Let an encoder, also one of shapes alone, compute as the options say.
+
+    Raises:
+        UserError: The losses, a stage or recomputation ask for what this encoder cannot do.
+    """
+    objective, course = basis.objective, basis.course
     objective.check(_fields(config), encoder.dim)
     pieces = Pieces(config.image_piece, config.text_piece)
     pairs = config.data.batch_size // num_processes
@@ -133,6 +172,7 @@ def check_encoder(
             check_size(encoder.visual, stage.image_size)
         norms = trained_norms(encoder, frozen_names(encoder, config.optimizer, stage))
         refuse_batch_norm(norms, pieces, images, texts)
+    set_up_towers(encoder, config.speed)
 
 
 def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:
@@ -155,17 +195,6 @@ def build_encoder(model: ModelConfig, objective: Objective) -> DualEncoder:
     if source.weights is None or not is_same_kind:
         encoder.set_logits(objective.start_scale, objective.start_bias)
     return encoder
-
-
-def _teacher(
-    config: TrainConfig, accelerator: Accelerator, sources: list[ShardSet], plan: Plan
-) -> Teacher | None:
-    if config.teacher is None:
-        return None
-    teacher = open_teacher(config.teacher, accelerator.device)
-    if teacher.features is not None and accelerator.is_main_process:
-        check_features(teacher.features, sources, plan, config.data.max_bad)
-    return teacher
 
 
 def _memory(encoder: DualEncoder, config: TrainConfig) -> Memory | None:

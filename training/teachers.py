@@ -72,13 +72,18 @@ class Teacher:
             )
 
 
+def is_stored(name: str) -> bool:
+    """Return whether a teacher is features on disk, not a model."""
+    return (Path(name) / "image_emb").is_dir()
+
+
 def open_teacher(name: str, device: torch.device) -> Teacher:
     """Return the teacher that a model or a folder of features is.
 
     Raises:
         UserError: It is neither, or damaged.
     """
-    if (Path(name) / "image_emb").is_dir():
+    if is_stored(name):
         features = open_features(Path(name))
         scale = features.scale
         return Teacher(name=name, identity=features.identity, scale=scale, features=features)

@@ -57,7 +57,17 @@ def load_encoder(name: str | Path) -> DualEncoder:
     Raises:
         UserError: There is no such model, or its files are damaged.
     """
-    name = str(name)
+    source = find_model(*parse_model(str(name)))
+    encoder = create_encoder(source.config, weights=source.weights, folder=source.folder)
+    return encoder.eval().requires_grad_(False)
+
+
+def parse_model(name: str) -> tuple[str, str | None]:
+    """Return the architecture or the place of a model as ``load_encoder`` takes it, and its tag.
+
+    Raises:
+        UserError: It is a file, or an architecture alone.
+    """
     if os.path.exists(name):  # and not Path.exists, which raises for names too long
         if os.path.isfile(name):
             raise UserError(f"{name} is a file, not a model. Give a run or checkpoint folder.")
@@ -69,9 +79,7 @@ def load_encoder(name: str | Path) -> DualEncoder:
             f"There is no model {name}. Give a run folder, a checkpoint folder, hf-hub:org/repo "
             f"or ARCHITECTURE:TAG such as ViT-B-32:laion2b_s34b_b79k."
         )
-    source = find_model(architecture, tag)
-    encoder = create_encoder(source.config, weights=source.weights, folder=source.folder)
-    return encoder.eval().requires_grad_(False)
+    return architecture, tag
 
 
 class ModelSource(NamedTuple):

@@ -128,3 +128,30 @@ def test_a_dry_run_says_what_the_run_folder_would(data, tmp_path):
 def test_processes_that_cannot_be_are_refused(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
         cli.run(["train", "toy", "--out", str(tmp_path / "run"), "--samples", "1000", *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trackers", "nothing"], "There is no tracker called 'nothing'"),
+        (["--data.resample", "--save-every", "1 epochs"], "no epochs. Write --save-every"),
+        (["--validate-every", "10"], "--validate-every '10' needs held-out shards"),
+        (["--keep.best", "validation/loss"], "--keep.best validation/loss needs held-out shards"),
+        (["--loss", "distill", "--teacher", "/nonexistent"], "There is no model /nonexistent"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(options, message, tmp_path):
+    argv = ["train", "toy", "--out", str(tmp_path / "run"), "--dry-run", "--samples", "1000"]
+    with pytest.raises(UserError, match=message):
+        apart(cli.run, [*argv, *options])
+
+
+@pytest.mark.slow
+def test_recomputation_larger_pictures_and_a_teacher_change_what_is_counted(tmp_path):
+    plain = sizes(tmp_path)["memory_bytes"]
+    again = sizes(tmp_path, "--speed.recompute", "image", "text")["memory_bytes"]
+    assert again["activations"] < 0.8 * plain["activations"]
+    larger = sizes(tmp_path, "--stages", "50%: size=64", "rest")["memory_bytes"]
+    assert larger["activations"] > 1.5 * plain["activations"]
+    taught = sizes(tmp_path, "--loss", "distill", "--teacher", "ViT-B-32:openai")["memory_bytes"]
+    assert taught["teacher's weights"] == pytest.approx(4 * 151.277e6, rel=1e-3)
