@@ -118,7 +118,7 @@ def footprint(
         state = _optimizer_bytes(config, groups)
         size, again = _largest_picture(encoder, course), config.speed.recompute
         activations = _activations(encoder, share, groups, size, again, in_bf16=in_bf16)
-    weights, views = _bytes(encoder), config.data.image_views + config.data.text_views
+    views = config.data.image_views + config.data.text_views
     world = config.data.batch_size * encoder.dim * FP32 * views
     tile = FP32 * min(TILE_ELEMENTS["cuda"], share.pairs * config.data.batch_size)
     picture = 3 * math.prod(size)
@@ -137,7 +137,26 @@ def footprint(
         "gradients of features summed": 2 * others * world,
         "teacher's features gathered": others * taught.get("teacher's features", 0),
     }
+    held, sent = _weights_held_and_sent(
+        encoder, config, share, processes, trained, state, in_bf16=in_bf16
+    )
+    return Footprint(_present(held | memory), _present(traffic | sent))
+
+
+def _weights_held_and_sent(
+    encoder: DualEncoder,
+    config: TrainConfig,
+    share: Share,
+    processes: int,
+    trained: int,
+    state: int,
+    *,
+    in_bf16: bool,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what a GPU holds and sends of weights, gradients and optimizer state."""
+    weights, others = _bytes(encoder), (processes - 1) / processes
     is_sharded = config.sharding == "fsdp" and processes > 1
+    sent: dict[str, float] = {}
     parts = processes if is_sharded else 1
     held = {
         "weights": weights / parts,
@@ -150,12 +169,12 @@ def footprint(
         narrow = BF16 / FP32 if in_bf16 else 1.0
         held["weights gathered at a time"] = narrow * _gathered_bytes(encoder, share)
         gathers = narrow * (weights + trained) * share.passes
-        traffic["weights gathered, forward and backward"] = others * gathers
-        traffic["gradients averaged into slices"] = others * trained * share.passes
+        sent["weights gathered, forward and backward"] = others * gathers
+        sent["gradients averaged into slices"] = others * trained * share.passes
     elif processes > 1:
         held["gradients in messages"] = trained
-        traffic["gradients averaged"] = 2 * others * trained  # a ring passes each twice
-    return Footprint(_present(held | memory), _present(traffic))
+        sent["gradients averaged"] = 2 * others * trained  # a ring passes each twice
+    return held, sent
 
 
 def _optimizer_bytes(config: TrainConfig, groups: list[dict[str, Any]]) -> int:
