@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 LONGEST_PLAIN = {torch.bfloat16: 512, torch.float32: 128}
 """Tokens up to which the plain products beat torch's flash kernel on a CPU (measured, forward and
@@ -76,6 +77,8 @@ def _attend(
 def _is_quicker_plain(tokens: Float[Tensor, "... tokens width"]) -> bool:
     if tokens.device.type != "cpu":
         return False
+    if isinstance(tokens, FakeTensor) and not torch.compiler.is_compiling():
+        return False  # shapes alone, asked what a GPU would keep
     is_cast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if is_cast else tokens.dtype
     return tokens.shape[-2] <= LONGEST_PLAIN.get(dtype, 0)
