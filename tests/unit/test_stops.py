@@ -14,6 +14,14 @@ from vlp.cli import main
 from vlp.errors import Stopped
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Hear Ctrl-C whatever started the tests: a shell's job in background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_is_heard_and_ends_the_run_by_its_number(number, monkeypatch, capsys):
     before = signal.signal(number, signal.default_int_handler)
