@@ -59,7 +59,7 @@ def main() -> None:
         return
     if options.kill_every:
         compare_with_kills(killed_command(options), options.out, options.kill_every)
-    sets = selection_sets(options) if options.select else test_sets(options.data)
+    sets = selection_sets(options) if options.select else shards_and_classes(options.data)
     figures: dict[str, list[float]] = {}
     for seed in options.seeds:
         for name, value in one_run(options, seed, sets).items():
@@ -92,7 +92,7 @@ def killed_command(options: argparse.Namespace) -> list[str]:
     return [*argv, *length, *options.options]
 
 
-def test_sets(data: Path) -> dict[str, tuple[str, str]]:
+def shards_and_classes(data: Path) -> dict[str, tuple[str, str]]:
     """Return the shards to train on and to score, each with the class names to score on."""
     return {
         "train": (str(data / "train"), ""),
