@@ -10,9 +10,9 @@ from typing import IO
 
 from data_pipelines.loader import Loader, worker_error
 from data_pipelines.sources import find_shards
-from training.checkpoints import remove_parts
+from training.compute.processes import is_lost
 from training.config import TrainConfig
-from training.stops import is_lost
+from training.run_folder.checkpoints import remove_parts
 from vlp.checkpoint import list_checkpoints, paths_of
 from vlp.errors import UserError
 from vlp.output import check_output, read_record, remove_output, write_json, write_record
