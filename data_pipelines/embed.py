@@ -44,9 +44,9 @@ class EncodedSet:
     image: Float[Tensor, "samples dim"]
     text: Float[Tensor, "samples dim"]
     faults: Faults
-    image_pooled: Float[Tensor, "samples width"] | None = None
+    image_pooled: Float[Tensor, "samples image_width"] | None = None
     """What the image tower projects to its features, where asked for; of any length."""
-    text_pooled: Float[Tensor, "samples width"] | None = None
+    text_pooled: Float[Tensor, "samples text_width"] | None = None
 
 
 def encode_shards(

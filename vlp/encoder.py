@@ -46,9 +46,9 @@ class Encoding(NamedTuple):
     text: Float[Tensor, "texts dim"] | None
     scale: Float[Tensor, ""]
     bias: Float[Tensor, ""] | None
-    image_pooled: Float[Tensor, "images width"] | None = None
+    image_pooled: Float[Tensor, "images image_width"] | None = None
     """What the image tower projects to its features, where asked for; of any length."""
-    text_pooled: Float[Tensor, "texts width"] | None = None
+    text_pooled: Float[Tensor, "texts text_width"] | None = None
 
 
 class DualEncoder(nn.Module):
