@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.curation.cascade import score_in_rounds
-from data_pipelines.curation.decide import Decision, decide
+from data_pipelines.curation.decide import decide
 from data_pipelines.curation.materialise import decision_hash, materialise
 from data_pipelines.curation.report import Curation, show_funnel, write_report
 from data_pipelines.curation.rules import read_rules
@@ -76,13 +76,12 @@ def filter_shards(
     ) as part:
         _take_over(clean / SCORES, part / SCORES)
         scored = open_scores(sources, part / SCORES)
-        num_samples = sum(map(len, scored.keys))
-        say(f"Scoring {num_samples:,} samples of {raw} ...")
+        say(f"Scoring {sum(map(len, scored.keys)):,} samples of {raw} ...")
         samples = score_in_rounds(engine, rules, scored, seed=seed)
         decision = decide(rules, scored, samples)
-        if not decision.num_kept:
-            raise UserError(_nothing_left(raw, num_samples, decision))
         curation = Curation(raw, clean, rules, scored, samples, decision, faults)
+        if not decision.num_kept:
+            raise UserError(_nothing_left(curation))
         if keep_list:
             write_keep_list(sources, scored.keys, decision.copies, part)
         else:
@@ -135,9 +134,10 @@ def _write_shards(
     folder.rmdir()
 
 
-def _nothing_left(raw: str, count: int, decision: Decision) -> str:
+def _nothing_left(curation: Curation) -> str:
     """Return one line that names what to loosen."""
-    steps, failed = decision.steps, decision.failed
+    steps, failed = curation.decision.steps, curation.decision.failed
+    count, raw = sum(map(len, curation.scored.keys)), curation.raw
     if len(failed) == count:
         return f"None of the {count} samples of {raw} can be scored: {failed.summary()}."
     worst = max(steps, key=lambda step: step.dropped)
