@@ -21,9 +21,10 @@ from data_pipelines.ahead import map_ahead
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shards import ShardSet, open_shards, read
 from data_pipelines.tar_index import Entry
+from vlp.batches import batches
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import progress, show
-from vlp.encode import Rows, batches, encode_captions, encode_pixels, join_rows, to_best_device
+from vlp.encode import Rows, encode_captions, encode_pixels, join_rows, to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.image import ImageError, decode

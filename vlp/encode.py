@@ -1,17 +1,15 @@
 """Pictures and captions to features, batch by batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from vlp.batches import batches
 from vlp.encoder import DualEncoder
-
-Item = TypeVar("Item")
 
 
 def to_best_device(encoder: DualEncoder) -> DualEncoder:
@@ -75,13 +73,6 @@ def encode_captions(encoder: DualEncoder, captions: Sequence[str], *, pooled: bo
     tokens = tokens[:, : encoder.caption_length(tokens)]
     found = encoder(tokens=tokens.to(encoder.logit_scale.device), pooled=pooled)
     return _rows(found.text, found.text_pooled)
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of ``size`` items; the last may be shorter."""
-    source = iter(items)
-    while group := list(islice(source, size)):
-        yield group
 
 
 def _rows(features: Tensor | None, pooled: Tensor | None) -> Rows:
