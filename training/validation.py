@@ -13,6 +13,7 @@ from data_pipelines.captions import caption_key
 from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.plan import hash63
 from data_pipelines.shards import ShardSet, open_shards
+from data_pipelines.sources import relative_names
 from eval.run import Evaluator, build_evaluators, run_evaluators
 from training.compute.gather import num_processes
 from training.objective import Objective
@@ -30,6 +31,12 @@ class Validation:
 
     shards: ShardSet
     evaluators: Sequence[Evaluator]
+
+    @property
+    def identity(self) -> str:
+        """What two sets of the same shards share, wherever they lie."""
+        names = relative_names(self.shards.shards)
+        return f"{hash63(f'{names} {self.shards.counts.tolist()}'):016x}"
 
 
 def open_validation(source: str, tasks: Sequence[str]) -> Validation:
