@@ -27,7 +27,8 @@ from training.run_folder.sessions import RunStatus, begin_session
 from training.state import save
 from training.step import cut_captions, over_processes, take_step
 from training.validation import Validation, validate
-from vlp.console import progress, say, speaking
+from vlp.console import progress, say, speaking, warn
+from vlp.errors import nearest
 from vlp.types import Batch
 
 
@@ -137,6 +138,10 @@ def _validate(run: Run, validation: Validation) -> None:
         figures = validate(run.accelerator, encoder, validation, parts.objective)
     run.log.row(run.state, figures)
     say(f"step {run.state.step}/{run.steps}  {validation_note(figures)}")
+    best = run.config.keep.best
+    if best.startswith("validation/") and best not in figures and run.accelerator.is_main_process:
+        known = nearest(best, figures)
+        warn(f"No checkpoint is kept as the best: there is no figure {best!r}. {known}")
 
 
 def _save(run: Run) -> None:
