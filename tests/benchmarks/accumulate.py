@@ -70,7 +70,7 @@ def child(batch: int, piece: int) -> dict[str, float]:
     """Return what a new process measures of one step."""
     argv = [sys.executable, __file__, "--as-child", json.dumps([batch, piece])]
     # With a low threshold every freed tensor goes back to the system at once, and is not counted:
-    # glibc keeps some 70 MiB of freed blocks in either case, most of what pieces would seem to need.
+    # glibc keeps some 70 MiB of freed blocks in either case, most of what pieces seem to need.
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     done = subprocess.run(
         argv, env=os.environ | malloc, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
