@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ SIDES = (("original_width", "original_height"), ("width", "height"))
 KEYS = ("key", "uid", "id")
 
 
+@runtime_checkable
 class Record(Protocol):
     """Where the parts of a sample come from."""
 
