@@ -39,6 +39,17 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "align": Preset(
+        (
+            "image_side(min=201)",
+            "captions_per_image",
+            "caption_words(max=20)",
+            "caption_frequency",
+            "caption_ngrams(size={size})",
+        ),
+        "Jia et al. 2021, ALIGN, section 3",
+        {"size": 100_000_000},
+    ),
     "cat": Preset(
         (
             "caption_complexity(pipeline={pipeline})",
