@@ -10,7 +10,6 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int64, UInt8
 
 from vlp.errors import UserError
@@ -58,9 +57,10 @@ class Column:
     @cached_property
     def entries(self) -> tuple[Int64[np.ndarray, "entries"], Int64[np.ndarray, "entries"]]:
         """The row and the value of every entry of values that are lists, in their order."""
-        rows = pc.list_parent_indices(self.values) if _is_list(self.values) else pa.array([])
-        found = self.values.flatten() if _is_list(self.values) else pa.array([])
-        return tuple(np.asarray(part.cast(pa.int64())) for part in (rows, found))
+        if not pa.types.is_list(self.values.type):  # nothing of the shard was scored
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        rows, found = self.values.value_parent_indices(), self.values.flatten()
+        return np.asarray(rows.cast(pa.int64())), np.asarray(found.cast(pa.int64()))
 
     def places(self) -> np.ndarray:
         """Return the place of each row among those of all shards."""
@@ -120,10 +120,6 @@ def check_share(share: float, name: str) -> None:
     """Raise UserError unless a share is above 0 and at most 1."""
     if not 0 < share <= 1:
         raise UserError(f"{name}={share} is no share. Give more than 0 and at most 1.")
-
-
-def _is_list(values: pa.Array) -> bool:
-    return pa.types.is_list(values.type)
 
 
 def _ordered_bits(numbers: Float64[np.ndarray, "_"]) -> np.ndarray:

@@ -12,7 +12,7 @@ from data_pipelines.curation.candidates import Candidate, hash64
 from data_pipelines.curation.columns import Columns, check_share
 from data_pipelines.curation.files import file_hash, read_lines
 from data_pipelines.curation.rules import Filter
-from vlp.errors import UserError
+from vlp.errors import UserError, needs
 
 TAIL = 0.06
 WRAPPED = ",.;:?!`"
@@ -118,12 +118,8 @@ def _mix(bits: UInt64[np.ndarray, "_"]) -> UInt64[np.ndarray, "_"]:
 @lru_cache
 def _matcher(path: str) -> Any:
     """Return an Aho-Corasick automaton of the entries, built once in a process."""
-    try:
+    with needs("filters", "Matching entries takes pyahocorasick"):
         import ahocorasick
-    except ImportError:
-        raise UserError(
-            'Matching entries takes pyahocorasick. pip install "vlp[filters]".'
-        ) from None
     matcher = ahocorasick.Automaton()
     for number, entry in enumerate(dict.fromkeys(read_lines(path))):
         matcher.add_word(f" {entry} ", number)

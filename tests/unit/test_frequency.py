@@ -1,5 +1,6 @@
 """Filters that count: shared captions and pictures, rare n-grams, MetaCLIP's balance."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -30,7 +31,7 @@ def cut(values, at):
     """Return values as shards of these lengths."""
     ends = np.cumsum([0, *at])
     assert ends[-1] == len(values)
-    return [values[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [values[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def flat(shards):
@@ -205,7 +206,7 @@ def test_draws_are_spread_evenly_and_do_not_follow_each_other():
     one, other = (uniform(ids, np.full(len(ids), entry), 0) for entry in (0, 1))
     assert np.abs(np.histogram(one, 20, (0, 1))[0] / 5000 - 1).max() < 0.07
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.02
-    assert 0 <= one.min()
+    assert one.min() >= 0
     assert one.max() < 1
 
 
