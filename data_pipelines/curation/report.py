@@ -34,7 +34,7 @@ def write_report(curation: Curation, folder: Path) -> dict[str, Any]:
     report = {
         "raw": curation.raw,
         "out": str(curation.clean),
-        "samples_in": sum(map(len, scored.keys)),
+        "samples_in": scored.num_samples,
         "failed": decision.failed.as_dict(),
         "rules": [step._asdict() for step in decision.steps],
         "faults": curation.faults.as_dict(),
