@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ SIDES = (("original_width", "original_height"), ("width", "height"))
 KEYS = ("key", "uid", "id")
 
 
+@runtime_checkable
 class Record(Protocol):
     """Where the parts of a sample come from."""
 
