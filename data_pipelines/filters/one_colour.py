@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
+from typing import Any, ClassVar
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.rules import BoundedFilter, Cost
@@ -25,4 +23,5 @@ class OneColour(BoundedFilter):
 
     def score(self, candidates: Sequence[Candidate]) -> list[int]:
         """Return the contrast of each picture."""
-        return [max(np.ptp(np.asarray(one.picture), axis=(0, 1)).tolist()) for one in candidates]
+        extrema: list[Any] = [one.picture.getextrema() for one in candidates]
+        return [max(high - low for low, high in channels) for channels in extrema]
