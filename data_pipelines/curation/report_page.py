@@ -208,7 +208,7 @@ def _again(report: Report) -> Iterable[Markup]:
     facts |= {f"hash, {name}": told[:16] for name, told in report["hashes"].items()}
     rules = [step["rule"] for step in report["rules"]]
     words = ["vlp", "filter", report["raw"], report["out"], "--seed", str(report["seed"]), "--keep"]
-    yield Markup('<pre class="wide">{}</pre>').format(shlex.join([*words, *rules]))
+    yield Markup("<pre>{}</pre>").format(shlex.join([*words, *rules]))
     yield beside(
         table(("what it follows from", "value"), facts.items()),
         table(("package", "version"), report["versions"].items()),

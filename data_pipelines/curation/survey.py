@@ -223,7 +223,7 @@ def _pick(
     ((low, high),) = thresholds.values()
     numbers = columns[0].numbers
     far = np.fmin(abs(numbers - low), abs(numbers - high))
-    is_near = np.isfinite(far)
+    is_near, lots = np.isfinite(far), (lots + 0.5) % 1
     gallery.just_kept.offer(kept & is_near, lots, shard.start, values, far)
     gallery.just_dropped.offer(dropped & is_near, lots, shard.start, values, far)
 
