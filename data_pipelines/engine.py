@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -67,9 +67,9 @@ class Engine:
         number = min(len(tasks), self.num_workers(on_gpu=on_gpu))
         with progress(len(tasks), what) as advance:
             if self.kind == "inline" or number < 2:
-                results = _inline(work, tasks)
+                results = _inline(work, tasks, on_gpu)
             else:
-                results = _pooled(work, tasks, number)
+                results = _pooled(work, tasks, number, on_gpu)
             for result in results:
                 advance()
                 yield result
@@ -79,20 +79,22 @@ class Engine:
         return self.workers or (on_gpu and _num_gpus()) or len(os.sched_getaffinity(0))
 
 
-def _inline(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-    with _one_thread():
+def _inline(
+    work: Callable[[Task], Result], tasks: Sequence[Task], on_gpu: bool
+) -> Iterator[Result]:
+    with _one_thread() if on_gpu else nullcontext():
         yield from map(work, tasks)
 
 
 def _pooled(
-    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int, on_gpu: bool
 ) -> Iterator[Result]:
     """Yield results in order; tasks whose worker was killed begin anew in other processes."""
     attempts = [0] * len(tasks)
     done: dict[int, Result] = {}
     following = 0
     while following < len(tasks):
-        pool = _open_pool(work, workers)
+        pool = _open_pool(work, workers, on_gpu)
         waiting: deque[tuple[int, Future]] = deque()
         left = iter([n for n in range(following, len(tasks)) if n not in done])
         try:
@@ -123,27 +125,28 @@ def _pooled(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _open_pool(work: Callable, workers: int) -> ProcessPoolExecutor:
+def _open_pool(work: Callable, workers: int, on_gpu: bool) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
     gpus = context.SimpleQueue()
     for number in range(workers):
         gpus.put(number)
-    return ProcessPoolExecutor(workers, context, _begin, (work, gpus))
+    return ProcessPoolExecutor(workers, context, _begin, (work, gpus, on_gpu))
 
 
 _work: Callable | None = None
 
 
-def _begin(work: Callable, gpus: Any) -> None:
-    """Make a process ready for tasks: one thread, one GPU, and an end with the run's."""
+def _begin(work: Callable, gpus: Any, on_gpu: bool) -> None:
+    """Make a process ready for tasks: an end with the run's; for a model one thread, one GPU."""
     global _work
     number = gpus.get()
-    if _num_gpus() > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % _num_gpus())
     run = multiprocessing.parent_process()
     assert run is not None
     threading.Thread(target=_end_with, args=(run,), daemon=True).start()
-    _one_thread().__enter__()
+    if on_gpu:  # else torch is not loaded, which takes seconds
+        if _num_gpus() > 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(number % _num_gpus())
+        _one_thread().__enter__()
     _work = work
 
 

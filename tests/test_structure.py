@@ -31,6 +31,8 @@ DOORS = {
     "transformers": ("vlp/encoder.py", "vlp/export.py"),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),
+    "spacy": ("data_pipelines/curation/syntax.py",),
+    "rapidocr": ("data_pipelines/curation/ocr.py",),
     "ray": ("data_pipelines/engine.py",),
     "fastapi": ("vlp/serve/",),
     "tyro": ("vlp/cli.py", "commands.py"),

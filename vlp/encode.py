@@ -1,17 +1,14 @@
 """Pictures and captions to features, batch by batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from vlp.batches import batches
 from vlp.encoder import DualEncoder
-
-Item = TypeVar("Item")
 
 
 def to_best_device(encoder: DualEncoder) -> DualEncoder:
@@ -44,13 +41,6 @@ def encode_texts(
         tokens = tokens[:, : encoder.caption_length(tokens)]
         parts.append(_features(encoder(tokens=tokens.to(device)).text))
     return torch.cat(parts)
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of ``size`` items; the last may be shorter."""
-    source = iter(items)
-    while group := list(islice(source, size)):
-        yield group
 
 
 def _features(features: Tensor | None) -> Tensor:

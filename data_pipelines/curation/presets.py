@@ -38,4 +38,14 @@ class Preset:
         return {name for text in self.texts for _, name, _, _ in Formatter().parse(text) if name}
 
 
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    "cat": Preset(
+        (
+            "caption_complexity(pipeline={pipeline})",
+            "caption_action(pipeline={pipeline})",
+            "text_spotting",
+        ),
+        "Radenovic et al. 2023, DiHT",
+        {"pipeline": "en_core_web_sm"},
+    ),
+}
