@@ -79,7 +79,7 @@ def filter_shards(
         decision = decide(rules, scored, samples)
         if not decision.num_kept:
             raise UserError(_nothing_left(raw, scored.num_samples, decision))
-        curation = Curation(raw, clean, rules, scored, samples, decision, faults)
+        curation = Curation(raw, clean, rules, scored, samples, decision, faults, seed)
         if keep_list:
             write_keep_list(sources, scored.keys, decision.copies, part)
         else:
