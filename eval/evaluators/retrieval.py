@@ -11,13 +11,9 @@ from torch import Tensor
 from data_pipelines.captions import caption_key
 from data_pipelines.embed import EncodedSet
 from eval.metrics import best_match_ranks, chance_recall_at_1, median_rank, recall_at_k
-from eval.prompts import find_beside
 from vlp.encode import encode_texts
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-
-LAYOUT = "dataset_type.txt"
-"""CLIP_benchmark's file beside the shards that says what the data set is for."""
 
 
 class Texts(NamedTuple):
@@ -41,8 +37,8 @@ class Retrieval:
     k: int | Sequence[int] = (1, 5, 10)
     """Depth of recall, or several; one that exceeds the number of items is left out."""
     lines: bool | None = None
-    """Whether each line of a ``.txt`` is a caption of its own; None: where ``dataset_type.txt``
-    beside the shards says retrieval, as CLIP_benchmark lays out COCO and Flickr30k."""
+    """Whether each line of a text is a caption of its own; None: where the dataset says so, as
+    CLIP_benchmark's layout of COCO and Flickr30k does by ``dataset_type.txt``."""
     name: str = "retrieval"
     """What the figures' names start with."""
 
@@ -80,13 +76,12 @@ class Retrieval:
 
     def _texts(self, encoder: DualEncoder, encoded: EncodedSet) -> Texts:
         """Return each different caption once; only captions that are lines are encoded here."""
-        lines = self.lines
-        if lines is None:
-            lines = _is_retrieval_layout(encoded)
+        lines = encoded.dataset.has_lines if self.lines is None else self.lines
         captions, first_rows, matches = _distinct(encoded, lines)
         if not captions:
             raise UserError("retrieval needs captions, and no sample has one. Give another task.")
-        features = encode_texts(encoder, captions) if lines else encoded.text[first_rows]
+        has_other = lines or encoded.dataset.has_lines
+        features = encode_texts(encoder, captions) if has_other else encoded.text[first_rows]
         return Texts(features, torch.tensor(matches))
 
 
@@ -107,8 +102,3 @@ def _distinct(
                 first_rows.append(row)
             matches.append((row, place[key]))
     return captions, first_rows, matches
-
-
-def _is_retrieval_layout(encoded: EncodedSet) -> bool:
-    path = find_beside((entry.shard for entry in encoded.entries), LAYOUT)
-    return path is not None and "retrieval" in path.read_text(errors="replace").lower()

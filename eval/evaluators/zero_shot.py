@@ -1,30 +1,24 @@
 """Zero-shot classification: each image is given the class whose captions are nearest to it."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
+from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.embed import EncodedSet
-from data_pipelines.faults import SampleFault
-from data_pipelines.shards import ShardSet, read
 from eval.metrics import class_ranks, mean_per_class_recall, top_k_accuracy
 from eval.prompts import (
-    BARE,
-    Classes,
     class_of_samples,
-    classes_beside,
+    classes_of,
     read_classes,
     read_templates,
 )
-from vlp.classifier import build_classifier
+from vlp.classifier import BARE, Classes, build_classifier
 from vlp.console import say
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-from vlp.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +31,8 @@ class ZeroShot:
     """
 
     classes: str | Sequence[str] | None = None
-    """A ``.txt`` or ``.json`` file of class names, or the names; None for ``classnames.txt`` beside
-    the shards, as CLIP_benchmark lays them out."""
+    """A ``.txt`` or ``.json`` file of class names, or the names; None for those that the
+    dataset brings, such as ``classnames.txt`` beside CLIP_benchmark's shards."""
     part: str | None = None
     """Which class list of a nested file, such as ``concept.train``."""
     label: str | None = None
@@ -54,20 +48,20 @@ class ZeroShot:
         if self.classes is not None:
             _ = self._given  # a wrong file ends the command before anything is encoded
 
-    def check(self, shards: ShardSet) -> None:
-        """Say what the classes are, before the shards are encoded.
+    def check(self, dataset: Dataset) -> None:
+        """Say what the classes are, before the dataset is encoded.
 
         Raises:
-            UserError: No classes were given, and there are none beside the shards; or none of a
-                thousand samples has one.
+            UserError: No classes were given, and the dataset brings none; or none of a thousand
+                samples has one.
         """
-        classes = self._classes_of(shards.shards)
-        class_of_samples(classes, _some_samples(shards))
+        classes = self._classes_of(dataset)
+        class_of_samples(classes, some_samples(dataset))
         say(f"{self.name}: {len(classes.names)} classes, {_describe(classes.templates)}.")
 
     def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> dict[str, float]:
         """Return accuracy, chance and how many samples they are of."""
-        classes = self._classes_of(entry.shard for entry in encoded.entries)
+        classes = self._classes_of(encoded.dataset)
         labels = torch.tensor(class_of_samples(classes, encoded.samples))
         has_class = labels >= 0
         labels, left_out = labels[has_class], int((~has_class).sum())
@@ -89,10 +83,8 @@ class ZeroShot:
         assert self.classes is not None
         return self._with_options(read_classes(self.classes, part=self.part))
 
-    def _classes_of(self, shards: Iterable[Path]) -> Classes:
-        if self.classes is not None:
-            return self._given
-        return self._with_options(classes_beside(shards))
+    def _classes_of(self, dataset: Dataset) -> Classes:
+        return self._given if self.classes is not None else self._with_options(classes_of(dataset))
 
     def _with_options(self, classes: Classes) -> Classes:
         if self.label is not None:
@@ -100,15 +92,6 @@ class ZeroShot:
         if self.templates is not None:
             classes = replace(classes, templates=read_templates(self.templates))
         return classes
-
-
-def _some_samples(shards: ShardSet, count: int = 1000) -> list[Sample]:
-    """Return samples from all over the shards, without those that cannot be read."""
-    found = []
-    for entry in shards.entries[:: max(1, len(shards) // count)]:
-        with suppress(SampleFault):
-            found.append(read(entry))
-    return found
 
 
 def _describe(templates: Sequence[str]) -> str:
