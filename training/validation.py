@@ -15,7 +15,7 @@ from data_pipelines.embed import EncodedSet, encode_dataset
 from data_pipelines.plan import hash63
 from eval.open_dataset import open_dataset
 from eval.run import Evaluator, build_evaluators, needs_pooled, run_evaluators
-from training.gather import num_processes
+from training.compute.gather import num_processes
 from training.objective import Objective
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
