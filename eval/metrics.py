@@ -25,6 +25,16 @@ def similarity_blocks(
         yield start, queries[start : start + rows] @ items.T
 
 
+def similarity_of_pairs(
+    queries: Float[Tensor, "queries dim"],
+    items: Float[Tensor, "items dim"],
+    pairs: Int64[Tensor, "pairs 2"],
+) -> Float[Tensor, "pairs"]:
+    """Return the similarity of each (query, item), some pairs at a time."""
+    parts = pairs.split(max(1, BLOCK // (4 * queries.shape[1])))
+    return torch.cat([(queries[part[:, 0]] * items[part[:, 1]]).sum(1) for part in parts])
+
+
 def best_match_ranks(
     queries: Float[Tensor, "queries dim"],
     items: Float[Tensor, "items dim"],
@@ -162,7 +172,9 @@ def pair_auc(
     ).to(matches.device)
     code, known = (pairs[:, 0] * len(items) + pairs[:, 1] for pairs in (drawn, matches))
     drawn = drawn[~torch.isin(code, known)]
-    return roc_auc(_of_pairs(queries, items, matches), _of_pairs(queries, items, drawn))
+    return roc_auc(
+        similarity_of_pairs(queries, items, matches), similarity_of_pairs(queries, items, drawn)
+    )
 
 
 def chance_recall_at_1(matches: Int64[Tensor, "matches 2"], num_items: int) -> float:
@@ -196,12 +208,6 @@ def mean_per_class_recall(ranks: Int64[Tensor, "images"], labels: Int64[Tensor, 
     images = torch.bincount(labels).double()  # [classes]
     right = torch.bincount(labels, weights=(ranks == 1).double())
     return (right / images)[images > 0].mean().item()
-
-
-def _of_pairs(queries: Tensor, items: Tensor, pairs: Tensor) -> Tensor:
-    """Return the similarity of each (query, item), some pairs at a time."""
-    parts = pairs.split(max(1, BLOCK // (4 * queries.shape[1])))
-    return torch.cat([(queries[part[:, 0]] * items[part[:, 1]]).sum(1) for part in parts])
 
 
 def _with_match(ranks: Tensor) -> Tensor:

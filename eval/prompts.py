@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.faults import SampleFault
+from data_pipelines.shards import ShardSet, read
 from vlp.classifier import check_distinct, check_names, check_templates
 from vlp.errors import UserError, nearest
 from vlp.types import Sample
@@ -143,6 +146,15 @@ def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
             f"No label is a class: a sample has {key} = {label!r}, and the {len(classes.names)} "
             f"classes are {_some(classes)}. Give the label's field as label= or other classes."
         )
+    return found
+
+
+def some_samples(shards: ShardSet, count: int = 1000) -> list[Sample]:
+    """Return samples from all over the shards, without those that cannot be read."""
+    found = []
+    for entry in shards.entries[:: max(1, len(shards) // count)]:
+        with suppress(SampleFault):
+            found.append(read(entry))
     return found
 
 

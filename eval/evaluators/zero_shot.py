@@ -1,7 +1,6 @@
 """Zero-shot classification: each image is given the class whose captions are nearest to it."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +8,7 @@ from pathlib import Path
 import torch
 
 from data_pipelines.embed import EncodedSet
-from data_pipelines.faults import SampleFault
-from data_pipelines.shards import ShardSet, read
+from data_pipelines.shards import ShardSet
 from eval.metrics import class_ranks, mean_per_class_recall, top_k_accuracy
 from eval.prompts import (
     BARE,
@@ -19,12 +17,12 @@ from eval.prompts import (
     classes_beside,
     read_classes,
     read_templates,
+    some_samples,
 )
 from vlp.classifier import build_classifier
 from vlp.console import say
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-from vlp.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ class ZeroShot:
                 thousand samples has one.
         """
         classes = self._classes_of(shards.shards)
-        class_of_samples(classes, _some_samples(shards))
+        class_of_samples(classes, some_samples(shards))
         say(f"{self.name}: {len(classes.names)} classes, {_describe(classes.templates)}.")
 
     def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> dict[str, float]:
@@ -100,15 +98,6 @@ class ZeroShot:
         if self.templates is not None:
             classes = replace(classes, templates=read_templates(self.templates))
         return classes
-
-
-def _some_samples(shards: ShardSet, count: int = 1000) -> list[Sample]:
-    """Return samples from all over the shards, without those that cannot be read."""
-    found = []
-    for entry in shards.entries[:: max(1, len(shards) // count)]:
-        with suppress(SampleFault):
-            found.append(read(entry))
-    return found
 
 
 def _describe(templates: Sequence[str]) -> str:
