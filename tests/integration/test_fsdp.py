@@ -95,6 +95,14 @@ def one_rank(rank: int, processes: int, folder: str, cases: list[str]) -> None:
             take_steps(DistributedDataParallel(plainly), plainly, mine, pieces, frozen),
             take_steps(sharded, sharded, mine, pieces, frozen),
         )
+        with torch.no_grad():
+            rows = [
+                tower.eval()(mine.images, mine.tokens, pooled=True) for tower in (sharded, plainly)
+            ]
+            for field in ("image_pooled", "text_pooled"):
+                slices, plain_rows = (getattr(encoding, field) for encoding in rows)
+                assert slices.shape == (len(mine.images), 32)
+                torch.testing.assert_close(slices, plain_rows, atol=1e-4, rtol=0)
         with whole(sharded), torch.no_grad():
             if rank == 0:  # alone, and others wait for nothing
                 alone = sharded.eval()(mine.images, mine.tokens)
