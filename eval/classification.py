@@ -3,6 +3,8 @@
 Pure functions of tensors, each with its direction and range; scikit-learn agrees with them.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -18,23 +20,44 @@ def confusion_matrix(
     return cells.reshape(num_classes, num_classes)
 
 
-def f1_per_class(confusion: Int64[Tensor, "classes classes"]) -> Float[Tensor, "classes"]:
+class ClassCounts(NamedTuple):
+    """What F1 and Jaccard are made of, for each class."""
+
+    right: Float[Tensor, "classes"]
+    """Images of the class that were taken for it: true positives."""
+    labelled: Float[Tensor, "classes"]
+    """Images of the class: true positives and false negatives."""
+    predicted: Float[Tensor, "classes"]
+    """Images taken for it: true positives and false positives."""
+
+
+def count_by_class(
+    labels: Int64[Tensor, "images"], predicted: Int64[Tensor, "images"], num_classes: int
+) -> ClassCounts:
+    """Return how many images each class has, how many were taken for it, and how many of both."""
+    hits = labels[labels == predicted]
+    return ClassCounts(
+        *(torch.bincount(of, minlength=num_classes).double() for of in (hits, labels, predicted))
+    )
+
+
+def f1_per_class(count: ClassCounts) -> Float[Tensor, "classes"]:
     """Return 2 TP / (2 TP + FP + FN) of each class, in [0, 1]; NaN for a class without images.
 
     Higher is better. The mean over classes with images is the F1 that WILDS reports for iWildCam
     (Koh et al. 2021, section 4.1), and DataComp with it.
     """
-    right, wrong = _right_and_wrong(confusion)
-    return _of_classes_with_images(2 * right / (2 * right + wrong), confusion)
+    f1 = 2 * count.right / (count.labelled + count.predicted)
+    return torch.where(count.labelled > 0, f1, torch.nan)
 
 
-def jaccard_per_class(confusion: Int64[Tensor, "classes classes"]) -> Float[Tensor, "classes"]:
+def jaccard_per_class(count: ClassCounts) -> Float[Tensor, "classes"]:
     """Return TP / (TP + FP + FN) of each class, in [0, 1]; NaN for a class without images.
 
     Higher is better; it is F1 / (2 - F1).
     """
-    right, wrong = _right_and_wrong(confusion)
-    return _of_classes_with_images(right / (right + wrong), confusion)
+    jaccard = count.right / (count.labelled + count.predicted - count.right)
+    return torch.where(count.labelled > 0, jaccard, torch.nan)
 
 
 def accuracy_by_group(
@@ -94,16 +117,6 @@ def jaccard_of_labels(
         1, order, torch.arange(labels.shape[1], device=labels.device) < count
     )
     return (best & labels).sum(1).double() / (best | labels).sum(1)
-
-
-def _right_and_wrong(confusion: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the true positives of each class, and its false positives and negatives together."""
-    right = confusion.diagonal().double()
-    return right, confusion.sum(0) + confusion.sum(1) - 2 * right
-
-
-def _of_classes_with_images(values: Tensor, confusion: Tensor) -> Tensor:
-    return torch.where(confusion.sum(1) > 0, values, torch.nan)
 
 
 def _precision_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
+from eval.result import Result
 from vlp import spec
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import say, show_table
@@ -32,7 +33,7 @@ class Evaluator(Protocol):
         """What the names of its figures start with; unique in a run."""
         ...
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> dict[str, float]:
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return figures by name, such as ``retrieval/image_to_text/recall@1``."""
         ...
 
@@ -122,7 +123,7 @@ def run_evaluators(
             )
     figures: dict[str, float] = {}
     for evaluator in evaluators:
-        figures |= evaluator(encoder, encoded)
+        figures |= evaluator(encoder, encoded).figures
     return figures
 
 

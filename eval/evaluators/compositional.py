@@ -12,6 +12,7 @@ from data_pipelines.shards import ShardSet
 from eval.choices import Item, Margins, captions_of, choose, of_items
 from eval.compositional_sets import READERS, ItemSet, items_of_samples, read_item_set
 from eval.prompts import some_samples
+from eval.result import Result, named, per_image
 from vlp.console import say
 from vlp.encode import encode_images, encode_texts
 from vlp.encoder import DualEncoder
@@ -75,7 +76,7 @@ class Compositional:
             found = self._published
             say(f"{self.name}: {len(found.items)} items on {len(found.pictures)} pictures.")
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> dict[str, float]:
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return accuracies, ties and what a guess gets."""
         if self.benchmark is None:
             items, images, families = items_of_samples(encoded.samples), encoded.image, {}
@@ -92,7 +93,11 @@ class Compositional:
         found["text_only"] = (blind.caption > 0).double().mean().item()
         found["chance"] = _chance(items)
         found["items"] = float(len(items))
-        return {f"{self.name}/{name}": value for name, value in found.items()}
+        means = {}
+        if self.benchmark is None:  # a benchmark's pictures are not the set's
+            right = margins.caption > 0
+            means["accuracy"] = per_image(right, margins.image, num_images=len(images))
+        return named(self.name, Result(found, means))
 
     @cached_property
     def _published(self) -> ItemSet:

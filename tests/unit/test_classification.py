@@ -7,6 +7,7 @@ from eval.classification import (
     average_precision,
     average_precision_11_points,
     confusion_matrix,
+    count_by_class,
     f1_per_class,
     jaccard_of_labels,
     jaccard_per_class,
@@ -34,10 +35,11 @@ def test_confusion_f1_and_jaccard_agree_with_scikit_learn(seed):
     confusion = confusion_matrix(labels, predicted, 7)
     expected = sklearn.confusion_matrix(labels, predicted, labels=range(7))
     assert confusion.tolist() == expected.tolist()
+    counts = count_by_class(labels, predicted, 7)
     present = labels.unique().tolist()
     for ours, theirs in (
-        (f1_per_class(confusion), sklearn.f1_score),
-        (jaccard_per_class(confusion), sklearn.jaccard_score),
+        (f1_per_class(counts), sklearn.f1_score),
+        (jaccard_per_class(counts), sklearn.jaccard_score),
     ):
         assert ours[6].isnan()  # no image
         expected = theirs(labels, predicted, labels=present, average=None, zero_division=0)
