@@ -87,8 +87,17 @@ def read_templates(source: str | Sequence[str]) -> tuple[str, ...]:
 def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
     """Return the place of each sample's class, -1 where its label is no class or is missing.
 
-    A label is looked up among the ids; where there are none, a word is a name and a number is a
-    place, from 0. A number is also a place where every id is a word.
+    Raises:
+        UserError: No sample has a class.
+    """
+    return [own[0] if len(own) == 1 else -1 for own in classes_of_samples(classes, samples)]
+
+
+def classes_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[list[int]]:
+    """Return the places of each sample's classes; a label that is no class is left out.
+
+    A label, or each of a list of them, is looked up among the ids; where there are none, a word is
+    a name and a number is a place, from 0. A number is also a place where every id is a word.
 
     Raises:
         UserError: No sample has a class.
@@ -100,18 +109,23 @@ def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
             f"No sample has the label {key!r}; the fields of the first are: {has}. "
             f"Write zero_shot(label='FIELD')."
         )
-    labels = [_label(sample.metadata.get(key)) for sample in samples]
-    if classes.ids is None and any(isinstance(label, str) for label in labels):
+    labels = [_labels(sample.metadata.get(key)) for sample in samples]
+    if classes.ids is None and any(isinstance(label, str) for own in labels for label in own):
         check_distinct(classes.names)
     places = _places(classes)
-    found = [-1 if label is None else places.get(label, -1) for label in labels]
-    if max(found) < 0:
+    found = [[places[label] for label in own if label in places] for own in labels]
+    if not any(found):
         label = next(sample.metadata[key] for sample in samples if key in sample.metadata)
         raise UserError(
             f"No label is a class: a sample has {key} = {label!r}, and the {len(classes.names)} "
             f"classes are {_some(classes)}. Give the label's field as label= or other classes."
         )
     return found
+
+
+def has_several_labels(classes: Classes, samples: Sequence[Sample]) -> bool:
+    """Return whether labels are lists: an image may show several classes, or none."""
+    return any(isinstance(sample.metadata.get(classes.label_key), list) for sample in samples)
 
 
 def _places(classes: Classes) -> dict[int | str, int]:
@@ -126,9 +140,9 @@ def _places(classes: Classes) -> dict[int | str, int]:
     return (by_number or numbers) | names | words
 
 
-def _label(value: Any) -> int | str | None:
-    is_label = isinstance(value, int | str) and not isinstance(value, bool)
-    return value if is_label else None
+def _labels(value: Any) -> list[int | str]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int | str) and not isinstance(v, bool)]
 
 
 def _classes(

@@ -37,7 +37,7 @@ class Evaluator(Protocol):
         """What the names of its figures start with; unique in a run."""
         ...
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result | dict[str, float]:
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return figures by name, such as ``retrieval/image_to_text/recall@1``."""
         ...
 
@@ -128,8 +128,7 @@ def run_evaluators(
             )
     figures: dict[str, float] = {}
     for evaluator in evaluators:
-        found = evaluator(encoder, encoded)
-        figures |= found.figures if isinstance(found, Result) else found
+        figures |= evaluator(encoder, encoded).figures
     return figures
 
 

@@ -3,31 +3,58 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.embed import EncodedSet
-from eval.metrics import class_ranks, mean_per_class_recall, top_k_accuracy
+from eval.answers import OneLabel, several_labels
+from eval.calibration import Logits
 from eval.prompts import (
     class_of_samples,
     classes_of,
+    classes_of_samples,
+    has_several_labels,
     read_classes,
     read_templates,
 )
+from eval.result import Result, named
 from vlp.classifier import BARE, Classes, build_classifier
 from vlp.console import say
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
+from vlp.types import Sample
+
+
+class Labelled(NamedTuple):
+    """The images of a set that have a class, and a classifier of it."""
+
+    rows: Int64[Tensor, "images"]
+    """Where each stands in the set."""
+    labels: Int64[Tensor, "images"]
+    weights: Float[Tensor, "classes dim"]
+    classes: Classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
     """Name what an image shows without training on the classes (Radford et al. 2021, section 3.1).
 
-    ``acc@1``, ``acc@5`` (left out below five classes) and ``mean_per_class_recall`` are shares in
-    [0, 1], higher is better; ``chance`` is what a guess gets, 1 / classes. Samples whose label is
-    no class are left out and counted.
+    ``acc@1``, ``acc@5`` (left out below five classes), ``mean_per_class_recall``, ``f1`` and
+    ``jaccard`` (means over the classes that have images) are shares in [0, 1], higher is better;
+    ``chance`` is what a guess gets, 1 / classes. Samples whose label is no class are left out and
+    counted.
+
+    Probabilities are the model's own: a softmax at its scale, or each class's sigmoid. ``ece``,
+    ``mce``, ``nll`` and ``brier`` say how far to trust them, lower is better; with ``fitted_``
+    before, after each half of the images was read at the ``temperature`` fitted to the other.
+
+    Where labels are lists, an image may show several classes: ``mean_average_precision``,
+    ``mean_average_precision_11_points`` (VOC 2007's) and ``jaccard``, the overlap of an image's n
+    labels with its n best classes, take the place of all that.
     """
 
     classes: str | Sequence[str] | None = None
@@ -39,6 +66,9 @@ class ZeroShot:
     """The field of the metadata with the label; None for the file's ``label_key``, or ``cls``."""
     templates: str | Sequence[str] | None = None
     """A file of templates, or templates; None for those of the classes file."""
+    group: str | None = None
+    """A field of the metadata, such as FMoW's region: ``worst_group_acc@1`` is the accuracy of the
+    group that fares worst."""
     name: str = "zero_shot"
     """What the figures' names start with; two tasks need two names."""
 
@@ -55,27 +85,61 @@ class ZeroShot:
             UserError: No classes were given, and the dataset brings none; or none of a thousand
                 samples has one.
         """
-        classes = self._classes_of(dataset)
-        class_of_samples(classes, some_samples(dataset))
+        classes, samples = self._classes_of(dataset), some_samples(dataset)
+        classes_of_samples(classes, samples)
+        self._groups(samples)
         say(f"{self.name}: {len(classes.names)} classes, {_describe(classes.templates)}.")
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> dict[str, float]:
-        """Return accuracy, chance and how many samples they are of."""
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+        """Return accuracy and calibration, or the precision of several labels."""
         classes = self._classes_of(encoded.dataset)
-        labels = torch.tensor(class_of_samples(classes, encoded.samples))
-        has_class = labels >= 0
-        labels, left_out = labels[has_class], int((~has_class).sum())
-        weights = build_classifier(encoder, classes.names, classes.templates)
-        ranks = class_ranks(encoded.image[has_class], weights, labels)
-        found = {"acc@1": top_k_accuracy(ranks, 1)}
-        if len(classes.names) >= 5:
-            found["acc@5"] = top_k_accuracy(ranks, 5)
-        found["mean_per_class_recall"] = mean_per_class_recall(ranks, labels)
-        found |= {"chance": 1 / len(classes.names), "samples": float(len(labels))}
+        if has_several_labels(classes, encoded.samples):
+            return named(self.name, self._several_labels(encoder, encoded, classes))
+        found = self.labelled(encoder, encoded)
+        left_out = len(encoded.samples) - len(found.rows)
         if left_out:
             say(f"{self.name}: left out {left_out} samples whose {classes.label_key} is no class.")
-            found["left_out"] = float(left_out)
-        return {f"{self.name}/{name}": value for name, value in found.items()}
+        scale, bias = encoder.logit_scale.exp().item(), encoder.logit_bias
+        logits = Logits(
+            encoded.image[found.rows],
+            found.weights,
+            found.labels,
+            scale,
+            None if bias is None else bias.item(),
+        )
+        groups, group_names = self._groups([encoded.samples[row] for row in found.rows.tolist()])
+        answers = OneLabel(
+            logits, found.rows, len(encoded.samples), classes.names, groups, group_names
+        )
+        return named(self.name, answers.result())
+
+    def labelled(self, encoder: DualEncoder, encoded: EncodedSet) -> Labelled:
+        """Return the images that have one class, and the classifier."""
+        classes = self._classes_of(encoded.dataset)
+        labels = torch.tensor(class_of_samples(classes, encoded.samples))
+        rows = (labels >= 0).nonzero()[:, 0]
+        weights = build_classifier(encoder, classes.names, classes.templates)
+        return Labelled(rows, labels[rows], weights, classes)
+
+    def _several_labels(
+        self, encoder: DualEncoder, encoded: EncodedSet, classes: Classes
+    ) -> Result:
+        labels = torch.zeros(len(encoded.samples), len(classes.names), dtype=torch.bool)
+        for row, own in enumerate(classes_of_samples(classes, encoded.samples)):
+            labels[row, own] = True
+        weights = build_classifier(encoder, classes.names, classes.templates)
+        return several_labels(encoded.image, weights, labels, classes.names)
+
+    def _groups(self, samples: Sequence[Sample]) -> tuple[Tensor | None, list[str]]:
+        """Return the number of each sample's group, -1 without one, and the groups' names."""
+        if self.group is None:
+            return None, []
+        said = [sample.metadata.get(self.group) for sample in samples]
+        names = sorted({str(value) for value in said if value is not None})
+        if not names:
+            raise UserError(f"No sample has the group {self.group!r}. Write group='FIELD'.")
+        place = {name: number for number, name in enumerate(names)}
+        return torch.tensor([-1 if v is None else place[str(v)] for v in said]), names
 
     @cached_property
     def _given(self) -> Classes:
