@@ -1,8 +1,11 @@
 """The one error meant for the person at the keyboard."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Codes of an OSError that says that the disk is full."""
 SHOWN = 12
 """Names listed where none comes near what was written."""
 
