@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from data_pipelines.workers import Crew, Done, Failed, Here, Lost, Processes, Worker
@@ -60,7 +61,8 @@ class Engine:
                 such as a model, it keeps for the next task of the same process.
             tasks: Few bytes each; ``str`` names one to people.
             what: A word for the progress bar.
-            on_gpu: The work runs a model: a worker for each GPU where there are any.
+            on_gpu: The work runs a model: in one thread of torch, and on a worker for each GPU
+                where there are any.
 
         Raises:
             UserError: A task raised it; no other is begun.
@@ -81,8 +83,8 @@ class Engine:
         gpus = _num_gpus() if on_gpu else 0
         workers = min(count, self.workers or gpus or len(os.sched_getaffinity(0)))
         if self.kind == "inline" or workers == 1:
-            return Here(work), 1
-        return Processes(work, gpus=gpus), workers
+            return Here(work, on_gpu=on_gpu), 1
+        return Processes(work, on_gpu=on_gpu, gpus=gpus), workers
 
 
 @dataclass
@@ -186,14 +188,14 @@ class Actors(Crew):
         room = gpus or int(resources["CPU"])
         self.most = min(room, engine.workers or room)
         """How many there are at most."""
-        self._class = ray.remote(num_cpus=1, num_gpus=int(gpus > 0))(Worker)
-        self._pickled = ray.put(pickle.dumps(work))
+        actor = ray.remote(num_cpus=1, num_gpus=int(gpus > 0))(Worker)
+        self._begin = partial(actor.remote, ray.put(pickle.dumps(work)), on_gpu)
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, int] = {}
 
     def start(self, worker: int) -> None:
         """Ask for an actor; it says that it is ready once there is room for it."""
-        self._actors[worker] = self._class.remote(self._pickled)
+        self._actors[worker] = self._begin()
         self._calls[self._actors[worker].begin.remote()] = worker
 
     def give(self, worker: int, task: Any) -> None:

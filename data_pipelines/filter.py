@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.curation.cascade import score_in_rounds
-from data_pipelines.curation.decide import Decision, decide
+from data_pipelines.curation.decide import decide
 from data_pipelines.curation.materialise import decision_hash, materialise
 from data_pipelines.curation.report import Curation, show_funnel, write_report
 from data_pipelines.curation.rules import read_rules
@@ -25,7 +25,8 @@ from vlp.console import say
 from vlp.errors import UserError
 from vlp.output import output_folder
 
-SCORES = "scores"
+SCORES, SHARDS = "scores", ".shards-*"
+"""What a run that was stopped leaves for the next."""
 WORTH_COPYING = 0.15
 """Share kept below which reading a copy is quicker than leaving out most of what is read."""
 
@@ -72,17 +73,16 @@ def filter_shards(
         "seed": seed,
     }
     with output_folder(
-        clean, "filter", config, inputs=inputs, overwrite=overwrite, goes_on=True
+        clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
         _take_over(clean / SCORES, part / SCORES)
         scored = open_scores(sources, part / SCORES)
-        num_samples = sum(map(len, scored.keys))
-        say(f"Scoring {num_samples:,} samples of {raw} ...")
+        say(f"Scoring {sum(map(len, scored.keys)):,} samples of {raw} ...")
         samples = score_in_rounds(engine, rules, scored, seed=seed)
         decision = decide(rules, scored, samples)
-        if not decision.num_kept:
-            raise UserError(_nothing_left(raw, num_samples, decision))
         curation = Curation(raw, clean, rules, scored, samples, decision, faults)
+        if not decision.num_kept:
+            raise UserError(_nothing_left(curation))
         if keep_list:
             write_keep_list(sources, scored.keys, decision.copies, part)
         else:
@@ -125,7 +125,7 @@ def _write_shards(
     scored, decision = curation.scored, curation.decision
     told = decision_hash(scored.sources, decision, samples_per_shard, seed)
     folder = part / f".shards-{told}"
-    for other in part.glob(".shards-*"):
+    for other in part.glob(SHARDS):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
@@ -135,9 +135,10 @@ def _write_shards(
     folder.rmdir()
 
 
-def _nothing_left(raw: str, count: int, decision: Decision) -> str:
+def _nothing_left(curation: Curation) -> str:
     """Return one line that names what to loosen."""
-    steps, failed = decision.steps, decision.failed
+    steps, failed = curation.decision.steps, curation.decision.failed
+    count, raw = sum(map(len, curation.scored.keys)), curation.raw
     if len(failed) == count:
         return f"None of the {count} samples of {raw} can be scored: {failed.summary()}."
     worst = max(steps, key=lambda step: step.dropped)

@@ -16,7 +16,7 @@ from vlp.console import progress, show
 from vlp.errors import UserError, nearest
 from vlp.image import ImageError, shrink_image
 from vlp.output import output_folder
-from vlp.types import Sample
+from vlp.sample import Sample
 
 KEY_COLUMNS = ("key", "uid")
 """Columns that may name a sample; without one, its row number of nine digits does."""

@@ -16,7 +16,7 @@ from vlp.errors import UserError
 from vlp.output import check_output, remove_output, write_json, write_record
 
 if TYPE_CHECKING:  # loads torch, and `vlp --help` must not
-    from vlp.types import Sample
+    from vlp.sample import Sample
 
 MIN_SAMPLES = 200
 """Fewer would not fill a batch of the recipe ``toy`` once the filters are through."""

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from webdataset.writer import TarWriter
 
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shard_counts import count_samples
 from data_pipelines.sources import Source, find_shards
 from data_pipelines.tar_index import Entry, open_index, open_shard
 from vlp.errors import UserError
-from vlp.types import Sample
+from vlp.sample import Sample
 
 SIGNATURES = {
     b"\x89PNG": "png",
@@ -219,6 +218,8 @@ def write_shard(samples: Iterable[dict[str, Any]], path: Path) -> int:
         samples: For each its files by extension, as bytes, and its key as ``__key__``.
         path: The tar file.
     """
+    from webdataset.writer import TarWriter  # loads torch, which readers need not wait for
+
     count = 0
     with TarWriter(str(path), encoder=False, mtime=0) as writer:
         for members in samples:

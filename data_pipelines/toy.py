@@ -27,7 +27,7 @@ from data_pipelines.drawing import (
     shift,
 )
 from vlp.image import decode
-from vlp.types import Sample
+from vlp.sample import Sample
 
 MARK = "planted"
 """Metadata field with the name of the planted defect, or None. A filter never sees it."""

@@ -12,13 +12,16 @@ import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from vlp.errors import NO_ROOM, UserError, first_line
+
+MODEL = ["vlp.encoder"]
+"""What takes longest to import for work that runs a model."""
 
 
 class Done(NamedTuple):
@@ -88,8 +91,8 @@ def one_thread() -> Iterator[None]:
 class Here(Crew):
     """A crew of one: this process."""
 
-    def __init__(self, work: Callable[[Any], Any]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[Any], Any], *, on_gpu: bool) -> None:
+        self._work, self._on_gpu = work, on_gpu
 
     def start(self, worker: int) -> None:
         """Be ready."""
@@ -101,7 +104,7 @@ class Here(Crew):
 
     def hear(self) -> Iterator[tuple[int, Done | Failed]]:
         """Do the task."""
-        with one_thread():
+        with one_thread() if self._on_gpu else nullcontext():  # torch takes seconds to load
             outcome = self._next()
         yield 0, outcome
 
@@ -112,11 +115,11 @@ class Here(Crew):
 class Worker:
     """What runs in a process of its own, or is a Ray actor."""
 
-    def __init__(self, work: bytes, gpu: int | None = None) -> None:
-        self._pickled, self._gpu = work, gpu
+    def __init__(self, work: bytes, on_gpu: bool, gpu: int | None = None) -> None:
+        self._pickled, self._on_gpu, self._gpu = work, on_gpu, gpu
 
     def begin(self) -> Done | Failed:
-        """Make the process ready for tasks: one thread, one GPU, and the work."""
+        """Make the process ready for tasks: the work and, for a model, one thread and one GPU."""
         return attempt(self._begin, None)
 
     def do(self, task: Any) -> Done | Failed:
@@ -124,10 +127,11 @@ class Worker:
         return attempt(self._work, task)
 
     def _begin(self, _: None) -> None:
-        import torch
-
-        torch.set_num_threads(1)
+        if self._on_gpu:
+            one_thread().__enter__()
         if self._gpu is not None:
+            import torch
+
             torch.cuda.set_device(self._gpu)
         self._work = pickle.loads(self._pickled)
 
@@ -135,10 +139,10 @@ class Worker:
 class Processes(Crew):
     """A crew of processes of this machine, forked from one that has imported what they need."""
 
-    def __init__(self, work: Callable[[Any], Any], *, gpus: int) -> None:
+    def __init__(self, work: Callable[[Any], Any], *, on_gpu: bool, gpus: int) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([type(work).__module__])
-        self._pickled, self._gpus = pickle.dumps(work), gpus
+        self._context.set_forkserver_preload([type(work).__module__, *(MODEL if on_gpu else [])])
+        self._pickled, self._on_gpu, self._gpus = pickle.dumps(work), on_gpu, gpus
         self._workers: dict[Connection, tuple[int, BaseProcess]] = {}
 
     def start(self, worker: int) -> None:
@@ -146,7 +150,7 @@ class Processes(Crew):
         ours, theirs = self._context.Pipe()
         gpu = worker % self._gpus if self._gpus else None
         process = self._context.Process(
-            target=_serve, args=(theirs, self._pickled, gpu), daemon=True
+            target=_serve, args=(theirs, self._pickled, self._on_gpu, gpu), daemon=True
         )
         process.start()
         theirs.close()  # so that ours ends when the process does
@@ -181,11 +185,11 @@ class Processes(Crew):
         self._workers = {}
 
 
-def _serve(connection: Connection, work: bytes, gpu: int | None) -> None:
+def _serve(connection: Connection, work: bytes, on_gpu: bool, gpu: int | None) -> None:
     """Do the tasks that come, until the run ends in whatever way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run hears of Ctrl-C, and ends its workers
     threading.Thread(target=_end_with_the_run, daemon=True).start()
-    worker = Worker(work, gpu)
+    worker = Worker(work, on_gpu, gpu)
     connection.send(worker.begin())
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:

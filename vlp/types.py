@@ -1,24 +1,13 @@
 """The things that flow: samples in shards, batches of tensors, pairs of features, hits."""
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
+from vlp.sample import Sample
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image-text pair, as a shard holds it."""
-
-    key: str
-    """Unique in its source; the member name without its extension, folders included."""
-    image: bytes
-    """Encoded JPEG, PNG or WebP."""
-    text: str
-    """The caption."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """Everything else that the shard says of the pair: ``.json``, and ``.cls`` as ``cls``."""
+__all__ = ["Batch", "Hit", "Pairs", "Past", "Sample", "Taught"]
 
 
 class Batch(NamedTuple):
@@ -57,7 +46,7 @@ class Past(NamedTuple):
     """Cosine above which one is a near-duplicate of its anchor, and left out."""
 
 
-class Taught(NamedTuple):
+class TeacherFeatures(NamedTuple):
     """What a frozen model says of a batch: unit-length rows, without gradients."""
 
     image: Float[Tensor, "batch wide"]
@@ -80,7 +69,7 @@ class Pairs(NamedTuple):
     hard_group: Int64[Tensor, "batch hard"] | None = None
     """The group that each hard caption would be of, as it may be the caption of another pair; -1
     for none. It is no negative of a pair of that group."""
-    teacher: Taught | None = None
+    teacher: TeacherFeatures | None = None
     """A frozen model's features of the same images and texts."""
     past: Past | None = None
     """Pairs of earlier steps, as more negatives."""

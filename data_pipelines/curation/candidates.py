@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
-from torch import Tensor
 
 from data_pipelines.faults import SampleFault
 from data_pipelines.shards import read_members, text_of
@@ -21,7 +20,7 @@ from data_pipelines.tar_index import CAPTION_EXTENSIONS, Entry, open_index
 from data_pipelines.toy import MARK
 from vlp.errors import UserError, first_line
 from vlp.image import HEAD, ImageError, decode, size
-from vlp.types import Sample
+from vlp.sample import Sample
 
 CAPTIONS = ("caption", "text")
 """Columns of a table that may hold the caption; img2dataset's and DataComp's."""
@@ -56,7 +55,7 @@ class Candidate:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.key = record.key
-        self.pixels: dict[str, Tensor] = {}
+        self.pixels: dict[str, Any] = {}
         """By model, the picture as its image tower takes it; see ``features.py``."""
         self.features: dict[tuple[str, str], Any] = {}
 

@@ -28,7 +28,7 @@ from data_pipelines.engine import Engine
 from data_pipelines.faults import SampleFault
 from data_pipelines.sources import relative_names
 from data_pipelines.tar_index import origin
-from vlp.encode import batches
+from vlp.batches import batches
 from vlp.image import ImageError
 
 BATCH_SIZE = 256

@@ -26,7 +26,7 @@ POOLS = ENGINES[2:]
 
 
 def done(engine, work, count=7):
-    return list(engine.run(work, range(count), what="compute"))
+    return list(engine.run(work, range(count), what="compute", on_gpu=True))
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +83,9 @@ def test_what_a_person_must_mend_passes_as_it_is(engine, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_failed_tasks_are_named_once_the_others_are_done(engine, expected, tmp_path):
-    results = []
+    results, work = [], Work(tmp_path, fails=(4, 2))
     with pytest.raises(RuntimeError) as raised:
-        for result in engine.run(Work(tmp_path, fails=(4, 2)), range(7), what="compute"):
-            results.append(result)
+        results.extend(engine.run(work, range(7), what="compute", on_gpu=True))
     assert str(raised.value) == (
         "2 of 7 tasks failed, the others are done: 2: ValueError: 2 is a bad number; "
         "4: ValueError: 4 is a bad number."
@@ -106,7 +105,7 @@ def test_the_caller_keeps_its_threads(engine, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        results = engine.run(Work(tmp_path), range(3), what="compute")
+        results = engine.run(Work(tmp_path), range(3), what="compute", on_gpu=True)
         next(results)
         assert torch.get_num_threads() == 3
         results.close()
