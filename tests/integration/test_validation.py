@@ -55,7 +55,7 @@ def one_rank(rank: int, processes: int, port: int, shards: str, out: str) -> Non
 
 
 def shown(encoded: EncodedSet) -> tuple:
-    keys = [entry.key for entry in encoded.entries]
+    keys = [encoded.dataset.keys[row] for row in encoded.rows]
     assert keys == [sample.key for sample in encoded.samples]
     features = encoded.image.double().numpy().tobytes() + encoded.text.double().numpy().tobytes()
     return keys, encoded.faults.as_dict(), features
