@@ -1,11 +1,14 @@
 """The one error meant for the person at the keyboard."""
 
 import difflib
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Codes of an OSError that says that the disk is full."""
 SHOWN = 12
 """Names listed where none comes near what was written."""
 FIRST_PROCESS_SECONDS = 30.0
