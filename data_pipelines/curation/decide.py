@@ -34,11 +34,11 @@ class Step(NamedTuple):
 class Decision:
     """What becomes of every sample, shard by shard."""
 
-    copies: list[UInt8[np.ndarray, "rows"]]
+    copies: list[UInt8[np.ndarray, "_"]]
     """How often a sample is kept; 0 for one that is not."""
-    first: list[Int8[np.ndarray, "rows"]]
+    first: list[Int8[np.ndarray, "_"]]
     """Number of the first rule that dropped it or failed on it, -1 for a sample that is kept."""
-    failing: list[UInt64[np.ndarray, "rows"]]
+    failing: list[UInt64[np.ndarray, "_"]]
     """Bit n is set where rule n alone would drop it, as far as it was scored."""
     steps: list[Step]
     failed: Faults

@@ -38,7 +38,7 @@ DECODED = 16
 ORIGIN = b"vlp.scored_from"
 """Where a column says what it was computed from."""
 OK, FAILED = "ok", "failed: "
-Mask = Bool[np.ndarray, "rows"]
+Mask = Bool[np.ndarray, "_"]
 
 
 class Task(NamedTuple):
