@@ -15,8 +15,8 @@ from data_pipelines.curation.cascade import score_in_rounds
 from data_pipelines.curation.decide import Decision, decide
 from data_pipelines.curation.materialise import decision_hash, materialise
 from data_pipelines.curation.report import Curation, show_funnel, write_report
-from data_pipelines.curation.rules import read_rules
-from data_pipelines.curation.scores import open_scores
+from data_pipelines.curation.rules import Cost, Rule, parts_of, read_rules
+from data_pipelines.curation.scores import ScoredSet, open_scores
 from data_pipelines.engine import Engine
 from data_pipelines.faults import Faults
 from data_pipelines.keep_list import write_keep_list
@@ -25,7 +25,8 @@ from vlp.console import say
 from vlp.errors import UserError
 from vlp.output import output_folder
 
-SCORES = "scores"
+SCORES, SHARDS = "scores", ".shards-"
+FEW = 2000
 WORTH_COPYING = 0.15
 """Share kept below which reading a copy is quicker than leaving out most of what is read."""
 
@@ -59,29 +60,25 @@ def filter_shards(
     Raises:
         UserError: There is no rule, a rule cannot be read, or nothing is left.
     """
-    rules, engine = read_rules(keep), engine or Engine()
+    rules = read_rules(keep)
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
     sources, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
-    config = {
-        "raw": str(raw),
-        "keep": list(keep),
-        "samples_per_shard": samples_per_shard,
-        "keep_list": keep_list,
-        "seed": seed,
-    }
+    options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
+    config = {"raw": str(raw), "keep": list(keep), **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, goes_on=True
     ) as part:
         _take_over(clean / SCORES, part / SCORES)
         scored = open_scores(sources, part / SCORES)
-        num_samples = sum(map(len, scored.keys))
-        say(f"Scoring {num_samples:,} samples of {raw} ...")
+        _clear(part, scored)
+        engine = _engine_for(rules, scored, engine or Engine())
+        say(f"Scoring {scored.num_samples:,} samples of {raw} ...")
         samples = score_in_rounds(engine, rules, scored, seed=seed)
         decision = decide(rules, scored, samples)
         if not decision.num_kept:
-            raise UserError(_nothing_left(raw, num_samples, decision))
+            raise UserError(_nothing_left(raw, scored.num_samples, decision))
         curation = Curation(raw, clean, rules, scored, samples, decision, faults, seed)
         if keep_list:
             write_keep_list(sources, scored.keys, decision.copies, part)
@@ -118,14 +115,39 @@ def _take_over(earlier: Path, folder: Path) -> None:
                 shutil.copy2(path, target)
 
 
+def _clear(part: Path, scored: ScoredSet) -> None:
+    """Remove what a run that was stopped left and this one does not go on with.
+
+    Scores of these shards stay, and whole shards of a decision, which may be this one's.
+    """
+    own = {scored.path(n) for n in range(len(scored.sources))}
+    for path in sorted((part / SCORES).rglob("*")):
+        if path.is_file() and path not in own:
+            path.unlink()
+    for path in part.iterdir():
+        if path.name.startswith(SHARDS):
+            for half in path.glob(".*.part"):
+                half.unlink()
+        elif path.name != SCORES:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _engine_for(rules: Sequence[Rule], scored: ScoredSet, engine: Engine) -> Engine:
+    """Return an engine; few samples are scored sooner than the processes of a pool begin."""
+    is_cheap = all(part.cost < Cost.MODEL for part in parts_of(rules).values())
+    is_small = is_cheap and scored.num_samples <= FEW
+    is_open = engine.kind == "pool" and engine.workers is None
+    return Engine(kind="inline") if is_small and is_open else engine
+
+
 def _write_shards(
     engine: Engine, curation: Curation, part: Path, *, samples_per_shard: int, seed: int
 ) -> None:
     """Write the shards where a run that is stopped finds those that are whole, then move them."""
     scored, decision = curation.scored, curation.decision
     told = decision_hash(scored.sources, decision, samples_per_shard, seed)
-    folder = part / f".shards-{told}"
-    for other in part.glob(".shards-*"):
+    folder = part / f"{SHARDS}{told}"
+    for other in part.glob(f"{SHARDS}*"):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)

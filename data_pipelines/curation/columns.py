@@ -30,6 +30,8 @@ class Column:
     """Of all rows."""
     first: int
     """Place of the first row among those of all shards, to tell an earlier sample."""
+    shard: str = ""
+    """Path of the shard below the folder of all, as keep-lists name it."""
 
     @cached_property
     def is_scored(self) -> Bool[np.ndarray, "rows"]:
@@ -41,7 +43,7 @@ class Column:
         """The values as numbers, NaN where there is none."""
         if pa.types.is_null(self.values.type):
             return np.full(len(self.values), np.nan)
-        return self.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return self.values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
     @cached_property
     def bytes(self) -> UInt8[np.ndarray, "rows width"]:

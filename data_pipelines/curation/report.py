@@ -59,7 +59,7 @@ def write_report(curation: Curation, folder: Path) -> dict[str, Any]:
         "raw": curation.raw,
         "out": str(curation.clean),
         "seed": curation.seed,
-        "samples_in": sum(map(len, scored.keys)),
+        "samples_in": scored.num_samples,
         "samples_out": decision.num_kept,
         "shards_in": len(scored.sources),
         "shards_out": len(list(folder.glob("*.tar"))),

@@ -9,13 +9,13 @@ import random
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from data_pipelines.scores import ShardScores, score_shards
 from PIL import Image
 
 from data_pipelines.filter import FAMILY, Column, decide, filter_shards, read_rules
 from data_pipelines.filters.caption_words import CaptionWords
 from data_pipelines.filters.exact_duplicate import ExactDuplicate
 from data_pipelines.filters.image_side import ImageSide
-from data_pipelines.scores import ShardScores, score_shards
 from data_pipelines.shards import open_shards, write_shards
 from vlp.errors import UserError
 from vlp.image import ImageError
