@@ -33,6 +33,7 @@ DOORS = {
     "accelerate": ("training/",),
     "spacy": ("data_pipelines/curation/syntax.py",),
     "rapidocr": ("data_pipelines/curation/ocr.py",),
+    "ahocorasick": ("data_pipelines/filters/metaclip_balance.py",),
     "ray": ("data_pipelines/engine.py",),
     "fastapi": ("vlp/serve/",),
     "tyro": ("vlp/cli.py", "commands.py"),
