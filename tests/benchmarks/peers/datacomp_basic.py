@@ -5,6 +5,7 @@ words of pandas (`load_uids_with_basic_filter_helper` and what is around it at c
 Its language identification is left out on both sides: the model cannot be had from a registry.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -41,4 +42,4 @@ def uids_of(path: Path) -> np.ndarray:
 if __name__ == "__main__":
     began = time.process_time()
     kept = basic_filter(Path(sys.argv[1]), Path(sys.argv[2]))
-    print(time.process_time() - began, kept)
+    print(json.dumps([time.process_time() - began, kept]))
