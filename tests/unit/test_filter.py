@@ -178,7 +178,7 @@ def test_only_a_changed_shard_is_scored_again(tmp_path):
     assert report["timing"]["scores_reused"] == 1
 
 
-@pytest.mark.parametrize("stop", (1, 3, 4, 6))
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_a_run_that_stops_at_any_write_goes_on_to_the_same_bytes(
     tmp_path, monkeypatch, whole, stop
 ):
@@ -252,7 +252,7 @@ def test_a_table_is_chosen_from_by_its_columns_alone(tmp_path):
     filter_shards(str(tmp_path / "pool"), tmp_path / "list", keep=[score], **options)
     # Of the six one has no caption and one no number: 0.6 of four is two.
     assert np.load(tmp_path / "list" / "keep.npy")["f0"].tolist() == [1, 4]
-    with pytest.raises(UserError, match="holds tables and no pictures. Add --keep-list"):
+    with pytest.raises(UserError, match="Add --keep-list"):
         filter_shards(str(tmp_path / "pool"), tmp_path / "clean", keep=keep, engine=INLINE)
 
 
