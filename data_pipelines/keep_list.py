@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer
 
 from data_pipelines.ahead import map_ahead
 from data_pipelines.shards import ShardSet
@@ -26,7 +26,7 @@ COLUMNS = ("shard", "key", "copies")
 def write_keep_list(
     sources: Sequence[Path],
     keys: Sequence[Sequence[str]],
-    copies: Sequence[Int64[np.ndarray, "_"]],
+    copies: Sequence[Integer[np.ndarray, "_"]],
     folder: Path,
 ) -> int:
     """Write the samples that are kept, and return their number, copies counted.
