@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.curation.candidates import Candidate
-from vlp.errors import UserError
+from vlp.errors import UserError, needs
 
 SIDE = 736
 """Pixels of the longer side that text is looked for at; smaller pictures are not enlarged, which
@@ -51,13 +51,9 @@ def reader_identity() -> str:
 @lru_cache
 def _reader() -> Any:
     """Return the reader, loaded once in a process; it computes in one thread."""
-    try:
+    with needs("filters", "Reading text in pictures takes rapidocr and onnxruntime"):
         import onnxruntime  # noqa: F401
         import rapidocr
-    except ImportError:
-        raise UserError(
-            'Reading text in pictures takes rapidocr. pip install "vlp[filters]".'
-        ) from None
     folder = Path(rapidocr.__file__).parent / "models"
     options: dict[str, Any] = {
         "Global.log_level": "critical",

@@ -38,6 +38,17 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "align": Preset(
+        (
+            "image_side(min=201)",
+            "captions_per_image",
+            "caption_words(max=20)",
+            "caption_frequency",
+            "caption_ngrams(size={size})",
+        ),
+        "Jia et al. 2021, ALIGN, section 3",
+        {"size": 100_000_000},
+    ),
     "datacomp_basic": Preset(
         ("caption_words(min=3)", "caption_characters(min=6)", "image_side(min=200)", "language"),
         "Gadre et al. 2023, DataComp, appendix F: English by fastText, more than 2 words and 5 "
@@ -55,6 +66,11 @@ PRESETS: dict[str, Preset] = {
         "Schuhmann et al. 2022, LAION-5B, English part: 0.28 by OpenAI's ViT-B/32; LAION-400M has "
         "0.3, other languages 0.26. Equal pairs are found by URL there, by content here",
         {"min": 0.28},
+    ),
+    "decontaminate": Preset(
+        ("evaluation_image(against={against})", "evaluation_caption(against={against})"),
+        "pictures by PDQ, captions by runs of 8 words",
+        {},
     ),
     "cat": Preset(
         (

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.curation.candidates import Candidate
-from vlp.errors import UserError, first_line
+from vlp.errors import UserError, first_line, needs
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc, Token
@@ -43,10 +43,8 @@ def load(pipeline: str) -> Any:
     Raises:
         UserError: spaCy or the pipeline is not installed, or it does not parse.
     """
-    try:
+    with needs("filters", "Parsing captions takes spaCy"):
         import spacy
-    except ImportError:
-        raise UserError('Parsing captions takes spaCy. pip install "vlp[filters]".') from None
     try:
         found = spacy.load(pipeline, exclude=UNUSED)
     except (OSError, ImportError, ValueError) as error:

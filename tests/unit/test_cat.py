@@ -2,13 +2,16 @@
 
 import importlib.util
 import io
+import sys
 
 import pytest
 from curation_support import kept
 from PIL import Image, ImageDraw
 
 from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.ocr import _reader
 from data_pipelines.curation.rules import read_rules
+from data_pipelines.curation.syntax import load
 from data_pipelines.filters.caption_action import CaptionAction
 from data_pipelines.filters.caption_complexity import CaptionComplexity
 from data_pipelines.filters.text_area import TextArea
@@ -65,6 +68,16 @@ def test_two_filters_share_one_parse():
     doc = one.features[PIPELINE, "syntax"]
     CaptionComplexity(pipeline=PIPELINE).score([one])
     assert one.features[PIPELINE, "syntax"] is doc
+
+
+def test_what_is_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    load.cache_clear()
+    _reader.cache_clear()
+    for part in (CaptionAction(), TextSpotting()):
+        with pytest.raises(UserError, match=r'Install it: pip install "vlp\[filters\]"'):
+            part.identity()
 
 
 @parses
