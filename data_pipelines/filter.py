@@ -25,10 +25,10 @@ from vlp.console import say
 from vlp.errors import UserError
 from vlp.output import output_folder
 
-SCORES, SHARDS = "scores", ".shards-"
-"""What a run that was stopped leaves for the next: scores, and folders of shards."""
+SCORES, SHARDS = "scores", ".shards-*"
+"""What a run that was stopped leaves for the next."""
 FEW = 2000
-"""Samples that cheap filters score in this process before those of a pool have begun."""
+"""Samples that cheap filters score sooner than the processes of a pool begin."""
 WORTH_COPYING = 0.15
 """Share kept below which reading a copy is quicker than leaving out most of what is read."""
 
@@ -70,7 +70,7 @@ def filter_shards(
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
     config = {"raw": str(raw), "keep": list(keep), **options}
     with output_folder(
-        clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, f"{SHARDS}*")
+        clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
         _take_over(clean / SCORES, part / SCORES)
         scored = open_scores(sources, part / SCORES)
@@ -118,12 +118,12 @@ def _take_over(earlier: Path, folder: Path) -> None:
 
 
 def _clear(part: Path, scored: ScoredSet) -> None:
-    """Remove scores of other shards, and files that were being written, that a stopped run left."""
+    """Remove scores of other shards, and files that a run was writing when it was stopped."""
     own = {scored.path(n) for n in range(len(scored.sources))}
     for path in sorted((part / SCORES).rglob("*")):
         if path.is_file() and path not in own:
             path.unlink()
-    for half in part.glob(f"{SHARDS}*/.*.part"):
+    for half in part.glob(f"{SHARDS}/.*.part"):
         half.unlink()
 
 
@@ -141,8 +141,8 @@ def _write_shards(
     """Write the shards where a run that is stopped finds those that are whole, then move them."""
     scored, decision = curation.scored, curation.decision
     told = decision_hash(scored.sources, decision, samples_per_shard, seed)
-    folder = part / f"{SHARDS}{told}"
-    for other in part.glob(f"{SHARDS}*"):
+    folder = part / f".shards-{told}"
+    for other in part.glob(SHARDS):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def _write_shards(
 def _nothing_left(curation: Curation) -> str:
     """Return one line that names what to loosen."""
     steps, failed = curation.decision.steps, curation.decision.failed
-    count, raw = sum(map(len, curation.scored.keys)), curation.raw
+    count, raw = curation.scored.num_samples, curation.raw
     if len(failed) == count:
         return f"None of the {count} samples of {raw} can be scored: {failed.summary()}."
     worst = max(steps, key=lambda step: step.dropped)

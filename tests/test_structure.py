@@ -35,6 +35,7 @@ DOORS = {
     "transformers": ("vlp/encoder.py", "vlp/export.py"),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),
+    "pdqhash": ("data_pipelines/curation/pdq.py",),
     "spacy": ("data_pipelines/curation/syntax.py",),
     "rapidocr": ("data_pipelines/curation/ocr.py",),
     "ahocorasick": ("data_pipelines/filters/metaclip_balance.py",),
