@@ -1,7 +1,7 @@
 """Commands on shards."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlp.errors import UserError
 
@@ -93,18 +93,27 @@ def filter_(
     keep: tuple[str, ...],
     samples_per_shard: int = 1000,
     keep_list: bool = False,
+    seed: int = 0,
+    engine: Literal["pool", "inline", "ray"] = "pool",
+    workers: int | None = None,
+    address: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Score samples, decide which to keep, write them as new shards, and report the drops.
 
     Args:
-        raw: Shards to read.
-        clean: Folder to write: shards, ``scores/`` and ``report.json``.
-        keep: Filters, in the order they decide, such as ``"caption_words(min=3)"``.
+        raw: Shards to read; or Parquet tables about pictures that are not here, for a keep-list.
+        clean: Folder to write: shards, ``scores/``, ``report.html`` and ``report.json``.
+        keep: Filters, in the order they decide, such as ``"caption_words(min=3)"``; or a preset.
         samples_per_shard: Samples in each shard but the last.
         keep_list: Write ``keep.parquet`` in place of shards, for `vlp train --data.keep`.
+        seed: Draws the order of the output.
+        engine: Where it runs: processes of this machine, this process, or a Ray cluster.
+        workers: Tasks at once; by default one for each core, or GPU where a model runs.
+        address: Of the Ray cluster; by default one is started here.
         overwrite: Replace what another command or config wrote.
     """
+    from data_pipelines.engine import Engine
     from data_pipelines.filter import filter_shards
 
     return filter_shards(
@@ -113,6 +122,8 @@ def filter_(
         keep=keep,
         samples_per_shard=samples_per_shard,
         keep_list=keep_list,
+        seed=seed,
+        engine=Engine(kind=engine, workers=workers, address=address),
         overwrite=overwrite,
     )
 

@@ -1,6 +1,6 @@
 """Which samples of shards are read, and how often in an epoch, without rewriting the shards."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +11,60 @@ from jaxtyping import Int64
 from data_pipelines.ahead import map_ahead
 from data_pipelines.shards import ShardSet
 from data_pipelines.sources import relative_names
-from data_pipelines.tar_index import Entry, open_index
-from data_pipelines.uids import UID, open_uids
+from data_pipelines.tar_index import open_index
+from data_pipelines.uids import DIGITS, UID, open_uids, uid_pairs
 from vlp.console import say
 from vlp.errors import UserError, first_line
 
 FILE = "keep.parquet"
+UIDS = "keep.npy"
 MOST = 100
 """Copies of a sample in an epoch."""
 COLUMNS = ("shard", "key", "copies")
 
 
-def write_keep_list(entries: Iterable[Entry], shards: Sequence[Path], path: Path) -> int:
-    """Write the samples to keep, each once, and return their number.
+def write_keep_list(
+    sources: Sequence[Path],
+    keys: Sequence[Sequence[str]],
+    copies: Sequence[Int64[np.ndarray, "_"]],
+    folder: Path,
+) -> int:
+    """Write the samples that are kept, and return their number, copies counted.
 
-    A row is the shard (its path below the folder of all of them), the key and ``copies``, how
-    often the sample stands in an epoch: another program may write other numbers there.
+    A row of ``keep.parquet`` is the shard (its path below the folder of all of them), the key and
+    ``copies``, how often the sample stands in an epoch: another program may write other numbers
+    there. Where every one has a uid, ``keep.npy`` is the list of them in DataComp's form, sorted.
+
+    Args:
+        sources: Shards; or tables about them, named as the shards are.
+        keys: Of each shard, in its order.
+        copies: How often each sample is kept.
+        folder: Where the files go.
     """
-    names = dict(zip(shards, relative_names(shards), strict=True))
-    rows = [(names[entry.shard], entry.key, 1) for entry in entries]
-    columns = zip(*rows, strict=True)
-    pq.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), path)
-    return len(rows)
+    names = relative_names([path.with_suffix(".tar") for path in sources])
+    shards, rows, times, uids = [], [], [], []
+    for n, own in enumerate(copies):
+        kept = np.flatnonzero(own)
+        shards += [names[n]] * len(kept)
+        rows += [keys[n][row] for row in kept.tolist()]
+        times += own[kept].tolist()
+        if uids is not None and len(kept):
+            found = _uids_of(sources[n], keys[n], kept)
+            uids = None if found is None else [*uids, np.repeat(found, own[kept])]
+    columns = zip(COLUMNS, (shards, rows, pa.array(times, pa.int64())), strict=True)
+    pq.write_table(pa.table(dict(columns)), folder / FILE)
+    if uids:
+        np.save(folder / UIDS, np.sort(np.concatenate(uids)))
+    return sum(times)
+
+
+def _uids_of(source: Path, keys: Sequence[str], rows: np.ndarray) -> np.ndarray | None:
+    """Return the uids of some rows of a shard or a table, or None where one has none."""
+    if source.suffix == ".parquet":
+        told = [str(keys[row]) for row in rows.tolist()]
+        return uid_pairs(told) if all(DIGITS.fullmatch(uid) for uid in told) else None
+    uids, has_uid = open_uids(source)
+    return uids[rows] if has_uid[rows].all() else None
 
 
 def read_copies(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +134,30 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
     found = read_members(
         entry, (extension, "txt") if has_text else (extension, "txt", "json", "cls")
     )
+    text, metadata = text_of(found)
+    if needs_caption and not text and "cls" not in metadata:
+        raise SampleFault("caption is empty" if "txt" in found else "no caption")
+    return Sample(entry.key, found[extension], text, metadata)
+
+
+def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:
+    """Return the caption, "" where there is none, and the metadata of a sample's files.
+
+    Raises:
+        SampleFault: They are no UTF-8, no JSON object, or the class is no number.
+    """
     try:
-        metadata = json.loads(found.get("json", b"{}"))
+        metadata = json.loads(members.get("json", b"{}"))
         if not isinstance(metadata, dict):
             raise SampleFault("metadata is no JSON object")
-        if "cls" in found:
-            metadata["cls"] = _class_number(found["cls"])
-        text = found["txt"].decode() if "txt" in found else _caption_of(metadata)
+        if "cls" in members:
+            metadata["cls"] = _class_number(members["cls"])
+        text = members["txt"].decode() if "txt" in members else _caption_of(metadata)
     except UnicodeDecodeError:
         raise SampleFault("caption or metadata is no UTF-8") from None
     except (ValueError, RecursionError):
         raise SampleFault("metadata is no JSON object") from None
-    if needs_caption and not text.strip() and "cls" not in metadata:
-        raise SampleFault("caption is empty" if "txt" in found else "no caption")
-    return Sample(entry.key, found[extension], text.strip(), metadata)
+    return text.strip(), metadata
 
 
 def _caption_of(metadata: dict[str, Any]) -> str:
@@ -156,8 +167,8 @@ def _caption_of(metadata: dict[str, Any]) -> str:
     return "\n".join(" ".join(text.split()) for text in captions if isinstance(text, str))
 
 
-def read_members(entry: Entry, extensions: Sequence[str]) -> dict[str, bytes]:
-    """Return the bytes of those of a sample's files that it has.
+def read_members(entry: Entry, extensions: Sequence[str], most: int = 1 << 62) -> dict[str, bytes]:
+    """Return the bytes of those of a sample's files that it has, of each at most so many.
 
     Raises:
         SampleFault: The disk cannot give them.
@@ -165,7 +176,7 @@ def read_members(entry: Entry, extensions: Sequence[str]) -> dict[str, bytes]:
     try:
         with open_shard(entry.shard) as file:
             return {
-                extension: os.pread(file.fileno(), member.size, member.offset)
+                extension: os.pread(file.fileno(), min(member.size, most), member.offset)
                 for extension in extensions
                 if (member := entry.members.get(extension))
             }
@@ -191,19 +202,41 @@ def write_shards(
         raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
     folder.mkdir(parents=True, exist_ok=True)
     keys: set[str] = set()
-    count, writer = 0, None
-    for count, sample in enumerate(samples, 1):
-        if (count - 1) % samples_per_shard == 0:
-            if writer:
-                writer.close()
-            path = folder / f"{(count - 1) // samples_per_shard:06d}.tar"
-            # A time of 0 makes the bytes of a shard a function of its samples alone.
-            writer = TarWriter(str(path), encoder=False, mtime=0)
-        assert writer is not None
-        writer.write(_members(sample, _free_key(sample.key, keys)))
-    if writer:
-        writer.close()
+    members = (_members(sample, _free_key(sample.key, keys)) for sample in samples)
+    count = 0
+    while first := next(members, None):
+        path = folder / f"{count // samples_per_shard:06d}.tar"
+        count += write_shard(chain([first], islice(members, samples_per_shard - 1)), path)
     return count, -(-count // samples_per_shard)
+
+
+def write_shard(samples: Iterable[dict[str, Any]], path: Path) -> int:
+    """Write one tar and return the number of samples in it.
+
+    Its bytes follow from the samples alone: times are 0.
+
+    Args:
+        samples: For each its files by extension, as bytes, and its key as ``__key__``.
+        path: The tar file.
+    """
+    count = 0
+    with TarWriter(str(path), encoder=False, mtime=0) as writer:
+        for members in samples:
+            writer.write(members)
+            count += 1
+    return count
+
+
+def copied_members(entry: Entry, key: str) -> dict[str, Any]:
+    """Return all files of a sample as they are, for ``write_shard``.
+
+    Raises:
+        UserError: The disk cannot give them any more.
+    """
+    try:
+        return {"__key__": key, **read_members(entry, tuple(entry.members))}
+    except SampleFault as fault:
+        raise UserError(f"{entry.shard}, {entry.key}: the {fault}.") from None
 
 
 def image_extension(data: bytes) -> str:
@@ -213,12 +246,17 @@ def image_extension(data: bytes) -> str:
     return next((name for start, name in SIGNATURES.items() if data.startswith(start)), "jpg")
 
 
-def _free_key(key: str, taken: set[str]) -> str:
-    """Return a key that no sample has yet and that a reader finds again, and take it."""
+def safe_key(key: str) -> str:
+    """Return a key that a reader finds again: without dots, and inside the folder."""
     # No name may lead out of the folder that someone unpacks a shard into.
     folder, _, name = posixpath.normpath("/" + key).strip("/").rpartition("/")
     name = name.replace(".", "_") or "_"
-    wanted = f"{folder}/{name}" if folder else name
+    return f"{folder}/{name}" if folder else name
+
+
+def _free_key(key: str, taken: set[str]) -> str:
+    """Return a safe key that no sample has yet, and take it."""
+    wanted = safe_key(key)
     free, number = wanted, 1
     while free in taken:
         number += 1

@@ -6,6 +6,7 @@ DataComp, whose lists of samples are lists of uids, gives every sample 32 hexade
 import contextlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,18 @@ def open_uids(shard: Path) -> tuple[np.ndarray, np.ndarray]:
         if (table.schema.metadata or {}).get(ORIGIN) == told:
             return _pairs(table["high"], table["low"]), table["has_uid"].to_numpy()
     found = [_uid(entry) for entry in open_index(shard)]
-    table = pa.table(
-        {
-            "high": pa.array([int(uid[:16] or "0", 16) for uid in found], pa.uint64()),
-            "low": pa.array([int(uid[16:] or "0", 16) for uid in found], pa.uint64()),
-            "has_uid": pa.array([bool(uid) for uid in found], pa.bool_()),
-        }
-    )
+    pairs, has_uid = uid_pairs(found), np.array([bool(uid) for uid in found], bool)
+    table = pa.table({"high": pairs["f0"], "low": pairs["f1"], "has_uid": has_uid})
     save_table(table.replace_schema_metadata({ORIGIN: told}), path)
-    return _pairs(table["high"], table["low"]), table["has_uid"].to_numpy()
+    return pairs, has_uid
+
+
+def uid_pairs(uids: Sequence[str]) -> np.ndarray:
+    """Return uids of 32 hexadecimal digits as pairs of numbers; "" is 0."""
+    pairs = np.empty(len(uids), UID)
+    pairs["f0"] = [int(uid[:16] or "0", 16) for uid in uids]
+    pairs["f1"] = [int(uid[16:] or "0", 16) for uid in uids]
+    return pairs
 
 
 def _pairs(high: Any, low: Any) -> np.ndarray:

@@ -1,49 +1,20 @@
 """Class names, caption templates, and which class a sample belongs to: all from files."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.faults import SampleFault
-from data_pipelines.shards import ShardSet, read
-from vlp.classifier import check_distinct, check_names, check_templates
+from data_pipelines.dataset import Dataset
+from eval.datasets.shards import find_beside
+from vlp.classifier import BARE, Classes, check_distinct
 from vlp.errors import UserError, nearest
 from vlp.types import Sample
 
 NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
-BARE = ("{}",)
-"""The templates where none are given: the class name alone."""
 WORDS = ("templates", "label_key", "ids", "classnames")
 """What a classes file says at any level; every other key is a part."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classes:
-    """The classes of a data set, and how its samples name theirs."""
-
-    names: tuple[str, ...]
-    """As they stand in a caption."""
-    ids: tuple[int | str, ...] | None = None
-    """What a sample's label says of each class; None where it is the name or the place, from 0."""
-    templates: tuple[str, ...] = BARE
-    """Captions with ``{}`` or ``{c}`` for the name."""
-    label_key: str = "cls"
-    """The field of a sample's metadata that holds its label."""
-
-    def __post_init__(self) -> None:
-        check_names(self.names)
-        check_templates(self.templates)
-        if self.ids is not None:
-            if len(self.ids) != len(self.names):
-                raise UserError(
-                    f"There are {len(self.names)} class names and {len(self.ids)} ids. "
-                    f"Give one id for each name."
-                )
-            check_distinct([str(own) for own in self.ids])
 
 
 def read_classes(source: str | Sequence[str], *, part: str | None = None) -> Classes:
@@ -73,16 +44,17 @@ def read_classes(source: str | Sequence[str], *, part: str | None = None) -> Cla
     return _classes(node, inherited, path, part, tree)
 
 
-def classes_beside(shards: Iterable[Path]) -> Classes:
-    """Return the classes of CLIP_benchmark's layout: files in the shards' folder or its parent.
+def classes_of(dataset: Dataset) -> Classes:
+    """Return the classes that a dataset brings: its own, or CLIP_benchmark's files beside it.
 
     Raises:
-        UserError: There is no ``classnames.txt``.
+        UserError: There are none.
     """
-    shards = list(shards)
-    names, templates = find_beside(shards, NAMES), find_beside(shards, TEMPLATES)
+    if dataset.classes is not None:
+        return dataset.classes
+    names, templates = (find_beside(dataset.files, name) for name in (NAMES, TEMPLATES))
     if names is None:
-        where = shards[0].parent if shards else "the shards"
+        where = dataset.files[0].parent if dataset.files else dataset.name
         raise UserError(
             f"zero_shot has no classes: there is no {NAMES} in {where} or above it. "
             f"Write zero_shot(classes='classes.json') or 'classes.txt'."
@@ -110,13 +82,6 @@ def read_templates(source: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(found, list):
         raise UserError(f"{path} is no list of templates. Write a JSON list of captions with {{}}.")
     return tuple(found)
-
-
-def find_beside(shards: Iterable[Path], name: str) -> Path | None:
-    """Return the file of this name in a shard's folder or the folder above, or None."""
-    folders = dict.fromkeys(shard.parent for shard in shards)
-    places = (place for folder in folders for place in (folder, folder.absolute().parent))
-    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
@@ -161,15 +126,6 @@ def classes_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[list
 def has_several_labels(classes: Classes, samples: Sequence[Sample]) -> bool:
     """Return whether labels are lists: an image may show several classes, or none."""
     return any(isinstance(sample.metadata.get(classes.label_key), list) for sample in samples)
-
-
-def some_samples(shards: ShardSet, count: int = 1000) -> list[Sample]:
-    """Return samples from all over the shards, without those that cannot be read."""
-    found = []
-    for entry in shards.entries[:: max(1, len(shards) // count)]:
-        with suppress(SampleFault):
-            found.append(read(entry))
-    return found
 
 
 def _places(classes: Classes) -> dict[int | str, int]:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,33 @@ from vlp.image import open_image
 
 PLACE = re.compile(r"\{c?\}")
 """Where a template takes the class name: ``{}``, or ``{c}`` as CLIP_benchmark writes it."""
+BARE = ("{}",)
+"""The templates where none are given: the class name alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes of a data set, and how its samples name theirs."""
+
+    names: tuple[str, ...]
+    """As they stand in a caption."""
+    ids: tuple[int | str, ...] | None = None
+    """What a sample's label says of each class; None where it is the name or the place, from 0."""
+    templates: tuple[str, ...] = BARE
+    """Captions with ``{}`` or ``{c}`` for the name."""
+    label_key: str = "cls"
+    """The field of a sample's metadata that holds its label."""
+
+    def __post_init__(self) -> None:
+        check_names(self.names)
+        check_templates(self.templates)
+        if self.ids is not None:
+            if len(self.ids) != len(self.names):
+                raise UserError(
+                    f"There are {len(self.names)} class names and {len(self.ids)} ids. "
+                    f"Give one id for each name."
+                )
+            check_distinct([str(own) for own in self.ids])
 
 
 def build_classifier(

@@ -20,6 +20,10 @@ BITS, PHOTOMETRIC = 0x0102, 0x0106
 ZERO_IS_WHITE = 0
 
 
+HEAD = 1 << 16
+"""Bytes at the beginning of a file that hold the header of nearly all pictures."""
+
+
 class ImageError(Exception):
     """An image that cannot be read; the message says why, in few words."""
 

@@ -26,10 +26,12 @@ def output_folder(
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
     record: str = RECORD,
+    goes_on: bool = False,
 ) -> Iterator[Path]:
     """Yield an empty folder that takes the name ``path`` when the block ends without an error.
 
-    The same command with the same config replaces what it wrote before.
+    The same command with the same config replaces what it wrote before. With ``goes_on`` the folder
+    holds what a run left that was stopped: whole files, which the command must tell from others.
 
     Raises:
         UserError: ``path`` holds what another command, another config or a person wrote.
@@ -37,12 +39,14 @@ def output_folder(
     path = path.absolute()  # so that "." has a name, too
     check_output(path, command, config, inputs=inputs, overwrite=overwrite, name=record)
     part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    if not goes_on:
+        shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True, exist_ok=True)
     try:
         yield part
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        if not goes_on:
+            shutil.rmtree(part, ignore_errors=True)
         raise
     write_record(part, command, config, record)
     old = path.with_name(f".{path.name}.old")

@@ -57,7 +57,7 @@ class Past(NamedTuple):
     """Cosine above which one is a near-duplicate of its anchor, and left out."""
 
 
-class Taught(NamedTuple):
+class TeacherFeatures(NamedTuple):
     """What a frozen model says of a batch: unit-length rows, without gradients."""
 
     image: Float[Tensor, "batch wide"]
@@ -80,7 +80,7 @@ class Pairs(NamedTuple):
     hard_group: Int64[Tensor, "batch hard"] | None = None
     """The group that each hard caption would be of, as it may be the caption of another pair; -1
     for none. It is no negative of a pair of that group."""
-    teacher: Taught | None = None
+    teacher: TeacherFeatures | None = None
     """A frozen model's features of the same images and texts."""
     past: Past | None = None
     """Pairs of earlier steps, as more negatives."""

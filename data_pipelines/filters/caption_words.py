@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipelines.filter import BoundedFilter
-from vlp.types import Sample
+from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.rules import BoundedFilter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,6 @@ class CaptionWords(BoundedFilter):
 
     min: float | None = 3
 
-    def score(self, samples: Sequence[Sample]) -> list[int]:
+    def score(self, candidates: Sequence[Candidate]) -> list[int]:
         """Return the number of words of each caption."""
-        return [len(sample.text.split()) for sample in samples]
+        return [len(one.text.split()) for one in candidates]

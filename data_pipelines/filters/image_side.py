@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipelines.filter import BoundedFilter
+from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.rules import BoundedFilter
 from vlp.errors import UserError
-from vlp.image import size
-from vlp.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +26,9 @@ class ImageSide(BoundedFilter):
         if self.min is None or self.min < 1:
             raise UserError(f"min={self.min} is below 1 pixel. Give 1 or more.")
 
-    def score(self, samples: Sequence[Sample]) -> list[int]:
+    def score(self, candidates: Sequence[Candidate]) -> list[int]:
         """Return the shorter side of each picture, or 0."""
-        return [self._side(*size(sample.image)) for sample in samples]
+        return [self._side(*one.size) for one in candidates]
 
     def _side(self, width: int, height: int) -> int:
         short, long = sorted((width, height))

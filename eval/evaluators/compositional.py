@@ -7,11 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.embed import EncodedSet
-from data_pipelines.shards import ShardSet
 from eval.choices import Item, Margins, captions_of, choose, of_items
 from eval.compositional_sets import READERS, ItemSet, items_of_samples, read_item_set
-from eval.prompts import some_samples
 from eval.result import Result, named, per_image
 from vlp.console import say
 from vlp.encode import encode_images, encode_texts
@@ -36,7 +35,7 @@ class Compositional:
 
     benchmark: str | None = None
     """``sugar_crepe``, ``vg_relation``, ``vg_attribution``, ``order`` (COCO's or Flickr30k's) or
-    ``winoground``; None for the evaluated shards, whose metadata then hold ``false_captions``."""
+    ``winoground``; None for the evaluated set, whose metadata then hold ``false_captions``."""
     files: str | None = None
     """The file that the benchmark's authors publish, or SugarCrepe's folder of seven."""
     images: str | None = None
@@ -64,14 +63,14 @@ class Compositional:
         else:
             _ = self._published  # a wrong file ends the command before anything is encoded
 
-    def check(self, shards: ShardSet) -> None:
-        """Say what the items are, before the shards are encoded.
+    def check(self, dataset: Dataset) -> None:
+        """Say what the items are, before the dataset is encoded.
 
         Raises:
-            UserError: There is no benchmark, and the shards have no false captions.
+            UserError: There is no benchmark, and the dataset has no false captions.
         """
         if self.benchmark is None:
-            items_of_samples(some_samples(shards))
+            items_of_samples(some_samples(dataset))
         else:
             found = self._published
             say(f"{self.name}: {len(found.items)} items on {len(found.pictures)} pictures.")

@@ -19,14 +19,11 @@ from eval.metrics import (
     roc_auc,
     similarities_of_pairs_and_others,
 )
-from eval.prompts import find_beside
 from eval.result import Histogram, Part, PerImage, Pictures, Result, mean_of, named, per_image
 from vlp.encode import encode_texts
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
-LAYOUT = "dataset_type.txt"
-"""CLIP_benchmark's file beside the shards that says what the data set is for."""
 WAYS = ("image_to_text", "text_to_image")
 SHOWN = 24
 """Misses in the report."""
@@ -65,8 +62,8 @@ class Retrieval:
     k: int | Sequence[int] = (1, 5, 10)
     """Depth of recall, or several; one that exceeds the number of items is left out."""
     lines: bool | None = None
-    """Whether each line of a ``.txt`` is a caption of its own; None: where ``dataset_type.txt``
-    beside the shards says retrieval, as CLIP_benchmark lays out COCO and Flickr30k."""
+    """Whether each line of a text is a caption of its own; None: where the dataset says so, as
+    CLIP_benchmark's layout of COCO and Flickr30k does by ``dataset_type.txt``."""
     fold: int | None = None
     """Images in a fold: recalls within folds, averaged, are given as well. 1000 is COCO's 1k test,
     the five folds of its 5,000 images in their order (Karpathy and Fei-Fei 2015)."""
@@ -117,13 +114,12 @@ class Retrieval:
         Raises:
             UserError: No sample has a caption.
         """
-        lines = self.lines
-        if lines is None:
-            lines = _is_retrieval_layout(encoded)
+        lines = encoded.dataset.has_lines if self.lines is None else self.lines
         captions, first_rows, matches = _distinct(encoded, lines)
         if not captions:
             raise UserError("retrieval needs captions, and no sample has one. Give another task.")
-        features = encode_texts(encoder, captions) if lines else encoded.text[first_rows]
+        has_other = lines or encoded.dataset.has_lines
+        features = encode_texts(encoder, captions) if has_other else encoded.text[first_rows]
         return Texts(captions, features, torch.tensor(matches))
 
     @property
@@ -207,11 +203,6 @@ def _distinct(
                 first_rows.append(row)
             matches.append((row, place[key]))
     return captions, first_rows, matches
-
-
-def _is_retrieval_layout(encoded: EncodedSet) -> bool:
-    path = find_beside((entry.shard for entry in encoded.entries), LAYOUT)
-    return path is not None and "retrieval" in path.read_text(errors="replace").lower()
 
 
 def _histogram(true: Tensor, false: Tensor) -> Part:

@@ -1,32 +1,28 @@
 """Zero-shot classification: each image is given the class whose captions are nearest to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.embed import EncodedSet
-from data_pipelines.shards import ShardSet
 from eval.answers import OneLabel, several_labels
 from eval.calibration import Logits
 from eval.prompts import (
-    BARE,
-    Classes,
     class_of_samples,
-    classes_beside,
+    classes_of,
     classes_of_samples,
     has_several_labels,
     read_classes,
     read_templates,
-    some_samples,
 )
 from eval.result import Result, named
-from vlp.classifier import build_classifier
+from vlp.classifier import BARE, Classes, build_classifier
 from vlp.console import say
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
@@ -62,8 +58,8 @@ class ZeroShot:
     """
 
     classes: str | Sequence[str] | None = None
-    """A ``.txt`` or ``.json`` file of class names, or the names; None for ``classnames.txt`` beside
-    the shards, as CLIP_benchmark lays them out."""
+    """A ``.txt`` or ``.json`` file of class names, or the names; None for those that the
+    dataset brings, such as ``classnames.txt`` beside CLIP_benchmark's shards."""
     part: str | None = None
     """Which class list of a nested file, such as ``concept.train``."""
     label: str | None = None
@@ -82,21 +78,21 @@ class ZeroShot:
         if self.classes is not None:
             _ = self._given  # a wrong file ends the command before anything is encoded
 
-    def check(self, shards: ShardSet) -> None:
-        """Say what the classes are, before the shards are encoded.
+    def check(self, dataset: Dataset) -> None:
+        """Say what the classes are, before the dataset is encoded.
 
         Raises:
-            UserError: No classes were given, and there are none beside the shards; or none of a
-                thousand samples has one.
+            UserError: No classes were given, and the dataset brings none; or none of a thousand
+                samples has one.
         """
-        classes, samples = self._classes_of(shards.shards), some_samples(shards)
+        classes, samples = self._classes_of(dataset), some_samples(dataset)
         classes_of_samples(classes, samples)
         self._groups(samples)
         say(f"{self.name}: {len(classes.names)} classes, {_describe(classes.templates)}.")
 
     def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return accuracy and calibration, or the precision of several labels."""
-        classes = self._classes_of(entry.shard for entry in encoded.entries)
+        classes = self._classes_of(encoded.dataset)
         if has_several_labels(classes, encoded.samples):
             return named(self.name, self._several_labels(encoder, encoded, classes))
         found = self.labelled(encoder, encoded)
@@ -119,7 +115,7 @@ class ZeroShot:
 
     def labelled(self, encoder: DualEncoder, encoded: EncodedSet) -> Labelled:
         """Return the images that have one class, and the classifier."""
-        classes = self._classes_of(entry.shard for entry in encoded.entries)
+        classes = self._classes_of(encoded.dataset)
         labels = torch.tensor(class_of_samples(classes, encoded.samples))
         rows = (labels >= 0).nonzero()[:, 0]
         weights = build_classifier(encoder, classes.names, classes.templates)
@@ -151,10 +147,8 @@ class ZeroShot:
         assert self.classes is not None
         return self._with_options(read_classes(self.classes, part=self.part))
 
-    def _classes_of(self, shards: Iterable[Path]) -> Classes:
-        if self.classes is not None:
-            return self._given
-        return self._with_options(classes_beside(shards))
+    def _classes_of(self, dataset: Dataset) -> Classes:
+        return self._given if self.classes is not None else self._with_options(classes_of(dataset))
 
     def _with_options(self, classes: Classes) -> Classes:
         if self.label is not None:

@@ -15,7 +15,7 @@ import argparse
 import logging
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from peers.open_clip_step import PeerTrainer
 from data_pipelines.plan import hash63
 from data_pipelines.shards import open_shards
 from data_pipelines.toy import draw_evaluation
-from training.accumulate import Pieces
-from training.groups import parameter_groups
+from training.compute.accumulate import Pieces
 from training.objective import build_objective
-from training.optimizers import build_optimizer
-from training.options import OptimizerConfig
+from training.optimization.groups import parameter_groups
+from training.optimization.guard import Guard
+from training.optimization.optimizers import build_optimizer
+from training.options import GuardConfig, OptimizerConfig
 from training.step import cut_captions, take_step
 from vlp.console import show_table
 from vlp.encoder import DualEncoder, create_encoder, read_config
@@ -163,7 +164,7 @@ class OurTrainer:
         losses = []
         for batch in batches:
             batch = cut_captions(self._parts.encoder, batch)
-            figures = take_step(
+            figures, _ = take_step(
                 self._accelerator, self._wrapped, self._optimizer, batch, self._parts
             )
             losses.append(figures["loss"])
@@ -178,6 +179,9 @@ class _Parts:
     objective: Any
     clip_norm: float = 0.0
     pieces: Pieces = WHOLE
+    guard: Guard = field(default_factory=lambda: Guard(GuardConfig()))
+    average: None = None
+    teacher: None = None
 
 
 def measured_in_turns(

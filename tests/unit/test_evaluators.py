@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from data_pipelines.embed import encode_shards
-from data_pipelines.shards import open_shards
+from data_pipelines.embed import encode_dataset
 from eval.evaluators.retrieval import Retrieval
 from eval.evaluators.zero_shot import ZeroShot
+from eval.open_dataset import open_dataset
 from eval.run import build_evaluators, evaluate, run_evaluators
 from vlp.encode import encode_texts
 from vlp.errors import UserError
@@ -73,7 +73,7 @@ def captioned(tmp_path):
 
 
 def encode(encoder, shards):
-    return encode_shards(encoder, open_shards(shards), batch_size=5)
+    return encode_dataset(encoder, open_dataset(shards), batch_size=5)
 
 
 def naive_recall(similarity, matches, k):
@@ -173,7 +173,7 @@ def test_figures_do_not_depend_on_the_batch_size(encoder, shards):
     evaluators = build_evaluators(["retrieval", f"zero_shot(classes={COLOURS}, label='colour')"])
     found = [
         run_evaluators(
-            encoder, encode_shards(encoder, open_shards(shards), batch_size=size), evaluators
+            encoder, encode_dataset(encoder, open_dataset(shards), batch_size=size), evaluators
         )
         for size in (1, 12)
     ]

@@ -2,11 +2,12 @@ import json
 
 import pytest
 
+from data_pipelines.dataset import Dataset
 from eval.prompts import (
     BARE,
     Classes,
     class_of_samples,
-    classes_beside,
+    classes_of,
     read_classes,
     read_templates,
 )
@@ -22,6 +23,10 @@ NESTED = {
         "test": [{"concept_id": 0, "name": "owl"}],
     },
 }
+
+
+def dataset_beside(*files, **options):
+    return Dataset(name="a", keys=[], read=lambda row: None, files=files, identity="", **options)
 
 
 def sample(**metadata):
@@ -99,13 +104,15 @@ def test_templates_come_from_a_file_or_as_given(tmp_path):
 
 
 def test_files_beside_the_shards_or_above_are_found(tmp_path):
-    shards = [tmp_path / "test" / "0.tar"]
+    def beside() -> Classes:
+        return classes_of(dataset_beside(tmp_path / "test" / "0.tar"))
+
     with pytest.raises(UserError, match=r"no classnames\.txt in .*test or above it"):
-        classes_beside(shards)
+        beside()
     write(tmp_path / "classnames.txt", "cat\ndog\n")
-    assert classes_beside(shards) == Classes(names=("cat", "dog"))
+    assert beside() == Classes(names=("cat", "dog"))
     write(tmp_path / "zeroshot_classification_templates.txt", "a {c}\n")
-    assert classes_beside(shards).templates == ("a {c}",)
+    assert beside().templates == ("a {c}",)
 
 
 def test_a_label_is_an_id_a_name_or_a_place():

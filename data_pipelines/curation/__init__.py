@@ -1,0 +1,1 @@
+"""What `vlp filter` is made of: candidates, rules, scores, decisions, clean shards, the report."""

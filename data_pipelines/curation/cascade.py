@@ -1,0 +1,85 @@
+"""Which samples each filter is asked about: dear scores are of samples that cheaper rules left.
+
+A filter of one cost sees the rows that the rules before it, as far as they are scored by then, are
+certain to leave, and a seeded share of all others, from which the report says what the rule alone
+would drop. What is kept in the end is the same as if everything had been scored.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_pipelines.curation.candidates import hash64
+from data_pipelines.curation.decide import apply
+from data_pipelines.curation.rules import Cost, Filter, Rule
+from data_pipelines.curation.scores import Mask, ScoredSet, score
+from data_pipelines.engine import Engine
+
+SAMPLED = 0.01
+"""Share of all samples that dear filters are asked about whatever other rules say."""
+
+
+def score_in_rounds(
+    engine: Engine, rules: Sequence[Rule], scored: ScoredSet, *, seed: int
+) -> dict[str, list[Mask] | None]:
+    """Score what the rules need, cheap filters first.
+
+    Returns:
+        By column, the rows of the seeded sample, or None for a filter that was asked about all.
+    """
+    sample = [_drawn(keys, seed) for keys in scored.keys]
+    done: set[str] = set()
+    samples: dict[str, list[Mask] | None] = {}
+    for filters, places in _rounds(rules):
+        wanted = {}
+        for column, part in filters.items():
+            wanted[column], samples[column] = scored.everything(), None
+            if not _asks_all(part):
+                needed = [_certain(rules[:place], done, scored) for place in places[column]]
+                rows = [np.logical_or.reduce(masks) for masks in zip(*needed, sample, strict=True)]
+                if not all(mask.all() for mask in rows):
+                    wanted[column], samples[column] = rows, sample
+        score(engine, scored, filters, wanted)
+        done |= set(filters)
+    return samples
+
+
+def _rounds(rules: Sequence[Rule]) -> Iterator[tuple[dict[str, Filter], dict[str, list[int]]]]:
+    """Yield the filters of each round and at which rules each column stands.
+
+    First come all that are asked about everything, so that a picture is decoded once for them.
+    """
+    for cost in (None, *Cost):
+        filters, places = {}, {}
+        for place, rule in enumerate(rules):
+            for column, part in rule.parts:
+                if (None if _asks_all(part) else part.cost) == cost:
+                    filters[column] = part
+                    places.setdefault(column, []).append(place)
+        if filters:
+            yield filters, places
+
+
+def _asks_all(part: Filter) -> bool:
+    return part.cost < Cost.MODEL or part.needs_pool
+
+
+def _certain(rules: Sequence[Rule], done: set[str], scored: ScoredSet) -> list[Mask]:
+    """Return the rows that rules leave, as far as that is certain by the columns that are done.
+
+    A rule that compares samples is certain only if all rules before it are: a sample that one of
+    them still drops would no longer be compared.
+    """
+    left, is_complete = scored.everything(), True
+    for rule in rules:
+        is_done = all(part.column in done for part in rule.parts)
+        if is_done and (is_complete or rule.is_pointwise):
+            left = [mask > 0 for mask in apply(rule, scored, left).copies]
+        else:
+            is_complete = False
+    return left
+
+
+def _drawn(keys: Sequence[str], seed: int) -> Mask:
+    limit = int(SAMPLED * 2**64)
+    return np.array([hash64(f"{seed} {key}") < limit for key in keys], bool)

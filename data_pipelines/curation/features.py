@@ -1,0 +1,64 @@
+"""Features of candidates by models that filters name; each picture and caption is encoded once."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from data_pipelines.curation.candidates import Candidate
+from vlp.checkpoint import encoder_hash, load_encoder
+from vlp.encode import encode_texts, to_best_device
+from vlp.encoder import DualEncoder
+
+
+def model_hash(model: str) -> str:
+    """Return what changes when a model changes."""
+    return encoder_hash(_encoder(model))
+
+
+def prepare(candidate: Candidate, models: Sequence[str]) -> None:
+    """Make what the image towers of models take, while the picture is decoded."""
+    for model in models:
+        if model not in candidate.pixels and (model, "image") not in candidate.features:
+            candidate.pixels[model] = _encoder(model).transform(candidate.picture)
+
+
+@torch.no_grad()
+def image_features(
+    model: str, candidates: Sequence[Candidate]
+) -> Float[np.ndarray, "candidates dim"]:
+    """Return the image features of candidates by a model: fp32, unit-length rows."""
+    new = [one for one in candidates if (model, "image") not in one.features]
+    if new:
+        encoder = _encoder(model)
+        for one in new:
+            prepare(one, (model,))
+        pixels = torch.stack([one.pixels.pop(model) for one in new])
+        rows = encoder(images=pixels.to(encoder.logit_scale.device)).image
+        assert rows is not None
+        _put(model, "image", new, rows.float().cpu().numpy())
+    return np.stack([one.features[model, "image"] for one in candidates])
+
+
+def text_features(
+    model: str, candidates: Sequence[Candidate]
+) -> Float[np.ndarray, "candidates dim"]:
+    """Return the features of the captions of candidates by a model: fp32, unit-length rows."""
+    new = [one for one in candidates if (model, "text") not in one.features]
+    if new:
+        texts = [one.text for one in new]
+        _put(model, "text", new, encode_texts(_encoder(model), texts).numpy())
+    return np.stack([one.features[model, "text"] for one in candidates])
+
+
+def _put(model: str, kind: str, candidates: Sequence[Candidate], rows: np.ndarray) -> None:
+    for one, row in zip(candidates, rows, strict=True):
+        one.features[model, kind] = row
+
+
+@lru_cache
+def _encoder(model: str) -> DualEncoder:
+    """Return a model, loaded once in a process."""
+    return to_best_device(load_encoder(model)).eval()

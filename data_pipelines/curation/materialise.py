@@ -1,0 +1,155 @@
+"""From decisions to clean shards: files copied as they are, in a seeded order, or a keep-list."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.curation.candidates import hash64
+from data_pipelines.curation.decide import Decision
+from data_pipelines.curation.scores import ScoredSet
+from data_pipelines.engine import Engine
+from data_pipelines.shards import copied_members, safe_key, write_shard
+from data_pipelines.tar_index import TarIndex, open_index
+from vlp.manifest import MANIFEST
+from vlp.output import write_json
+
+WINDOW = 65_536
+"""Samples that are shuffled together; they come from few shards, so an output shard does, too."""
+SIZES = "sizes.json"
+"""open_clip's: samples of each shard, by its name."""
+
+
+class Row(NamedTuple):
+    """A sample to copy."""
+
+    shard: int
+    row: int
+    number: int
+    """1 for the first of a key, 2 for the second, whose key becomes ``key-2``."""
+
+
+class Task(NamedTuple):
+    """A shard to write."""
+
+    target: Path
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        return self.target.name
+
+
+class Written(NamedTuple):
+    """What is in a shard."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+def materialise(
+    engine: Engine,
+    scored: ScoredSet,
+    decision: Decision,
+    folder: Path,
+    *,
+    samples_per_shard: int,
+    seed: int,
+) -> list[Written]:
+    """Write what is kept to ``000000.tar`` and on, with ``sizes.json`` and ``manifest.json``.
+
+    All shards but the last hold ``samples_per_shard`` samples. The order is drawn from the seed:
+    shards are shuffled, and their samples in windows of ``WINDOW``. The files of a sample are
+    copied byte for byte. A shard that is there already is whole, and is not written again.
+    """
+    rows = _numbered(list(_shuffled(decision.copies, seed)), scored.keys)
+    starts = range(0, len(rows), samples_per_shard)
+    tasks = [
+        Task(folder / f"{n:06d}.tar", rows[start : start + samples_per_shard])
+        for n, start in enumerate(starts)
+    ]
+    written = list(engine.run(CopyShard(tuple(scored.sources)), tasks, what="write"))
+    write_json(folder / SIZES, {one.name: one.samples for one in written})
+    files = {one.name: {"bytes": one.bytes, "sha256": one.sha256} for one in written}
+    write_json(folder / MANIFEST, {"files": files})
+    return written
+
+
+@dataclass(frozen=True)
+class CopyShard:
+    """Writes one shard of samples of others; what workers run."""
+
+    sources: tuple[Path, ...]
+
+    def __call__(self, task: Task) -> Written:
+        """Write a shard under a temporary name, rename it, and return what is in it."""
+        if not task.target.exists():
+            part = task.target.with_name(f".{task.target.name}.{os.getpid()}.part")
+            write_shard(map(self._members, task.rows), part)
+            part.rename(task.target)
+        with task.target.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = task.target.stat().st_size
+        return Written(task.target.name, len(task.rows), size, digest)
+
+    def _members(self, row: Row) -> dict[str, str | bytes]:
+        entry = _index(self.sources[row.shard])[row.row]
+        return copied_members(entry, _key(entry.key, row.number))
+
+
+def decision_hash(sources: Sequence[Path], decision: Decision, *options: object) -> str:
+    """Return 16 hex digits that say which shards a decision and options lead to."""
+    digest = hashlib.sha256(json.dumps([*map(str, sources), *options], default=str).encode())
+    for copies in decision.copies:
+        digest.update(copies.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _shuffled(copies: Sequence[np.ndarray], seed: int) -> Iterator[tuple[int, int]]:
+    """Yield (shard, row) of what is kept, each as often as it is, in the order of the seed."""
+    window: list[np.ndarray] = []
+    order = np.random.default_rng([seed, 0]).permutation(len(copies)).tolist()
+    for place, shard in enumerate(order):
+        rows = np.repeat(np.arange(len(copies[shard])), copies[shard])
+        window.append(np.stack([np.full(len(rows), shard), rows], axis=1))
+        if sum(map(len, window)) >= WINDOW or place == len(order) - 1:
+            every = np.random.default_rng([seed, 1, place]).permutation(np.concatenate(window))
+            yield from map(tuple, every.tolist())
+            window = []
+
+
+def _numbered(places: Sequence[tuple[int, int]], keys: Sequence[Sequence[str]]) -> list[Row]:
+    """Return rows whose keys are unique in the whole set: the second of a key has number 2.
+
+    Only hashes of keys are held, and only keys that are there several times are counted.
+    """
+    hashes = np.array([hash64(safe_key(keys[n][row])) for n, row in places], np.uint64)
+    values, counts = np.unique(hashes, return_counts=True)
+    numbers = dict.fromkeys(values[counts > 1].tolist(), 0)
+    taken = set(values.tolist()) if numbers else set()
+    rows = []
+    for (n, row), value in zip(places, hashes.tolist(), strict=True):
+        number = 1
+        if value in numbers:
+            number = numbers[value] + 1
+            while number > 1 and hash64(_key(keys[n][row], number)) in taken:
+                number += 1
+            numbers[value] = number
+        rows.append(Row(n, row, number))
+    return rows
+
+
+def _key(key: str, number: int) -> str:
+    return safe_key(key) if number == 1 else f"{safe_key(key)}-{number}"
+
+
+@lru_cache(maxsize=64)
+def _index(shard: Path) -> TarIndex:
+    return open_index(shard)

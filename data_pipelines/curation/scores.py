@@ -1,0 +1,323 @@
+"""What filters say of every sample, written down: one Parquet file for each shard.
+
+``scores/<shard>.parquet`` has a row for each sample: its key, and for each filter a column of its
+values and a column of its status: ``ok``, ``failed: reason``, or null where it was not asked. A
+column says what it follows from: the shard, the filter and its options, the model. So another
+threshold never scores again, another model always does, and a run that was stopped goes on.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool
+
+from data_pipelines.curation.candidates import Candidate, keys_of, open_candidates
+from data_pipelines.curation.columns import Column, Columns
+from data_pipelines.curation.rules import Filter, Value, scoring_options
+from data_pipelines.engine import Engine
+from data_pipelines.faults import SampleFault
+from data_pipelines.sources import relative_names
+from data_pipelines.tar_index import origin
+from vlp.encode import batches
+from vlp.image import ImageError
+
+BATCH_SIZE = 256
+"""Samples that a filter sees at once."""
+DECODED = 16
+"""Of these, pictures that are decoded at a time."""
+ORIGIN = b"vlp.scored_from"
+"""Where a column says what it was computed from."""
+OK, FAILED = "ok", "failed: "
+Mask = Bool[np.ndarray, "rows"]
+
+
+class Task(NamedTuple):
+    """A shard to score."""
+
+    source: Path
+    target: Path
+    wanted: dict[str, Mask]
+    """By column, the rows that the filter is asked about."""
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
+class Spent(NamedTuple):
+    """What scoring a shard took."""
+
+    seconds: dict[str, float]
+    """By column."""
+    counts: dict[str, int]
+    """Samples scored now, by column."""
+
+
+@dataclass
+class ScoredSet:
+    """The scores of some shards on disk."""
+
+    sources: Sequence[Path]
+    folder: Path
+    keys: list[list[str]]
+    """Of each shard."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    num_reused: int = 0
+    """Shards whose scores were all there."""
+
+    def path(self, shard: int) -> Path:
+        """Return the file of a shard's scores."""
+        return self._paths[shard]
+
+    def everything(self) -> list[Mask]:
+        """Return the mask of all rows of each shard."""
+        return [np.ones(len(keys), bool) for keys in self.keys]
+
+    def columns(self, name: str, left: Sequence[Mask]) -> Columns:
+        """Return what one filter said, and the rows to decide about."""
+        firsts = np.cumsum([0, *map(len, self.keys)])
+
+        def load(shard: int) -> Column:
+            values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
+            is_scored = ~np.asarray(values.is_null())
+            return Column(values, left[shard] & is_scored, self.keys[shard], int(firsts[shard]))
+
+        return Columns(load, len(self.sources))
+
+    def status(self, name: str, shard: int) -> pa.Array:
+        """Return the status of each row of a shard by one filter."""
+        table = pq.read_table(self.path(shard), columns=[status_name(name)])
+        return table[status_name(name)].combine_chunks()
+
+    def failed(self, name: str, shard: int) -> Mask:
+        """Return the rows of a shard that a filter failed on."""
+        values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
+        is_asked = ~np.asarray(self.status(name, shard).is_null())
+        return is_asked & np.asarray(values.is_null())
+
+    def __post_init__(self) -> None:
+        names = relative_names(self.sources)
+        self._paths = [self.folder / Path(name).with_suffix(".parquet") for name in names]
+
+
+def status_name(column: str) -> str:
+    """Return the name of the column that says how scoring went."""
+    return f"{column} status"
+
+
+def open_scores(sources: Sequence[Path], folder: Path) -> ScoredSet:
+    """Return the scores of some shards or tables, of which none need be there."""
+    return ScoredSet(sources, folder, [keys_of(path) for path in sources])
+
+
+def score(
+    engine: Engine, scored: ScoredSet, filters: Mapping[str, Filter], wanted: Mapping[str, list]
+) -> None:
+    """Score the wanted rows that have no score yet and write them down.
+
+    Args:
+        engine: Where it is done.
+        scored: Gets the new scores.
+        filters: By column.
+        wanted: By column, the mask of rows of each shard.
+    """
+    work = ScoreShard(dict(filters), {n: part.identity() for n, part in filters.items()})
+    tasks = [
+        Task(source, scored.path(n), {name: wanted[name][n] for name in filters})
+        for n, source in enumerate(scored.sources)
+    ]
+    on_gpu = any(part.models for part in filters.values())
+    for spent in engine.run(work, tasks, what="score", on_gpu=on_gpu):
+        scored.num_reused += not spent.counts
+        for name in spent.counts:
+            scored.seconds[name] = scored.seconds.get(name, 0.0) + spent.seconds.get(name, 0.0)
+            scored.counts[name] = scored.counts.get(name, 0) + spent.counts[name]
+
+
+@dataclass(frozen=True)
+class ScoreShard:
+    """Scores one shard by some filters; what workers run."""
+
+    filters: dict[str, Filter]
+    identities: dict[str, str]
+
+    def __call__(self, task: Task) -> Spent:
+        """Write the scores of a shard that are wanted and not there yet."""
+        origins = {name: self._origin(task.source, name) for name in self.filters}
+        keys = keys_of(task.source)
+        known = _read(task.target, keys, origins)
+        missing = {
+            name: mask & np.asarray(known[status_name(name)].is_null())
+            for name, mask in task.wanted.items()
+        }
+        missing = {name: mask for name, mask in missing.items() if mask.any()}
+        if not missing and known.pop("is_whole"):
+            return Spent({}, {})
+        sheet = _Sheet(self.filters, missing)
+        rows = np.flatnonzero(np.any([*missing.values()], axis=0)).tolist() if missing else []
+        for group in batches(rows, BATCH_SIZE):
+            sheet.fill(group, list(open_candidates(task.source, group)))
+        _write(task.target, keys, origins, known, sheet)
+        return Spent(sheet.seconds, {name: int(mask.sum()) for name, mask in missing.items()})
+
+    def _origin(self, shard: Path, column: str) -> bytes:
+        """Return a hash of what a column follows from.
+
+        The source of a filter is part of it: who changes a filter wants its new numbers.
+        """
+        part = self.filters[column]
+        told = [
+            *(origin(shard), shard.name, scoring_options(part), self.identities[column]),
+            inspect.getsource(inspect.getmodule(type(part)) or type(part)),
+        ]
+        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest().encode()
+
+
+class _Sheet:
+    """New values and faults of one shard, by column and row."""
+
+    def __init__(self, filters: Mapping[str, Filter], missing: Mapping[str, Mask]) -> None:
+        self.filters, self.missing = filters, missing
+        self.values: dict[str, dict[int, Value | SampleFault]] = {name: {} for name in missing}
+        self.seconds: dict[str, float] = {}
+
+    def fill(self, rows: Sequence[int], candidates: Sequence[Candidate]) -> None:
+        """Score some rows; pictures are decoded few at a time, and once for all filters.
+
+        What encodes pictures gets whole batches: they are prepared while they are decoded.
+        """
+        pairs = list(zip(rows, candidates, strict=True))
+        seeing = {name for name in self.missing if self.filters[name].needs_picture}
+        encoding = {name for name in seeing if self.filters[name].models}
+        for name in set(self.missing) - seeing:
+            self._score(name, self._asked(name, pairs))
+        for few in batches(pairs, DECODED) if seeing else ():
+            for name in seeing:
+                sighted = [pair for pair in self._asked(name, few) if self._sees(name, *pair)]
+                if name not in encoding:
+                    self._score(name, sighted)
+            for _, one in few:
+                one.forget_picture()
+        for name in encoding:
+            self._score(name, self._asked(name, pairs))
+
+    def _asked(self, name: str, pairs: list[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
+        """Return those that a filter is asked about, less those that it failed on."""
+        missing, known = self.missing[name], self.values[name]
+        return [pair for pair in pairs if missing[pair[0]] and pair[0] not in known]
+
+    def _sees(self, name: str, row: int, candidate: Candidate) -> bool:
+        from data_pipelines.curation.features import prepare
+
+        start = time.perf_counter()
+        try:
+            assert candidate.picture
+            prepare(candidate, self.filters[name].models)
+            return True
+        except (SampleFault, ImageError) as fault:
+            self.values[name][row] = SampleFault(str(fault))
+            return False
+        finally:
+            self._add(name, start)
+
+    def _score(self, name: str, pairs: Sequence[tuple[int, Candidate]]) -> None:
+        start = time.perf_counter()
+        found = _values(self.filters[name], name, [one for _, one in pairs])
+        for (row, _), value in zip(pairs, found, strict=True):
+            self.values[name][row] = value
+        self._add(name, start)
+
+    def _add(self, name: str, start: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _values(part: Filter, name: str, candidates: Sequence[Candidate]) -> list[Value | SampleFault]:
+    """Return a value or a fault for each sample; where a batch fails, sample by sample."""
+    if not candidates:
+        return []
+    try:
+        values = list(part.score(candidates))
+    except (SampleFault, ImageError) as fault:
+        if len(candidates) == 1:
+            return [SampleFault(str(fault))]
+        return [value for one in candidates for value in _values(part, name, [one])]
+    assert len(values) == len(candidates), f"{name} gave {len(values)} for {len(candidates)}"
+    # A value that is no number differs from itself; it would slip past every threshold.
+    return [SampleFault(f"{name} is no number") if v != v else v for v in values]
+
+
+def _read(path: Path, keys: Sequence[str], origins: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the columns of an earlier run that are still valid; the others are all null.
+
+    ``is_whole`` says whether every column is there, so that nothing need be written.
+    """
+    found: dict[str, Any] = {"is_whole": True, "others": []}
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        is_same = table["key"].to_pylist() == list(keys)
+    except (OSError, pa.ArrowException, KeyError):
+        is_same = False
+    if not is_same:
+        table = pa.table({"key": keys})
+    for name, told in origins.items():
+        own = (name, status_name(name))
+        is_valid = name in table.column_names and _origin_of(table, name) == told
+        found["is_whole"] &= is_valid
+        nulls = pa.nulls(len(keys))
+        found |= {c: table[c].combine_chunks() if is_valid else nulls for c in own}
+    # Columns of other rules stay: who comes back to them need not score again.
+    found["others"] = [(f, table[f.name]) for f in table.schema if f.name not in (*found, "key")]
+    return found
+
+
+def _origin_of(table: pa.Table, name: str) -> bytes | None:
+    return (table.schema.field(name).metadata or {}).get(ORIGIN)
+
+
+def _write(
+    path: Path, keys: Sequence[str], origins: Mapping[str, bytes], known: dict, sheet: _Sheet
+) -> None:
+    """Write the scores of a shard: what was known, and what is new."""
+    fields, arrays = [pa.field("key", pa.string())], [pa.array(keys, pa.string())]
+    for name in sorted(origins):
+        values, status = _merged(known[name], known[status_name(name)], sheet.values.get(name, {}))
+        fields.append(pa.field(name, values.type, metadata={ORIGIN: origins[name]}))
+        fields.append(pa.field(status_name(name), status.type))
+        arrays += [values, status]
+    for own, column in known["others"]:
+        fields.append(own)
+        arrays.append(column)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    pq.write_table(pa.table(arrays, pa.schema(fields)), part, write_page_checksum=True)
+    part.replace(path)
+
+
+def _merged(
+    values: pa.Array, status: pa.Array, new: Mapping[int, Value | SampleFault]
+) -> tuple[pa.Array, pa.Array]:
+    if not new:
+        return values, status.cast(pa.string())
+    merged, told = values.to_pylist(), status.to_pylist()
+    for row, value in new.items():
+        is_fault = isinstance(value, SampleFault)
+        merged[row] = None if is_fault else value
+        told[row] = f"{FAILED}{value}" if is_fault else OK
+    return _array(merged), pa.array(told, pa.string())
+
+
+def _array(values: list) -> pa.Array:
+    """Return values as a column; bytes are of one width."""
+    widths = {len(v) for v in values if isinstance(v, bytes)}
+    assert len(widths) < 2, "bytes of a filter are of one width"
+    return pa.array(values, pa.binary(widths.pop())) if widths else pa.array(values)
