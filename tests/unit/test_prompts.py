@@ -124,7 +124,11 @@ def test_a_label_is_an_id_a_name_or_a_place():
     assert class_of_samples(by_word, [sample(y="d1"), sample(y=0), sample(y="dog")]) == [1, 0, 1]
     plain = Classes(names=names)
     assert class_of_samples(plain, [sample(cls=1), sample(cls="cat"), sample()]) == [1, 0, -1]
-    assert class_of_samples(plain, [sample(cls=0), sample(cls=2), sample(cls=[0, 1])]) == [0, -1, -1]
+    assert class_of_samples(plain, [sample(cls=0), sample(cls=2), sample(cls=[0, 1])]) == [
+        0,
+        -1,
+        -1,
+    ]
 
 
 def test_a_class_may_be_called_by_a_number():
