@@ -10,7 +10,7 @@ from transformers import BertConfig
 
 from data_pipelines.embed import encode_shards
 from data_pipelines.shards import open_shards
-from training.towers import compile_towers
+from training.compute.towers import compile_towers
 from vlp.encoder import create_encoder
 from vlp.projection import encode_with_pooled, find_projection
 
