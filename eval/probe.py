@@ -41,7 +41,7 @@ class Sweep:
     """What a search for the strength of regularisation found."""
 
     strength: float
-    """The one of the highest accuracy on the validation part; of equals, the strongest."""
+    """The one of the highest accuracy on the validation part; of equals, the middle one."""
     accuracies: dict[float, float]
     """Of each strength that was tried, in their order."""
 
@@ -113,7 +113,9 @@ def sweep_strength(fit: Callable[[float], Probe], accuracy: Callable[[Probe], fl
         for place in places:
             if 0 <= place < len(STRENGTHS) and place not in found:
                 found[place] = accuracy(fit(STRENGTHS[place]))
-        return max(found, key=lambda place: (found[place], place))
+        highest = max(found.values())
+        equals = sorted(place for place in found if found[place] == highest)
+        return equals[len(equals) // 2]
 
     step = FIRST_STEP
     # From the strongest on: each start is then near its end, whoever fits from the last probe.
