@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from vlp.types import Sample
 
 NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
+BY_NAME = Path(__file__).parent / "templates"
+"""Files of templates that need no path."""
 WORDS = ("templates", "label_key", "ids", "classnames")
 """What a classes file says at any level; every other key is a part."""
 
@@ -65,23 +68,69 @@ def classes_of(dataset: Dataset) -> Classes:
     )
 
 
-def read_templates(source: str | Sequence[str]) -> tuple[str, ...]:
-    """Return templates: of a ``.txt`` file, a line each, of a ``.json`` list, or as given.
+def read_templates(source: str | Sequence[str]) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+    """Return templates by name, from a file, or as given.
+
+    Args:
+        source: ``imagenet`` for CLIP's 80 templates, ``imagenet_simple`` for 7 of them; a ``.txt``
+            file, a line each; a ``.json`` file, with a list of templates, or with captions of each
+            class's own under its name (CuPL); a template, or several.
 
     Raises:
-        UserError: The file is missing, or no list of templates.
+        UserError: The file is missing, or holds no templates.
     """
     if not isinstance(source, str):
         return tuple(source)
-    path = Path(source)
+    named = BY_NAME / f"{source}.txt"
+    path = named if named.is_file() else Path(source)
     if path.suffix not in (".txt", ".json"):
         return (source,)
     if path.suffix == ".txt":
         return tuple(line for line in _read_lines(path, "template") if line.strip())
-    found = _read_json(path)
-    if not isinstance(found, list):
-        raise UserError(f"{path} is no list of templates. Write a JSON list of captions with {{}}.")
-    return tuple(found)
+    return _templates(_read_json(path), path)
+
+
+def keep_classes(classes: Classes, source: str | Sequence[Any]) -> Classes:
+    """Return the classes that a dataset is of, as ImageNet-A is of 200 of ImageNet's.
+
+    Args:
+        classes: All.
+        source: A ``.txt`` file, a line each, a ``.json`` list or a list of those that are kept:
+            ids, names or places from 0; or a truth value for every class.
+
+    Raises:
+        UserError: An entry is no class, or stands for two.
+    """
+    if isinstance(source, str):
+        path = Path(source)
+        source = _read_json(path) if path.suffix == ".json" else _read_lines(path, "class")
+    if source and all(isinstance(entry, bool) for entry in source):
+        if len(source) != len(classes.names):
+            raise UserError(f"subset= has {len(source)} entries for {len(classes.names)} classes.")
+        kept = [place for place, is_kept in enumerate(source) if is_kept]
+    else:
+        places = _places(classes)
+        wrong = next((entry for entry in source if entry not in places), None)
+        if wrong is not None:
+            raise UserError(f"subset= has {wrong!r}, and the classes are {_some(classes)}.")
+        kept = [places[entry] for entry in source]
+    ids = classes.ids or range(len(classes.names))  # a label still means what it meant
+    names = tuple(classes.names[place] for place in kept)
+    return replace(classes, names=names, ids=tuple(ids[place] for place in kept))
+
+
+def _templates(found: Any, path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+    """Return what a JSON file says are templates, or the captions of each class."""
+    if isinstance(found, str):
+        return (found,)
+    if isinstance(found, list):
+        return tuple(found)
+    if not isinstance(found, dict) or not all(isinstance(own, list) for own in found.values()):
+        raise UserError(
+            f"{path} is no list of templates. Write a JSON list of captions with {{}}, or a "
+            f"dictionary from each class to a list of its captions."
+        )
+    return {name: tuple(own) for name, own in found.items()}
 
 
 def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
@@ -162,11 +211,10 @@ def _classes(
                 f"{label_key!r}."
             )
         ids, names = [entry[label_key] for entry in names], [entry["name"] for entry in names]
-    templates = inherited.get("templates") or BARE
     return Classes(
         names=tuple(names),
         ids=tuple(ids) if ids else None,
-        templates=(templates,) if isinstance(templates, str) else tuple(templates),
+        templates=_templates(inherited.get("templates") or list(BARE), path),
         label_key=label_key,
     )
 

@@ -1,6 +1,6 @@
 """Zero-shot classification: each image is given the class whose captions are nearest to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -18,11 +18,12 @@ from eval.prompts import (
     classes_of,
     classes_of_samples,
     has_several_labels,
+    keep_classes,
     read_classes,
     read_templates,
 )
 from eval.result import Result, named
-from vlp.classifier import BARE, Classes, build_classifier
+from vlp.classifier import BARE, Classes, Templates, build_classifier
 from vlp.console import say
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
@@ -62,10 +63,14 @@ class ZeroShot:
     dataset brings, such as ``classnames.txt`` beside CLIP_benchmark's shards."""
     part: str | None = None
     """Which class list of a nested file, such as ``concept.train``."""
+    subset: str | Sequence[str | int | bool] | None = None
+    """A file or list of the classes that the dataset is of, where it is not of all, as ImageNet-A:
+    ids, names, places, or a truth value for each class."""
     label: str | None = None
     """The field of the metadata with the label; None for the file's ``label_key``, or ``cls``."""
     templates: str | Sequence[str] | None = None
-    """A file of templates, or templates; None for those of the classes file."""
+    """``imagenet`` for CLIP's 80 templates, a file of templates or of captions of each class's own
+    (CuPL), or templates; None for those of the classes file."""
     group: str | None = None
     """A field of the metadata, such as FMoW's region: ``worst_group_acc@1`` is the accuracy of the
     group that fares worst."""
@@ -151,6 +156,8 @@ class ZeroShot:
         return self._given if self.classes is not None else self._with_options(classes_of(dataset))
 
     def _with_options(self, classes: Classes) -> Classes:
+        if self.subset is not None:
+            classes = keep_classes(classes, self.subset)
         if self.label is not None:
             classes = replace(classes, label_key=self.label)
         if self.templates is not None:
@@ -158,7 +165,9 @@ class ZeroShot:
         return classes
 
 
-def _describe(templates: Sequence[str]) -> str:
+def _describe(templates: Templates) -> str:
+    if isinstance(templates, Mapping):
+        return f"{sum(map(len, templates.values()))} captions of the classes' own"
     if tuple(templates) == BARE:
         return "no templates: the caption of a class is its bare name"
     count = "1 template" if len(templates) == 1 else f"{len(templates)} templates, the first"
