@@ -25,7 +25,8 @@ from vlp.console import say
 from vlp.errors import UserError
 from vlp.output import output_folder
 
-SCORES = "scores"
+SCORES, SHARDS = "scores", ".shards-*"
+"""What a run that was stopped leaves for the next."""
 WORTH_COPYING = 0.15
 """Share kept below which reading a copy is quicker than leaving out most of what is read."""
 
@@ -72,7 +73,7 @@ def filter_shards(
         "seed": seed,
     }
     with output_folder(
-        clean, "filter", config, inputs=inputs, overwrite=overwrite, goes_on=True
+        clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
         _take_over(clean / SCORES, part / SCORES)
         scored = open_scores(sources, part / SCORES)
@@ -124,7 +125,7 @@ def _write_shards(
     scored, decision = curation.scored, curation.decision
     told = decision_hash(scored.sources, decision, samples_per_shard, seed)
     folder = part / f".shards-{told}"
-    for other in part.glob(".shards-*"):
+    for other in part.glob(SHARDS):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)

@@ -1,25 +1,35 @@
-"""Nearest neighbours over features: build, save, load, search. The one door to faiss.
+"""Nearest neighbours over features: build, save, load, search; k-means. The one door to faiss.
 
 An index folder holds ``index.faiss``, ``metadata.parquet`` (a row for each feature) and
 ``config.json``, which names the model that the features are of.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 
 from vlp.console import show
 from vlp.errors import UserError
 from vlp.features import numbered
 from vlp.output import output_folder, read_record
 from vlp.types import Hit
+
+BLOCK = 65_536
+"""Features that are compared at a time; another number changes last bits of their cosines."""
+POINTS_PER_CENTROID = 256
+"""Features that k-means learns a centroid from, on average: faiss's default."""
+LOOK_UP = 300
+"""Codes of 256 bits that are compared one after the other while a hash table looks up a bucket, or
+a code in it: 170 as measured with 100,000 codes, and more where the tables outgrow the cache."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +135,142 @@ def load_index(folder: Path) -> Index:
         line = str(error).strip().splitlines()[0]
         raise UserError(f"The index {folder} is damaged ({line}). Build it again.") from None
     return Index(index, metadata, record["config"]["model"], record["config"]["model_hash"])
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A matrix of features that may be larger than memory: an array, mapped or in parts."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+def kmeans(
+    rows: Rows, k: int, *, seed: int = 0, sample: int | None = None, iterations: int = 20
+) -> Float[np.ndarray, "k dim"]:
+    """Return k unit-length centroids of unit-length features: spherical k-means.
+
+    Learnt from features drawn by the seed, as many as ``sample`` says or ``POINTS_PER_CENTROID``
+    for each centroid. The same rows and seed give the same centroids, whatever the threads.
+
+    Raises:
+        UserError: There are fewer features than centroids.
+    """
+    if not 1 <= k <= len(rows):
+        raise UserError(f"{k} clusters of {len(rows)} features: ask for 1 to {len(rows)}.")
+    size = min(len(rows), max(k, sample or POINTS_PER_CENTROID * k))
+    drawn = np.random.default_rng(seed).choice(len(rows), size, replace=False)
+    points = np.ascontiguousarray(rows[np.sort(drawn)], np.float32)
+    learner = faiss.Kmeans(
+        points.shape[1],
+        k,
+        niter=iterations,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(points),
+    )
+    learner.train(points)
+    assert learner.centroids is not None
+    return learner.centroids
+
+
+def assign(
+    rows: Rows, centroids: Float[np.ndarray, "k dim"]
+) -> tuple[Int64[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
+    """Return the number of the nearest centroid of each feature, and the cosine to it."""
+    index = faiss.IndexFlatIP(centroids.shape[1])
+    index.add(np.ascontiguousarray(centroids, np.float32))
+    cosines = np.empty(len(rows), np.float32)
+    numbers = np.empty(len(rows), np.int64)
+    for start, block in _blocks(rows):
+        found, nearest = index.search(block, 1)
+        cosines[start : start + len(block)] = found[:, 0]
+        numbers[start : start + len(block)] = nearest[:, 0]
+    return numbers, cosines
+
+
+def neighbours(
+    queries: Float[np.ndarray, "queries dim"], rows: Rows, k: int
+) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    """Return the cosines and numbers of the k nearest of many features, nearest first, exactly.
+
+    The features are walked once, a block in memory at a time; ``k`` beyond their number gives all.
+    Equal cosines come in the order of the rows.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    cosines = np.empty((len(queries), 0), np.float32)
+    numbers = np.empty((len(queries), 0), np.int64)
+    for start, block in _blocks(rows):
+        nearer = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        cosines = np.concatenate([cosines, nearer[0]], axis=1)
+        numbers = np.concatenate([numbers, nearer[1] + start], axis=1)
+        order = np.lexsort((numbers, -cosines), axis=1)[:, :k]  # [queries, at most k]
+        cosines = np.take_along_axis(cosines, order, axis=1)
+        numbers = np.take_along_axis(numbers, order, axis=1)
+    return cosines, numbers
+
+
+def hamming_pairs(
+    codes: UInt8[np.ndarray, "codes bytes"], radius: int, *, block: int = 4096
+) -> Iterator[Int64[np.ndarray, "pairs 2"]]:
+    """Yield pairs of rows whose codes differ in at most ``radius`` bits, the smaller row first.
+
+    Exact but for one thing: of equal codes only the first is compared with others, and the rest
+    are paired with it. What hangs together stays the same, and a picture that is there a million
+    times is a million pairs.
+
+    Args:
+        codes: Such as PDQ hashes, ``[n, 32]``.
+        radius: Bits; at most 31 of PDQ's 256 are the same picture.
+        block: Codes that are compared at a time.
+    """
+    firsts, equal = _equal_codes(codes)
+    if len(equal):
+        yield equal
+    codes = np.ascontiguousarray(codes[firsts])
+    index = _binary_index(len(codes), codes.shape[1] * 8, radius)
+    for start in range(0, len(codes), block):
+        queries = codes[start : start + block]
+        index.add(queries)  # so every pair is found once, by its later code
+        ends, _, found = index.range_search(queries, radius + 1)  # faiss leaves out the bound
+        later = np.repeat(np.arange(start, start + len(queries)), np.diff(ends.astype(np.int64)))
+        is_pair = found < later
+        yield firsts[np.stack([found[is_pair], later[is_pair]], axis=1)]
+
+
+def _blocks(rows: Rows) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
+    for start in range(0, len(rows), BLOCK):
+        yield start, np.ascontiguousarray(rows[start : start + BLOCK], np.float32)
+
+
+def _equal_codes(
+    codes: UInt8[np.ndarray, "codes bytes"],
+) -> tuple[Int64[np.ndarray, "different"], Int64[np.ndarray, "pairs 2"]]:
+    """Return the first row of each code, ascending, and (first, other) of rows that are equal."""
+    whole = np.ascontiguousarray(codes).view(f"V{codes.shape[1]}").reshape(-1)
+    _, firsts, places = np.unique(whole, return_index=True, return_inverse=True)
+    first_of_row = firsts[places]
+    others = np.flatnonzero(first_of_row != np.arange(len(codes)))
+    return np.sort(firsts), np.stack([first_of_row[others], others], axis=1)
+
+
+def _binary_index(count: int, bits: int, radius: int) -> faiss.IndexBinary:
+    """Return an index whose range search is exact, the quickest for so many codes.
+
+    Codes within the radius differ in at most ``radius // parts`` bits of one of their ``parts``
+    (Norouzi et al. 2012, multi-index hashing, section 3): so they share a bucket with one of so
+    many bits flipped.
+    """
+
+    def cost(parts: int) -> float:
+        width, flips = bits // parts, radius // parts
+        look_ups = parts * sum(math.comb(width, flipped) for flipped in range(flips + 1))
+        return LOOK_UP * look_ups * (1 + count / 2**width)
+
+    parts = min(range(max(1, bits // 32), bits // 8 + 1), key=cost)
+    if cost(parts) >= count:
+        return faiss.IndexBinaryFlat(bits)
+    index = faiss.IndexBinaryMultiHash(bits, parts, bits // parts)
+    index.nflip = radius // parts
+    return index

@@ -352,7 +352,7 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_has_ended(da
     argv = [sys.executable, "-c", code, str(out)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="Another process trains in"):
+        with pytest.raises(UserError, match="Another process writes"):
             train(out, data, "--steps", "1")
         other.stdin.close()
     assert train(out, data, "--steps", "1")["steps"] == 1
