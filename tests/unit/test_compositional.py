@@ -184,14 +184,16 @@ def test_toy_pairs_are_held_out_and_differ_by_one_change(pairs):
         ]
         assert all(scene.is_held_out for scene in scenes)
         assert scenes[0].description != scenes[1].description
-        changed = CHANGES[first.metadata["kind"]](*scenes[0].shapes)
+        kind = first.metadata["kind"]
+        assert kind.startswith("new_") == any(scene.shows_new_pair for scene in scenes)
+        changed = CHANGES[kind.removeprefix("new_")](*scenes[0].shapes)
         assert changed == scenes[1].shapes
         assert first.metadata["false_captions"] == [second.text]
         assert second.metadata["false_captions"] == [first.text]
         words = [sorted(s.text.split()) for s in (first, second)]
-        assert (words[0] == words[1]) == first.metadata["kind"].startswith("swap")
+        assert (words[0] == words[1]) == ("swap" in kind)
     kinds = [s.metadata["kind"] for s in pairs]
-    assert {kinds.count(kind) for kind in CHANGES} == {20}
+    assert {kinds.count(f"{new}{kind}") for new in ("", "new_") for kind in CHANGES} == {10}
     again = list(draw_compositions(10, seed=0))
     assert [s.image for s in again] == [s.image for s in pairs[:20]]
 
