@@ -36,7 +36,7 @@ class Matryoshka:
     multiplications as a share of that one's.
     """
 
-    tasks: Sequence[str] = ("retrieval",)
+    tasks: str | Sequence[str] = ("retrieval",)
     """``retrieval``, ``"zero_shot(classes='classes.json')"``, or both, written as if alone."""
     lengths: Sequence[int] | None = None
     """Prefix lengths; None for 8, 16, 32, ... The whole length is always among them."""
@@ -46,6 +46,10 @@ class Matryoshka:
     def __post_init__(self) -> None:
         if self.lengths is not None and not all(type(m) is int and m > 0 for m in self.lengths):
             raise UserError(f"matryoshka takes lengths from 1, got {self.lengths!r}.")
+        if not self._tasks:
+            raise UserError(
+                "matryoshka has no task to ask of prefixes. Write tasks=('retrieval',)."
+            )
         for task in self._tasks:
             if not isinstance(task, Retrieval | ZeroShot):
                 raise UserError(
@@ -85,7 +89,8 @@ class Matryoshka:
 
     @cached_property
     def _tasks(self) -> list[Any]:
-        return [spec.build("eval.evaluators", task) for task in self.tasks]
+        tasks = (self.tasks,) if isinstance(self.tasks, str) else self.tasks
+        return [spec.build("eval.evaluators", task) for task in tasks]
 
     def _lengths_of(self, dim: int) -> list[int]:
         if self.lengths is None:

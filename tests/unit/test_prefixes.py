@@ -99,7 +99,8 @@ def test_the_whole_length_has_the_figures_of_the_task_alone(encoder, pairs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ("geometry",)}, "retrieval and zero_shot of prefixes, not geometry"),
+        ({"tasks": ()}, "no task to ask of prefixes"),
+        ({"tasks": "geometry"}, "retrieval and zero_shot of prefixes, not geometry"),
         ({"tasks": ("retrieva",)}, "Did you mean retrieval"),
         ({"lengths": (0,)}, "lengths from 1"),
     ],
