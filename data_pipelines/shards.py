@@ -4,6 +4,7 @@ A shard is indexed once by its headers, so any sample is one seek away; members 
 stand in any order and need not be neighbours.
 """
 
+import io
 import json
 import os
 import posixpath
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Int64
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shard_counts import count_samples
 from data_pipelines.sources import Source, find_shards
-from data_pipelines.tar_index import Entry, open_index, open_shard
+from data_pipelines.tar_index import CAPTION_EXTENSIONS, Entry, open_index, open_shard
 from vlp.errors import UserError
 from vlp.sample import Sample
 
@@ -116,7 +117,7 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
     """Return one sample: its image still encoded, its caption and its metadata.
 
     The caption is ``.txt``, or ``caption`` of ``.json`` (img2dataset). A sample with a class
-    (``.cls``) may have none.
+    (``.cls``) or several (``.npy`` of CLIP_benchmark, a truth value for each) may have none.
 
     Args:
         entry: Where the sample lies.
@@ -131,7 +132,7 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
     assert extension is not None, "an entry without an image is never indexed"
     has_text = "txt" in entry.members and not with_metadata
     found = read_members(
-        entry, (extension, "txt") if has_text else (extension, "txt", "json", "cls")
+        entry, (extension, "txt") if has_text else (extension, *CAPTION_EXTENSIONS)
     )
     text, metadata = text_of(found)
     if needs_caption and not text and "cls" not in metadata:
@@ -151,6 +152,8 @@ def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:
             raise SampleFault("metadata is no JSON object")
         if "cls" in members:
             metadata["cls"] = _class_number(members["cls"])
+        elif "npy" in members:
+            metadata["cls"] = _class_numbers(members["npy"])
         text = members["txt"].decode() if "txt" in members else _caption_of(metadata)
     except UnicodeDecodeError:
         raise SampleFault("caption or metadata is no UTF-8") from None
@@ -279,6 +282,14 @@ def _class_number(data: bytes) -> int:
         return int(data)
     except ValueError:
         raise SampleFault("class is no whole number") from None
+
+
+def _class_numbers(data: bytes) -> list[int]:
+    """Return the classes that are true in an array of a truth value for each."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False).reshape(-1).nonzero()[0].tolist()
+    except (ValueError, OSError, EOFError):
+        raise SampleFault("classes are no array") from None
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:
