@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlp.sample import Sample
 
-__all__ = ["Batch", "Hit", "Pairs", "Past", "Sample", "Taught"]
+__all__ = ["Batch", "Hit", "Pairs", "Past", "Sample", "TeacherFeatures"]
 
 
 class Batch(NamedTuple):
