@@ -66,7 +66,7 @@ def choose(
     rows = torch.tensor(own)
     similarity = similarity_of_pairs(images, texts, rows[:, 1:])  # [rows]
     hardest = [
-        _hardest(images, texts, torch.tensor(false).reshape(-1, 3), len(own))
+        _hardest(images, texts, torch.tensor(false, dtype=torch.int64).reshape(-1, 3), len(own))
         for false in (false_captions, false_images)
     ]
     margins = [torch.where(of.isfinite(), similarity - of, torch.nan) for of in hardest]

@@ -199,6 +199,17 @@ def histogram_distance(
     return ((p - q) * (p.log() - q.log())).sum().item()
 
 
+def principal_plane(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows 2"]:
+    """Return the rows on the two axes of largest variance, for a map; signs are fixed.
+
+    The largest weight of each axis is positive, so that equal rows give equal maps.
+    """
+    centred = rows.double() - rows.double().mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)  # [dim, 2]
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return centred @ (axes * largest.sign())
+
+
 def correlation(first: Float[Tensor, "rows"], second: Float[Tensor, "rows"]) -> float:
     """Return Pearson's correlation, in [-1, 1]; 0 where one of them does not vary."""
     x, y = (of.double() - of.double().mean() for of in (first, second))

@@ -26,6 +26,11 @@ class Probe:
     weight: Float[Tensor, "classes dim"]
     bias: Float[Tensor, "classes"]
 
+    @staticmethod
+    def of(weight: Float[Tensor, "classes dim"]) -> "Probe":
+        """Return a probe without bias."""
+        return Probe(weight, weight.new_zeros(len(weight)))
+
     def logits(self, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows classes"]:
         """Return a logit for each class."""
         return rows @ self.weight.T + self.bias
@@ -36,7 +41,7 @@ class Sweep:
     """What a search for the strength of regularisation found."""
 
     strength: float
-    """The one of the highest accuracy on the validation part; of equals, the strongest."""
+    """The one of the highest accuracy on the validation part; of equals, the middle one."""
     accuracies: dict[float, float]
     """Of each strength that was tried, in their order."""
 
@@ -108,7 +113,9 @@ def sweep_strength(fit: Callable[[float], Probe], accuracy: Callable[[Probe], fl
         for place in places:
             if 0 <= place < len(STRENGTHS) and place not in found:
                 found[place] = accuracy(fit(STRENGTHS[place]))
-        return max(found, key=lambda place: (found[place], place))
+        highest = max(found.values())
+        equals = sorted(place for place in found if found[place] == highest)
+        return equals[len(equals) // 2]
 
     step = FIRST_STEP
     # From the strongest on: each start is then near its end, whoever fits from the last probe.
@@ -121,7 +128,12 @@ def sweep_strength(fit: Callable[[float], Probe], accuracy: Callable[[Probe], fl
 
 
 def draw_shots(
-    labels: Int64[Tensor, "rows"], shots: int, num_validation: int, *, seed: int
+    labels: Int64[Tensor, "rows"],
+    shots: int,
+    num_validation: int,
+    *,
+    seed: int,
+    names: Sequence[str],
 ) -> tuple[Int64[Tensor, "learnt"], Int64[Tensor, "validation"]]:
     """Return rows to learn from and rows to choose by: so many of each class, drawn at random.
 
@@ -136,8 +148,8 @@ def draw_shots(
         rows = (labels == own).nonzero()[:, 0]
         if len(rows) <= shots:
             raise UserError(
-                f"Class {own} has {len(rows)} training images, and {shots} shots need {shots + 1}: "
-                f"one to choose the strength by. Give more images or fewer shots."
+                f"The class {names[own]!r} has {len(rows)} training images, and {shots} shots need "
+                f"{shots + 1}: one to choose the strength by. Give more images, or fewer as shots=."
             )
         rows = rows[torch.randperm(len(rows), generator=generator)]
         learnt.append(rows[:shots])

@@ -58,6 +58,11 @@ class StoredFeatures:
         """Logit scale of the model that the features are of, where `vlp embed` wrote it down."""
         return self._config.get("scale")
 
+    @property
+    def model_hash(self) -> str | None:
+        """Hash of the model that the features are of, where `vlp embed` wrote it down."""
+        return self._config.get("model_hash")
+
     def has(self, keys: Sequence[str]) -> Bool[np.ndarray, "keys"]:
         """Return which keys have a row, whatever its caption."""
         wanted = _hashes(keys)

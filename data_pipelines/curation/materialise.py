@@ -16,8 +16,8 @@ from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.scores import ScoredSet
 from data_pipelines.engine import Engine
 from data_pipelines.shards import copied_members, safe_key, write_shard
-from data_pipelines.tar_index import TarIndex, open_index
-from vlp.manifest import MANIFEST
+from data_pipelines.tar_index import TarIndex, open_index, origin
+from vlp.manifest import MANIFEST, flush
 from vlp.output import write_json
 
 WINDOW = 65_536
@@ -92,16 +92,20 @@ class CopyShard:
         """Write a shard under a temporary name, rename it, and return what is in it."""
         if not task.target.exists():
             part = task.target.with_name(f".{task.target.name}.{os.getpid()}.part")
-            write_shard(map(self._members, task.rows), part)
+            write_shard(self._members(task.rows), part)
+            flush(part)
             part.rename(task.target)
         with task.target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = task.target.stat().st_size
         return Written(task.target.name, len(task.rows), size, digest)
 
-    def _members(self, row: Row) -> dict[str, str | bytes]:
-        entry = _index(self.sources[row.shard])[row.row]
-        return copied_members(entry, _key(entry.key, row.number))
+    def _members(self, rows: Sequence[Row]) -> Iterator[dict[str, str | bytes]]:
+        shards = {row.shard: self.sources[row.shard] for row in rows}
+        indexes = {n: _index(shard, origin(shard)) for n, shard in shards.items()}
+        for row in rows:
+            entry = indexes[row.shard][row.row]
+            yield copied_members(entry, _key(entry.key, row.number))
 
 
 def decision_hash(sources: Sequence[Path], decision: Decision, *options: object) -> str:
@@ -151,5 +155,6 @@ def _key(key: str, number: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def _index(shard: Path) -> TarIndex:
+def _index(shard: Path, told: str) -> TarIndex:
+    """Return the index of a shard that its origin tells from what lay there before."""
     return open_index(shard)

@@ -35,7 +35,7 @@ class Compositional:
 
     benchmark: str | None = None
     """``sugar_crepe``, ``vg_relation``, ``vg_attribution``, ``order`` (COCO's or Flickr30k's) or
-    ``winoground``; None for the evaluated shards, whose metadata then hold ``false_captions``."""
+    ``winoground``; None for the evaluated set, whose metadata then hold ``false_captions``."""
     files: str | None = None
     """The file that the benchmark's authors publish, or SugarCrepe's folder of seven."""
     images: str | None = None
@@ -67,7 +67,7 @@ class Compositional:
         """Say what the items are, before the dataset is encoded.
 
         Raises:
-            UserError: There is no benchmark, and the shards have no false captions.
+            UserError: There is no benchmark, and the dataset has no false captions.
         """
         if self.benchmark is None:
             items_of_samples(some_samples(dataset))

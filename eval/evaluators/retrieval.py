@@ -84,7 +84,7 @@ class Retrieval:
         texts = self.texts(encoder, encoded)
         image, num_images = encoded.image, len(encoded.image)
         true, false = similarities_of_pairs_and_others(image, texts.features, texts.matches)
-        both = _ranks_both_ways(image, texts.features, texts.matches)
+        both = ranks_both_ways(image, texts.features, texts.matches)
         figures, means = {}, {}
         for way, found in both.items():
             figures |= {f"{way}/{name}": value for name, value in self._recalls(found).items()}
@@ -93,7 +93,7 @@ class Retrieval:
             matches = texts.matches if way == WAYS[0] else texts.matches.flip(1)
             figures[f"{way}/chance@1"] = chance_recall_at_1(matches, found.num_items)
             for name, values in self._per_query(found).items():
-                means[f"{way}/{name}"] = _per_image(values, way, texts.matches, num_images)
+                means[f"{way}/{name}"] = over_images(values, way, texts.matches, num_images)
         figures |= self._sums(figures)
         figures["auc"] = roc_auc(true, false)
         figures |= {"images": float(num_images), "texts": float(len(texts.captions))}
@@ -158,21 +158,22 @@ class Retrieval:
             own, place = texts.matches[inside, 1].unique(return_inverse=True)
             matches = torch.stack([texts.matches[inside, 0] - start, place], 1)
             part = image[start : start + self.fold]
-            for way, ranks in _ranks_both_ways(part, texts.features[own], matches).items():
+            for way, ranks in ranks_both_ways(part, texts.features[own], matches).items():
                 for name, value in self._recalls(ranks).items():
                     key = f"fold_{self.fold}/{way}/{name}"
                     found[key] = found.get(key, 0.0) + value / count
         return found
 
 
-def _ranks_both_ways(image: Tensor, text: Tensor, matches: Tensor) -> dict[str, Ranks]:
+def ranks_both_ways(image: Tensor, text: Tensor, matches: Tensor) -> dict[str, Ranks]:
+    """Return the ranks by way; ``matches`` are (image, text)."""
     return {
         WAYS[0]: Ranks(best_match_ranks(image, text, matches), len(text)),
         WAYS[1]: Ranks(best_match_ranks(text, image, matches.flip(1)), len(image)),
     }
 
 
-def _per_image(values: Tensor, way: str, matches: Tensor, num_images: int) -> PerImage:
+def over_images(values: Tensor, way: str, matches: Tensor, num_images: int) -> PerImage:
     """Return a mean over queries as one over images, a text counting for all its images."""
     matches = matches.unique(dim=0)
     if way == WAYS[0]:

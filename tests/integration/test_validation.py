@@ -147,7 +147,7 @@ def test_cards_of_a_moving_average_leave_the_checkpoint_whole_and_the_report_say
     assert "Validated at step 2, before these weights of step 3" in averaged
     assert "model-index" not in raw + averaged
     report = (tmp_path / "run" / REPORT).read_text()
-    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Ended 20" in report
+    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Written 20" in report
     assert "Of the moving average of the weights" in report
 
 

@@ -6,6 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from eval.probe import STRENGTHS, draw_shots, fit_probe, sweep_strength
 from vlp.errors import UserError
 
+NAMES = "abcdef"
+
 
 def drawn(seed=0, rows=120, classes=5, dim=10):
     generator = torch.Generator().manual_seed(seed)
@@ -73,18 +75,20 @@ def test_the_strengths_are_those_of_clip():
     assert STRENGTHS[0] == pytest.approx(1e-6)
     assert STRENGTHS[-1] == pytest.approx(1e6)
     flat = sweep_strength(lambda strength: strength, lambda _: 0.5)
-    assert flat.strength == STRENGTHS[-1]  # of equals, the strongest
+    assert 0.1 < flat.strength < 10  # of equals, one in the middle
     assert [strength in flat.accuracies for strength in STRENGTHS[::16]] == [True] * 7
 
 
 def test_shots_are_drawn_per_class_and_those_of_fewer_are_among_those_of_more():
     labels = torch.arange(60) % 6
-    one, chosen_by = draw_shots(labels, 2, 4, seed=3)
-    more, _ = draw_shots(labels, 5, 4, seed=3)
+    one, chosen_by = draw_shots(labels, 2, 4, seed=3, names=NAMES)
+    more, _ = draw_shots(labels, 5, 4, seed=3, names=NAMES)
     assert torch.bincount(labels[one]).tolist() == [2] * 6
     assert torch.bincount(labels[chosen_by]).tolist() == [4] * 6
     assert not set(one.tolist()) & set(chosen_by.tolist())
     assert set(one.tolist()) < set(more.tolist())
-    assert set(one.tolist()) != set(draw_shots(labels, 2, 4, seed=4)[0].tolist())
-    with pytest.raises(UserError, match="Class 0 has 10 training images, and 16 shots need 17"):
-        draw_shots(labels, 16, 4, seed=0)
+    assert set(one.tolist()) != set(draw_shots(labels, 2, 4, seed=4, names=NAMES)[0].tolist())
+    with pytest.raises(
+        UserError, match="The class 'a' has 10 training images, and 16 shots need 17"
+    ):
+        draw_shots(labels, 16, 4, seed=0, names=NAMES)
