@@ -113,7 +113,13 @@ def name_shards(source: Source) -> ShardSet:
     return ShardSet(shards, np.zeros(len(shards), np.int64), np.ones(len(shards), bool))
 
 
-def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True) -> Sample:
+def read(
+    entry: Entry,
+    *,
+    with_metadata: bool = True,
+    needs_caption: bool = True,
+    needs_image: bool = True,
+) -> Sample:
     """Return one sample: its image still encoded, its caption and its metadata.
 
     The caption is ``.txt``, or ``caption`` of ``.json`` (img2dataset). A sample with a class
@@ -123,6 +129,7 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
         entry: Where the sample lies.
         with_metadata: Read ``.json`` and ``.cls`` although there is a ``.txt``.
         needs_caption: A sample without a caption is a fault.
+        needs_image: Read the image; else it is of no bytes.
 
     Raises:
         SampleFault: The shard cannot be read, the caption is missing or no UTF-8, the metadata is
@@ -131,13 +138,12 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
     extension = entry.extension()
     assert extension is not None, "an entry without an image is never indexed"
     has_text = "txt" in entry.members and not with_metadata
-    found = read_members(
-        entry, (extension, "txt") if has_text else (extension, *CAPTION_EXTENSIONS)
-    )
+    images = (extension,) if needs_image else ()
+    found = read_members(entry, (*images, "txt") if has_text else (*images, *CAPTION_EXTENSIONS))
     text, metadata = text_of(found)
     if needs_caption and not text and "cls" not in metadata:
         raise SampleFault("caption is empty" if "txt" in found else "no caption")
-    return Sample(entry.key, found[extension], text, metadata)
+    return Sample(entry.key, found[extension] if needs_image else b"", text, metadata)
 
 
 def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from data_pipelines.faults import SampleFault
 from eval.result import Bars, Curve, Histogram, Matrix, Part, Pictures, Result, Scatter, Table
 from vlp.charts import bars

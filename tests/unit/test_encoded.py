@@ -99,12 +99,12 @@ def test_only_what_is_left_is_clustered(tmp_path, blobs):
 
 
 def test_a_model_encodes_as_embed_does(model, tmp_path):
-    from data_pipelines.embed import embed_shards
+    from data_pipelines.embed import embed
     from data_pipelines.shards import write_shards
 
     samples = pairs(6)
     write_shards(samples, tmp_path / "shards")
-    embed_shards(str(model), str(tmp_path / "shards"), tmp_path / "features")
+    embed(str(model), str(tmp_path / "shards"), tmp_path / "features")
     target = str(tmp_path / "features")
     by_model = ImageClusters(model=str(model), target=target)
     by_features = ImageClusters(features=target, target=target)
