@@ -122,7 +122,9 @@ def left_on_disk(columns: Columns, form: Callable[[int], np.dtype]) -> Iterator[
                 ids.append(np.array([hash64(column.keys[row]) for row in rows], np.uint64))
         file.flush()
         count = sum(map(len, places))
-        records = np.memmap(file, form(width), "r", shape=(count,)) if count else np.empty(0, form(8))
+        records = (
+            np.memmap(file, form(width), "r", shape=(count,)) if count else np.empty(0, form(8))
+        )
         yield Left(records, np.concatenate(places), np.concatenate(ids))
 
 

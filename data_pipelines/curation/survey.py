@@ -26,8 +26,9 @@ SHOWN = 6
 DRAWN = 2000
 """Samples whose captions are read, to say what lengths of captions are kept."""
 GOLDEN = 0.6180339887498949
-MOST_VALUES = 10_000
-"""A column of texts with more different ones is no grouping of the samples."""
+"""Steps of this size, each taken modulo 1, stay apart."""
+MOST_TEXTS = 500
+"""A column with more different texts, such as names, is no grouping of the samples."""
 
 
 class Pick(NamedTuple):
@@ -145,7 +146,7 @@ def survey(rules: Sequence[Rule], scored: ScoredSet, decision: Decision, *, seed
     return Survey(
         galleries,
         histograms,
-        {name: found for name, found in groups.items() if found and len(found) < MOST_VALUES},
+        {name: found for name, found in groups.items() if _is_grouping(found)},
         sorted(pick.place for pick in drawn.picks),
         _overlap(patterns, len(rules)),
     )
@@ -229,9 +230,14 @@ def _pick(
 
 
 def _group(groups: Counter[tuple[str, bool]], column: Column, is_kept: np.ndarray) -> None:
-    if len(groups) < MOST_VALUES:
-        texts = column.values.to_pylist()
-        groups.update(zip((str(text) for text in texts), is_kept.tolist(), strict=True))
+    if len(groups) <= 2 * MOST_TEXTS:
+        texts = (text or "(not scored)" for text in column.values.to_pylist())
+        groups.update(zip(texts, is_kept.tolist(), strict=True))
+
+
+def _is_grouping(groups: Counter[tuple[str, bool]]) -> bool:
+    number = len({text for text, _ in groups})
+    return 0 < number <= min(MOST_TEXTS, groups.total() / 2)
 
 
 def _overlap(patterns: Mapping[int, int], count: int) -> list[list[int]]:

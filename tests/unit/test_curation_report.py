@@ -202,6 +202,23 @@ def test_figures_of_a_dear_rule_are_estimates_and_say_so(tmp_path, monkeypatch):
     assert "about" in (tmp_path / "clean" / "README.md").read_text()
 
 
+def test_what_share_of_each_language_is_kept_but_not_of_each_name(tmp_path):
+    texts = ["the red house is near the river and the old mill", "das rote Haus steht am Fluss"]
+    samples = (Sample(f"{n}", picture(), texts[n % 3 == 0], {"uid": f"u{n}"}) for n in range(30))
+    write_shards(samples, tmp_path / "raw", samples_per_shard=13)
+    (tmp_path / "list").mkdir()
+    shards = [f"{n:06d}.tar" for n in (0, 1, 2)]
+    listed = {"shard": [shards[n // 13] for n in range(30)], "key": [str(n) for n in range(30)]}
+    pq.write_table(pa.table(listed), tmp_path / "list" / "keep.parquet")
+    keep = ("language", f"listed(path={str(tmp_path / 'list')!r})")
+    report = filter_shards(str(tmp_path / "raw"), tmp_path / "clean", keep=keep, engine=INLINE)
+    assert set(report["retention"]) == {"words of the caption", "language"}
+    assert report["retention"]["language"]["groups"] == [
+        {"group": "en", "samples": 20, "kept": 20},
+        {"group": "de", "samples": 10, "kept": 0},
+    ]
+
+
 def test_tables_without_pictures_have_a_report_too(tmp_path):
     rows = {
         "uid": [f"{n:032x}" for n in range(30)],
