@@ -92,15 +92,17 @@ def test_histograms_count_every_score_and_know_the_thresholds(curated):
             naive = Counter(int(np.searchsorted(found["edges"], v, side="right")) for v in values)
             assert counts == [naive[place + 1] for place in range(len(counts))]
     sides = sorted(row["image_side"] for row in scores.values() if row["image_side"] is not None)
-    assert report["histograms"]["caption_words"]["thresholds"] == [3, 5]
+    assert report["histograms"]["caption_words"]["thresholds"] == {"min": [3], "max": [5]}
     top = max(24, sides[len(sides) - int(0.8 * len(sides))])
-    assert report["histograms"]["image_side"]["thresholds"] == [top, 40]
+    assert report["histograms"]["image_side"]["thresholds"] == {"min": [top, 40], "max": []}
+    document = (folder / "clean" / "report.html").read_text()
+    assert "lines at 2.5 and 5.5" in document  # between what stays and what does not
 
 
 def test_examples_are_what_they_are_said_to_be(curated):
     folder, report = curated
     scores, decisions = read(folder, "scores"), read(folder, "decisions")
-    low = report["histograms"]["image_side"]["thresholds"][0]
+    low = report["histograms"]["image_side"]["thresholds"]["min"][0]
     for place, (rule, examples) in enumerate(zip(KEEP, report["examples"], strict=True)):
         later = (None, *KEEP[place + 1 :])
         assert all(decisions[e["key"]]["first"] == rule for e in examples["dropped"])
