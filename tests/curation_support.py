@@ -1,9 +1,17 @@
-"""Columns of scores as filters decide about them, built from lists."""
+"""What tests of curation share: columns built from lists, samples, and a whole run."""
+
+import io
+import random
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from data_pipelines.curation.columns import Column, Columns
+from data_pipelines.engine import Engine
+from data_pipelines.filter import filter_shards
+from data_pipelines.shards import open_shards, write_shards
+from vlp.sample import Sample
 
 
 def columns(*shards, left=None, keys=None):
@@ -36,3 +44,36 @@ def _of_one_width(array):
         return array
     widths = {len(value) for value in array.to_pylist() if value is not None}
     return array.cast(pa.binary(widths.pop()))
+
+
+def plain(width=300, height=300, colour="red"):
+    """Return a PNG of one colour."""
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+def sample(key, text="a red square", image=None, **metadata):
+    """Return a sample with a picture of one colour unless another is given."""
+    return Sample(key, plain() if image is None else image, text, metadata)
+
+
+def many(count=40):
+    """Return samples of few sizes and captions, so that there are duplicates of every kind."""
+    rng = random.Random(0)
+    sides = [20 + rng.randint(0, 3) for _ in range(count)]
+    captions = [" ".join(["word"] * rng.randint(1, 5)) for _ in range(count)]
+    return [
+        sample(str(n), text, plain(side, side))
+        for n, (text, side) in enumerate(zip(captions, sides, strict=True))
+    ]
+
+
+def filtered(folder, samples, *keep, per_shard=10, out="clean", **options):
+    """Return the keys that `vlp filter` keeps, sorted, and its report."""
+    raw = folder / f"raw{per_shard}"
+    if not raw.exists():
+        write_shards(samples, raw, samples_per_shard=per_shard)
+    options = {"engine": Engine(kind="inline"), **options}
+    report = filter_shards(str(raw), folder / out, keep=keep, **options)
+    return sorted(one.key for one in open_shards(folder / out)), report

@@ -4,10 +4,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch.nn.modules.batchnorm import _NormBase
+
 from data_pipelines.plan import Plan
+from training.compute.gather import num_processes
 from training.config import TrainConfig
-from training.run_report import REPORT
-from training.setbacks import SKIPPED
+from training.rewind import SKIPPED
+from training.run_folder.report import REPORT
 from training.setup import Parts
 from training.state import TrainState
 from vlp.console import say
@@ -23,9 +26,11 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
     )
     if parts.teacher:
         kind = "features on disk" if parts.teacher.features else "a frozen model"
-        say(f"Taught by {parts.teacher.name}, {kind}.")
-    for line in parts.course.lines():
+        say(f"Teacher: {parts.teacher.name}, {kind}.")
+    for line in parts.schedule.lines():
         say(line)
+    if num_processes() > 1 and any(isinstance(m, _NormBase) for m in parts.encoder.modules()):
+        say("Batch norms take their statistics of each process's own pairs, not of all.")
     if config.ema:
         half = math.log(2) / (1 - config.ema) * config.data.batch_size
         say(f"The moving average of the weights forgets half in {half:,.0f} samples.")

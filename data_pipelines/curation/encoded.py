@@ -121,10 +121,8 @@ def left_on_disk(columns: Columns, form: Callable[[int], np.dtype]) -> Iterator[
                 places.append(column.first + rows)
                 ids.append(np.array([hash64(column.keys[row]) for row in rows], np.uint64))
         file.flush()
-        count = sum(map(len, places))
-        records = (
-            np.memmap(file, form(width), "r", shape=(count,)) if count else np.empty(0, form(8))
-        )
+        is_any = any(map(len, places))
+        records = np.memmap(file, form(width), "r") if is_any else np.empty(0, form(8))
         yield Left(records, np.concatenate(places), np.concatenate(ids))
 
 

@@ -67,6 +67,11 @@ PRESETS: dict[str, Preset] = {
         "0.3, other languages 0.26. Equal pairs are found by URL there, by content here",
         {"min": 0.28},
     ),
+    "decontaminate": Preset(
+        ("evaluation_image(against={against})", "evaluation_caption(against={against})"),
+        "pictures by PDQ, captions by runs of 8 words",
+        {},
+    ),
     "cat": Preset(
         (
             "caption_complexity(pipeline={pipeline})",

@@ -57,8 +57,6 @@ class ImageClusters(EncodedFilter):
 
     def keep(self, columns: Columns) -> Iterator[np.ndarray]:
         """Yield which pictures are in a cluster that a target picture is in, too."""
-        from vlp.index import assign, kmeans
-
         with left_on_disk(columns, lambda width: np.dtype([("image", "<f2", width // 2)])) as left:
             order = np.argsort(left.ids, kind="stable")
             is_near = self._is_near(Rows(left.records, "image", order))

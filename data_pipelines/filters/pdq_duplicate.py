@@ -10,10 +10,10 @@ from PIL import Image
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.duplicates import best_of, components, is_at, left_bytes
+from data_pipelines.curation.pdq import BITS, QUALITY, RADIUS, pdq
 from data_pipelines.curation.rules import Cost, Filter
 from vlp.errors import UserError
 
-BITS = 256
 FORM = np.dtype([("hash", "u1", BITS // 8), ("quality", "u1"), ("pixels", ">u4")])
 
 
@@ -30,11 +30,11 @@ class PdqDuplicate(Filter):
     cost: ClassVar[Cost] = Cost.PICTURE
     needs_picture: ClassVar[bool] = True
     deciding: ClassVar[tuple[str, ...]] = ("radius", "quality")
-    radius: int = 31
+    radius: int = RADIUS
     """Bits in which two hashes may differ, 0 to 64."""
-    quality: int = 50
-    """Of the hash, 0 to 100: how much of a gradient there is to describe. Hashes below are like
-    those of any other flat picture, so these are not compared, and stay (PDQ's own advice)."""
+    quality: int = QUALITY
+    """Of the hash, 0 to 100: how much of a gradient there is to describe. Pictures below are not
+    compared, and stay."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.radius <= 64:
@@ -61,14 +61,8 @@ class PdqDuplicate(Filter):
 
 
 def _described(picture: Image.Image) -> bytes:
-    try:
-        import pdqhash
-    except ImportError:
-        raise UserError(
-            'Perceptual duplicates need pdqhash. Run pip install "vlp[filters]".'
-        ) from None
-    bits, quality = pdqhash.compute(np.asarray(picture))
+    found = pdq(picture)
     row = np.zeros((), FORM)
-    row["hash"], row["quality"] = np.packbits(bits), quality
+    row["hash"], row["quality"] = found
     row["pixels"] = picture.width * picture.height
     return row.tobytes()

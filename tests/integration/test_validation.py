@@ -16,8 +16,8 @@ from training_support import colours, rows, spoil, train
 from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
 from training.objective import build_objective
-from training.run_report import REPORT
-from training.stops import Stops
+from training.run_folder.report import REPORT
+from training.signals import SaveRequests
 from training.validation import open_validation, validate
 from vlp.checkpoint import load_encoder
 from vlp.encoder import create_encoder, read_config
@@ -55,7 +55,7 @@ def one_rank(rank: int, processes: int, port: int, shards: str, out: str) -> Non
 
 
 def shown(encoded: EncodedSet) -> tuple:
-    keys = [entry.key for entry in encoded.entries]
+    keys = [encoded.dataset.keys[row] for row in encoded.rows]
     assert keys == [sample.key for sample in encoded.samples]
     features = encoded.image.double().numpy().tobytes() + encoded.text.double().numpy().tobytes()
     return keys, encoded.faults.as_dict(), features
@@ -129,13 +129,13 @@ def test_evaluators_run_on_their_cadence_and_are_seen_in_report_and_card(run):
 def test_cards_of_a_moving_average_leave_the_checkpoint_whole_and_the_report_says_why_it_ended(
     data, tmp_path, monkeypatch
 ):
-    def agree(stops):
+    def agree(requests):
         agree.steps += 1
-        stops.signal = signal.SIGTERM if agree.steps == 3 else 0
-        return bool(stops.signal)
+        requests.signal = signal.SIGTERM if agree.steps == 3 else 0
+        return bool(requests.signal)
 
     agree.steps = 0
-    monkeypatch.setattr(Stops, "agree", agree)
+    monkeypatch.setattr(SaveRequests, "agree", agree)
     told = ("--steps", "4", "--validate-every", "2", "--log-every", "2", "--ema", "0.9")
     with pytest.raises(Stopped):
         train(tmp_path / "run", data, *told, "--data.validation", str(data))
@@ -147,7 +147,7 @@ def test_cards_of_a_moving_average_leave_the_checkpoint_whole_and_the_report_say
     assert "Validated at step 2, before these weights of step 3" in averaged
     assert "model-index" not in raw + averaged
     report = (tmp_path / "run" / REPORT).read_text()
-    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Ended 20" in report
+    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Written 20" in report
     assert "Of the moving average of the weights" in report
 
 
