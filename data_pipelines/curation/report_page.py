@@ -18,7 +18,6 @@ from vlp.report import beside, folded, gallery, number, page, section, table, ti
 Report = Mapping[str, Any]
 GROUPS = 20
 """Groups, such as languages, that are drawn: the most common ones."""
-KINDS = {"dropped": "Dropped", "kept": "Kept"}
 ESTIMATED = (
     f"Figures marked as estimates come from {SAMPLED:.0%} of the samples, drawn by the seed: this "
     "score is dear, and the others were asked only about what cheaper rules left."
