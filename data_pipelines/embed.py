@@ -21,9 +21,10 @@ from data_pipelines.ahead import map_ahead
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shards import ShardSet, open_shards, read
 from data_pipelines.tar_index import Entry
+from vlp.batches import batches
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import progress, show
-from vlp.encode import batches, encode_texts, to_best_device
+from vlp.encode import Rows, encode_captions, encode_pixels, join_rows, to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.image import ImageError, decode
@@ -44,12 +45,16 @@ class EncodedSet:
     image: Float[Tensor, "samples dim"]
     text: Float[Tensor, "samples dim"]
     faults: Faults
+    image_pooled: Float[Tensor, "samples image_width"] | None = None
+    """What the image tower projects to its features, where asked for; of any length."""
+    text_pooled: Float[Tensor, "samples text_width"] | None = None
 
 
 def encode_shards(
     encoder: DualEncoder,
     shards: ShardSet,
     *,
+    pooled: bool = False,
     batch_size: int = 256,
     process: int = 0,
     num_processes: int = 1,
@@ -64,6 +69,7 @@ def encode_shards(
     Args:
         encoder: The same on every process. All call it equally often.
         shards: The same on every process.
+        pooled: Whether rows before the projections are wanted, too.
         batch_size: Entries encoded together.
         process: Which of the processes this is.
         num_processes: How many there are.
@@ -76,7 +82,8 @@ def encode_shards(
     with progress(sum(map(len, own)), "encode") as advance:
         for turn in range(math.ceil(len(groups) / num_processes)):
             size = len(own[turn]) if turn < len(own) else 0
-            encoded.append((turn * num_processes + process, _encode(encoder, islice(items, size))))
+            part = _encode(encoder, islice(items, size), pooled)
+            encoded.append((turn * num_processes + process, part))
             advance(size)
     parts = dict(gather(encoded))
     return _joined([(group, parts[number]) for number, group in enumerate(groups)], shards)
@@ -88,8 +95,8 @@ class _Encoded(NamedTuple):
     places: list[int]
     """In the group."""
     samples: list[Sample]
-    image: Tensor
-    text: Tensor
+    image: Rows
+    text: Rows
     faults: list[tuple[int, str]]
     """Places of the others, and why."""
 
@@ -103,7 +110,9 @@ def _prepared(encoder: DualEncoder, entry: Entry) -> tuple[Sample, Tensor] | str
         return str(fault)
 
 
-def _encode(encoder: DualEncoder, items: Iterable[tuple[Sample, Tensor] | str]) -> _Encoded:
+def _encode(
+    encoder: DualEncoder, items: Iterable[tuple[Sample, Tensor] | str], pooled: bool
+) -> _Encoded:
     """Encode what could be read of a group.
 
     An empty group costs a call, too: where parameters are split over processes, all must call.
@@ -117,8 +126,13 @@ def _encode(encoder: DualEncoder, items: Iterable[tuple[Sample, Tensor] | str]) 
     samples = [sample for sample, _ in found.values()]
     pixels = [pixels for _, pixels in found.values()]
     pixels = pixels or [encoder.transform(Image.new("RGB", (1, 1)))]
-    image = _encode_pixels(encoder, pixels)[: len(samples)]
-    text = _encode_captions(encoder, [sample.text for sample in samples] or [""])[: len(samples)]
+    image = encode_pixels(encoder, torch.stack(pixels), pooled=pooled)
+    # Each different caption once: a set with labels and no captions costs no text pass.
+    place = {sample.text: 0 for sample in samples} or {"": 0}
+    place = {caption: row for row, caption in enumerate(place)}
+    text = encode_captions(encoder, list(place), pooled=pooled)
+    rows = [place[sample.text] for sample in samples]
+    image, text = image.take(range(len(samples))), text.take(rows)
     return _Encoded(list(found), samples, image, text, faults)
 
 
@@ -129,12 +143,16 @@ def _joined(parts: list[tuple[list[Entry], _Encoded]], shards: ShardSet) -> Enco
     for group, part in parts:
         for place, reason in part.faults:
             faults.add(reason, group[place].shard.name, group[place].key)
+    image = join_rows([part.image for _, part in parts])
+    text = join_rows([part.text for _, part in parts])
     return EncodedSet(
         [group[place] for group, part in parts for place in part.places],
         [sample for _, part in parts for sample in part.samples],
-        torch.cat([part.image for _, part in parts]),
-        torch.cat([part.text for _, part in parts]),
+        image.features,
+        text.features,
         faults,
+        image.pooled,
+        text.pooled,
     )
 
 
@@ -191,20 +209,6 @@ def _metadata(encoded: EncodedSet) -> pa.Table:
             "size": pa.array([member.size for member in pictures], pa.int64()),
         }
     )
-
-
-@torch.no_grad()
-def _encode_pixels(encoder: DualEncoder, pixels: list[Tensor]) -> Tensor:
-    images = encoder(images=torch.stack(pixels).to(encoder.logit_scale.device)).image
-    assert images is not None
-    return images.float().cpu()
-
-
-def _encode_captions(encoder: DualEncoder, captions: list[str]) -> Tensor:
-    """Encode each different caption once: a set with labels and no captions costs no text pass."""
-    place = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-    features = encode_texts(encoder, list(place), batch_size=len(captions))
-    return features[[place[caption] for caption in captions]]  # [captions, dim]
 
 
 def _faults(faults: Faults) -> dict[str, Any]:

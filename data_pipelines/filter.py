@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.curation.cascade import score_in_rounds
-from data_pipelines.curation.decide import Decision, decide
+from data_pipelines.curation.decide import decide
 from data_pipelines.curation.materialise import decision_hash, materialise
 from data_pipelines.curation.report import Curation, show_funnel, write_report
 from data_pipelines.curation.rules import Cost, Rule, parts_of, read_rules
@@ -25,8 +25,10 @@ from vlp.console import say
 from vlp.errors import UserError
 from vlp.output import output_folder
 
-SCORES, SHARDS = "scores", ".shards-"
+SCORES, SHARDS = "scores", ".shards-*"
+"""What a run that was stopped leaves for the next."""
 FEW = 2000
+"""Samples that cheap filters score sooner than the processes of a pool begin."""
 WORTH_COPYING = 0.15
 """Share kept below which reading a copy is quicker than leaving out most of what is read."""
 
@@ -68,7 +70,7 @@ def filter_shards(
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
     config = {"raw": str(raw), "keep": list(keep), **options}
     with output_folder(
-        clean, "filter", config, inputs=inputs, overwrite=overwrite, goes_on=True
+        clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
         _take_over(clean / SCORES, part / SCORES)
         scored = open_scores(sources, part / SCORES)
@@ -77,9 +79,9 @@ def filter_shards(
         say(f"Scoring {scored.num_samples:,} samples of {raw} ...")
         samples = score_in_rounds(engine, rules, scored, seed=seed)
         decision = decide(rules, scored, samples)
-        if not decision.num_kept:
-            raise UserError(_nothing_left(raw, scored.num_samples, decision))
         curation = Curation(raw, clean, rules, scored, samples, decision, faults, seed)
+        if not decision.num_kept:
+            raise UserError(_nothing_left(curation))
         if keep_list:
             write_keep_list(sources, scored.keys, decision.copies, part)
         else:
@@ -116,20 +118,13 @@ def _take_over(earlier: Path, folder: Path) -> None:
 
 
 def _clear(part: Path, scored: ScoredSet) -> None:
-    """Remove what a run that was stopped left and this one does not go on with.
-
-    Scores of these shards stay, and whole shards of a decision, which may be this one's.
-    """
+    """Remove scores of other shards, and files that a run was writing when it was stopped."""
     own = {scored.path(n) for n in range(len(scored.sources))}
     for path in sorted((part / SCORES).rglob("*")):
         if path.is_file() and path not in own:
             path.unlink()
-    for path in part.iterdir():
-        if path.name.startswith(SHARDS):
-            for half in path.glob(".*.part"):
-                half.unlink()
-        elif path.name != SCORES:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for half in part.glob(f"{SHARDS}/.*.part"):
+        half.unlink()
 
 
 def _engine_for(rules: Sequence[Rule], scored: ScoredSet, engine: Engine) -> Engine:
@@ -146,8 +141,8 @@ def _write_shards(
     """Write the shards where a run that is stopped finds those that are whole, then move them."""
     scored, decision = curation.scored, curation.decision
     told = decision_hash(scored.sources, decision, samples_per_shard, seed)
-    folder = part / f"{SHARDS}{told}"
-    for other in part.glob(f"{SHARDS}*"):
+    folder = part / f".shards-{told}"
+    for other in part.glob(SHARDS):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
@@ -157,9 +152,10 @@ def _write_shards(
     folder.rmdir()
 
 
-def _nothing_left(raw: str, count: int, decision: Decision) -> str:
+def _nothing_left(curation: Curation) -> str:
     """Return one line that names what to loosen."""
-    steps, failed = decision.steps, decision.failed
+    steps, failed = curation.decision.steps, curation.decision.failed
+    count, raw = curation.scored.num_samples, curation.raw
     if len(failed) == count:
         return f"None of the {count} samples of {raw} can be scored: {failed.summary()}."
     worst = max(steps, key=lambda step: step.dropped)

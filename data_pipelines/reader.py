@@ -20,7 +20,7 @@ from data_pipelines.shards import ShardSet, read
 from data_pipelines.sources import relative_names
 from data_pipelines.tally import Fault, Tally
 from data_pipelines.tar_index import Entry, TarIndex, open_index
-from data_pipelines.taught import Eyes, stored_pair
+from data_pipelines.teacher_input import TeacherInput, stored_pair
 from vlp.errors import UserError
 from vlp.features import StoredFeatures
 from vlp.image import ImageError
@@ -79,7 +79,7 @@ class Reader:
     text_views: int = 1
     is_scaled: bool = False
     """Decode large JPEGs at a reduced size, see ``training_views``."""
-    teacher: Eyes | None = None
+    teacher: TeacherInput | None = None
     """A model that reads each sample, too."""
     features: StoredFeatures | None = None
     """Features of each sample and its caption by a teacher. A sample that has none is a fault."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from training.loss import takes
 from vlp.spec import build
-from vlp.types import Pairs, Past, Taught
+from vlp.types import Pairs, Past, TeacherFeatures
 
 DIM = 8
 
@@ -39,7 +39,7 @@ def filled(loss, pairs: Pairs) -> Pairs:
             "hard_text": unit(generator, count, 2).requires_grad_(),
             "hard_group": torch.stack([pairs.group.roll(1), torch.full((count,), -1)], 1),
         },
-        "teacher": {"teacher": Taught(*unit(generator, 2, count), scale=20.0)},
+        "teacher": {"teacher": TeacherFeatures(*unit(generator, 2, count), scale=20.0)},
         "past": {"past": Past(*unit(generator, 2, 7), past_group, ceiling=0.4)},
     }
     for name, values in fields.items():

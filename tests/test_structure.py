@@ -27,7 +27,11 @@ DOORS = {
     "fsspec": ("data_pipelines/fetch.py",),
     "simplejpeg": ("data_pipelines/decode.py",),
     "open_clip": ("vlp/encoder.py", "vlp/tokenizer.py", "vlp/weights.py"),
-    "timm": ("vlp/weights.py", "training/layers.py", "training/optimizers.py"),
+    "timm": (
+        "vlp/weights.py",
+        "training/optimization/layers.py",
+        "training/optimization/optimizers.py",
+    ),
     "transformers": ("vlp/encoder.py", "vlp/export.py"),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),

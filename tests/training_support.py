@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests_support import pairs
 
 from data_pipelines.shards import write_shards
-from training.log import TIME_FIELDS
+from training.run_folder.log import TIME_FIELDS
 from vlp import cli
 from vlp.types import Batch, Sample
 

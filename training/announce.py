@@ -6,8 +6,8 @@ from typing import Any
 
 from data_pipelines.plan import Plan
 from training.config import TrainConfig
-from training.run_report import REPORT
-from training.setbacks import SKIPPED
+from training.rewind import SKIPPED
+from training.run_folder.report import REPORT
 from training.setup import Parts
 from training.state import TrainState
 from vlp.console import say
@@ -23,8 +23,8 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
     )
     if parts.teacher:
         kind = "features on disk" if parts.teacher.features else "a frozen model"
-        say(f"Taught by {parts.teacher.name}, {kind}.")
-    for line in parts.course.lines():
+        say(f"Teacher: {parts.teacher.name}, {kind}.")
+    for line in parts.schedule.lines():
         say(line)
     if config.ema:
         half = math.log(2) / (1 - config.ema) * config.data.batch_size

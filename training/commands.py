@@ -6,14 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from training import recipes
+from training.recipes import RECIPES
 from vlp.errors import UserError
 
-RECIPES = {
-    name: recipe
-    for name, recipe in inspect.getmembers(recipes, inspect.isfunction)
-    if recipe.__module__ == recipes.__name__
-}
 _Recipe = tyro.extras.subcommand_type_from_defaults(
     {name: recipe() for name, recipe in RECIPES.items()},
     {name: inspect.getdoc(recipe) or "" for name, recipe in RECIPES.items()},

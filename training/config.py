@@ -6,6 +6,7 @@ from typing import Literal
 
 from training.cadence import Cadence
 from training.duration import Duration, RunLength
+from training.optimization.rules import parse_stages
 from training.options import (
     DataConfig,
     GuardConfig,
@@ -15,7 +16,6 @@ from training.options import (
     SpeedConfig,
     check_least,
 )
-from training.rules import parse_stages
 from vlp.errors import UserError
 
 

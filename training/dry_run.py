@@ -15,13 +15,13 @@ from PIL import Image
 from data_pipelines.plan import Plan, check_processes
 from data_pipelines.shards import ShardSet
 from data_pipelines.tally import Tally
+from training.compute.footprint import Share, footprint, to_shapes
 from training.config import TrainConfig
-from training.footprint import Share, footprint, to_shapes
-from training.groups import frozen_names
+from training.optimization.groups import frozen_names
+from training.optimization.schedule import Schedule
 from training.options import ModelConfig
 from training.reading import build_reader
-from training.run_folder import check_out
-from training.schedule import Course
+from training.run_folder.folder import check_out
 from training.setup import Basis, check_teacher, open_basis, set_up_encoder
 from training.teachers import Teacher, is_stored, open_teacher
 from vlp.checkpoint import find_checkpoint, list_checkpoints, parse_model
@@ -61,7 +61,7 @@ def dry_run(
     check_processes(config.data.batch_size, processes)
     in_bf16 = config.precision in ("auto", "bf16")
     basis = open_basis(config, config.precision, is_main=True)
-    plan, course = basis.plan, basis.course
+    plan, schedule = basis.plan, basis.schedule
     num_samples = plan.num_samples if plan else None
     teacher = _teacher(config, basis)
     encoder = _outline(config.model)
@@ -73,12 +73,12 @@ def dry_run(
     told = {
         "processes": processes,
         "run_folder": _folder_line(config, out, overwrite=overwrite),
-        "parameters": _parameters(encoder, config, course),
+        "parameters": _parameters(encoder, config, schedule),
         "length": _length(config, num_samples),
-        "course": course.lines(),
+        "schedule": schedule.lines(),
     }
     sizes = footprint(
-        encoder, mode, config, course, processes=processes, in_bf16=in_bf16, teacher=teacher
+        encoder, mode, config, schedule, processes=processes, in_bf16=in_bf16, teacher=teacher
     )
     told |= {"memory_bytes": sizes.memory, "traffic_bytes": sizes.traffic}
     if plan is not None:
@@ -159,9 +159,11 @@ def _folder_line(config: TrainConfig, out: Path, *, overwrite: bool) -> str:
     return f"The run would start anew in {out}."
 
 
-def _parameters(encoder: DualEncoder, config: TrainConfig, course: Course) -> list[dict[str, Any]]:
+def _parameters(
+    encoder: DualEncoder, config: TrainConfig, schedule: Schedule
+) -> list[dict[str, Any]]:
     """Return how many numbers each part has, and how many of them no stage trains."""
-    stages = [frozen_names(encoder, config.optimizer, stage) for stage in course.stages]
+    stages = [frozen_names(encoder, config.optimizer, stage) for stage in schedule.stages]
     never = set.intersection(*stages)
     parts = {"image tower": "visual.", "text tower": "text.", "scale and bias": "logit_"}
     rows = []
@@ -214,7 +216,7 @@ def _show(told: dict[str, Any], config: TrainConfig, processes: int, *, in_bf16:
         f"Length: {length['steps']:,} steps of {config.data.batch_size:,} "
         f"({config.data.batch_size // processes:,} a GPU), {length['samples']:,} samples{epochs}."
     )
-    for line in told["course"]:
+    for line in told["schedule"]:
         show(line)
     show("")
     columns = ("part", "all", "trained", "frozen")

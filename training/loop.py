@@ -10,21 +10,20 @@ from accelerate.utils import gather_object
 from data_pipelines.plan import hash63
 from training.announce import announce, report
 from training.cadence import Cadence
-from training.card import write_card
+from training.compute.fsdp import whole
+from training.compute.processes import cores_for_workers, lost_processes_told, start_processes
 from training.config import TrainConfig
-from training.fsdp import whole
-from training.log import note, validation_note
+from training.optimization.stages import staged_batches
 from training.options import KeepConfig
-from training.processes import cores_for_workers, start_processes
+from training.rewind import skip_or_rewind
 from training.run import Run, open_run
-from training.run_folder import faults_written, write_faults
-from training.run_report import Standing, reported, write_report
-from training.sessions import begin_session
-from training.setbacks import meet
-from training.stages import staged_batches
+from training.run_folder.card import write_card
+from training.run_folder.folder import faults_written, write_faults
+from training.run_folder.log import note, validation_note
+from training.run_folder.report import RunStatus, reported, write_report
+from training.run_folder.sessions import begin_session
 from training.state import save
 from training.step import cut_captions, over_processes, take_step
-from training.stops import lost_processes_told
 from training.validation import Validation, validate
 from vlp.console import progress, say, speaking
 
@@ -46,37 +45,39 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         is_main = accelerator.is_main_process
         if is_main and run.state.step < run.steps:
             begin_session(out, config, accelerator, run.parts, run.state, run.steps)
-        with run.stops, reported(run), faults_written(run.parts.loader, out):
-            while run.state.step < run.steps and not run.stops.signal:
+        with run.requests, reported(run), faults_written(run.parts.loader, out):
+            while run.state.step < run.steps and not run.requests.signal:
                 _turn(run)
         run.log.close()
         accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
         accelerator.end_training()
-        run.stops.end(run.state.step, run.steps)
+        run.requests.raise_if_stopped(run.state.step, run.steps)
         return report(out, run.parts, run.state, run.log.figures) if is_main else None
 
 
 def _turn(run: Run) -> None:
     """Take the steps that are left, or those until a signal, or until the run has gone back."""
     config, accelerator, parts, state = run.config, run.accelerator, run.parts, run.state
-    steps, log, stops, is_owed = run.steps, run.log, run.stops, False
-    stream = staged_batches(parts.loader, parts.course, state.samples_seen, state.passed_over)
+    steps, log, requests, is_owed = run.steps, run.log, run.requests, False
+    stream = staged_batches(parts.loader, parts.schedule, state.samples_seen, state.passed_over)
     with (
         closing(stream) as batches,
         progress(steps, "train") as advance,
     ):
         advance(state.step)
-        while state.step < steps and not stops.signal:
+        while state.step < steps and not requests.signal:
             run.profiler.before(state.step + 1)
             with log.waiting():
                 batch = next(batches)
             if config.speed.cut_captions:
                 batch = cut_captions(parts.encoder, batch)
             is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == steps
-            memory = parts.memory if state.samples_seen >= parts.course.schedule.warmup else None
+            memory = (
+                parts.memory if state.samples_seen >= parts.schedule.learning_rate.warmup else None
+            )
             torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
             encoder = run.encoder.at(state.samples_seen)
-            rate = _set_learning_rate(run.optimizer, parts.course.rate(state.samples_seen))
+            rate = _set_learning_rate(run.optimizer, parts.schedule.rate(state.samples_seen))
             values, verdict = take_step(
                 accelerator,
                 encoder,
@@ -91,7 +92,9 @@ def _turn(run: Run) -> None:
             log.count(config.data.batch_size, parts.flops.of(batch, run.encoder.stage))
             run.profiler.after(state.step, is_last=state.step == steps)
             advance(1)
-            if verdict.why and meet(verdict, batch, parts.guard, state, run.out, accelerator):
+            if verdict.why and skip_or_rewind(
+                verdict, batch, parts.guard, state, run.out, accelerator
+            ):
                 log.go_back(state.step)
                 return
 
@@ -100,9 +103,9 @@ def _turn(run: Run) -> None:
                 advance(0, note(log.figures))
             if parts.validation and _is_due(run, config.validate_every):
                 _validate(run, parts.validation)
-            is_owed = stops.agree() or _is_due(run, config.save_every) or is_owed
+            is_owed = requests.agree() or _is_due(run, config.save_every) or is_owed
             # While steps are left out it can wait for the next that is taken, but not at an end.
-            if is_owed and (not parts.guard.in_a_row or stops.signal or state.step == steps):
+            if is_owed and (not parts.guard.in_a_row or requests.signal or state.step == steps):
                 _save(run)
                 is_owed = False
     if state.step == steps:
@@ -145,7 +148,7 @@ def _save(run: Run) -> None:
         write_faults(loader, run.out)
         step, samples_seen = run.state.step, run.state.samples_seen
         write_card(run.out, step=step, samples_seen=samples_seen)
-        write_report(run.out, Standing(step, samples_seen))
+        write_report(run.out, RunStatus(step, samples_seen))
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from training.accumulate import Pieces, encode
-from training.average import follow
-from training.gather import gather
-from training.tiles import Tiles, Twins
+from training.compute.accumulate import Pieces, encode
+from training.compute.gather import gather
+from training.optimization.average import follow
+from training.similarity.tiles import Tiles, Twins
 from vlp.encoder import DualEncoder
 from vlp.types import Batch, Pairs, Past
 

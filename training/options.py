@@ -8,7 +8,7 @@ from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice, Group
 from data_pipelines.plan import LANES
 from training.duration import Duration
-from training.rules import GroupRule
+from training.optimization.rules import GroupRule
 from vlp.errors import UserError
 
 

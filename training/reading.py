@@ -35,7 +35,7 @@ def build_reader(
         image_views=config.data.image_views,
         text_views=config.data.text_views,
         is_scaled=config.data.scaled_decode,
-        teacher=teacher and teacher.eyes,
+        teacher=teacher and teacher.input,
         features=teacher and teacher.features,
     )
 

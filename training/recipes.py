@@ -1,6 +1,7 @@
 """Named runs. A recipe is a function that returns a whole config; start from one and change it."""
 
 from dataclasses import replace
+from inspect import isfunction
 
 from data_pipelines.augment import Augmentation
 from training.config import TrainConfig
@@ -231,3 +232,11 @@ def convirt() -> TrainConfig:
         ),
         length="50 epochs",
     )
+
+
+RECIPES = {
+    name: value
+    for name, value in sorted(globals().items())
+    if isfunction(value) and value.__module__ == __name__
+}
+"""Every recipe by its name."""

@@ -7,17 +7,17 @@ from typing import IO, Any
 from accelerate import Accelerator
 
 from training.cadence import Cadence
+from training.compute.flops import peak_flops
+from training.compute.profiler import StepProfiler
 from training.config import TrainConfig
 from training.duration import RunLength
-from training.flops import peak_flops
-from training.log import RunLog
-from training.profiler import StepProfiler
-from training.run_folder import check_out, claim
-from training.setbacks import forget_skipped
+from training.optimization.stages import StagedEncoder
+from training.rewind import forget_skipped
+from training.run_folder.folder import check_out, claim
+from training.run_folder.log import RunLog
 from training.setup import Parts, build_parts
-from training.stages import StagedEncoder
+from training.signals import SaveRequests
 from training.state import TrainState, restore
-from training.stops import Stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Run:
     """As the accelerator prepared it."""
     log: RunLog
     profiler: StepProfiler
-    stops: Stops
+    requests: SaveRequests
     length: RunLength
     steps: int
     lock: IO[str] | None
@@ -56,7 +56,7 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
     state = TrainState(parts.encoder, parts.optimizer, others, identity, parts.averaged)
     restore(state, out)
     parts.loader.take_up(state.ledger)
-    encoder = StagedEncoder(parts.encoder, accelerator, parts.course, config.optimizer)
+    encoder = StagedEncoder(parts.encoder, accelerator, parts.schedule, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)
     is_main = accelerator.is_main_process
     if is_main:
@@ -78,7 +78,9 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
             peak=peak_flops(accelerator.device, accelerator.mixed_precision),
         ),
         profiler=StepProfiler(out, config.speed.profiled(), is_main=is_main),
-        stops=Stops(Cadence.parse(config.save_every, "save_every").minutes, is_main=is_main),
+        requests=SaveRequests(
+            Cadence.parse(config.save_every, "save_every").minutes, is_main=is_main
+        ),
         length=config.run_length(plan.num_samples),
         steps=config.num_steps(plan.num_samples),
         lock=lock,

@@ -10,24 +10,24 @@ from data_pipelines.fetch_ahead import warn_of_small_cache
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan
 from data_pipelines.shards import ShardSet
-from training.accumulate import Pieces, refuse_batch_norm
-from training.average import Average
+from training.compute.accumulate import Pieces, refuse_batch_norm
+from training.compute.flops import FlopCounter
+from training.compute.fsdp import refuse_sharding, shard
+from training.compute.towers import set_up_towers
 from training.config import TrainConfig
 from training.duration import RunLength
-from training.flops import FlopCounter
-from training.fsdp import refuse_sharding, shard
-from training.groups import frozen_names, parameter_groups
-from training.guard import Guard
 from training.memory import Memory
 from training.objective import Objective, build_objective, warn_of_scales
-from training.optimizers import build_optimizer
+from training.optimization.average import Average
+from training.optimization.groups import frozen_names, parameter_groups
+from training.optimization.guard import Guard
+from training.optimization.optimizers import build_optimizer
+from training.optimization.schedule import Schedule, plan_schedule
+from training.optimization.stages import trained_norms
 from training.options import ModelConfig
 from training.reading import build_reader, open_sources
-from training.schedule import Course, plan_course
-from training.stages import trained_norms
+from training.run_folder.trackers import check_trackers
 from training.teachers import Teacher, check_features, open_teacher
-from training.towers import set_up_towers
-from training.trackers import check_trackers
 from training.validation import Validation, open_validation
 from vlp.checkpoint import find_model
 from vlp.encoder import DualEncoder, create_encoder
@@ -43,7 +43,7 @@ class Basis(NamedTuple):
     plan: Plan | None
     """Of the samples; None where a dry run has no shards."""
     length: RunLength
-    course: Course
+    schedule: Schedule
     validation: Validation | None
 
 
@@ -60,7 +60,7 @@ class Parts:
     objective: Objective
     pieces: Pieces
     memory: Memory | None
-    course: Course
+    schedule: Schedule
     """Learning rate and stages."""
     average: Average | None
     guard: Guard
@@ -83,7 +83,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     is_main = accelerator.is_main_process
     basis = open_basis(config, accelerator.mixed_precision, is_main=is_main)
-    objective, sources, plan, _, course, validation = basis
+    objective, sources, plan, _, schedule, validation = basis
     assert plan is not None
     # Before the seed: a teacher leaves the student's first weights as they are without one.
     teacher = None
@@ -108,7 +108,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         workers=config.data.workers,
         max_bad=config.data.max_bad,
     )
-    groups = parameter_groups(encoder, config.optimizer, course.stages)
+    groups = parameter_groups(encoder, config.optimizer, schedule.stages)
     return Parts(
         validation=validation,
         loader=loader,
@@ -119,7 +119,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         pieces=Pieces(config.image_piece, config.text_piece),
         flops=flops,
         memory=memory,
-        course=course,
+        schedule=schedule,
         average=average,
         guard=Guard(config.guard),
         teacher=teacher,
@@ -138,14 +138,14 @@ def open_basis(config: TrainConfig, precision: str, *, is_main: bool) -> Basis:
         refuse_sharding(config, precision)
     sources, plan = open_sources(config.data, config.seed) if config.data.shards else ([], None)
     length = config.run_length(plan.num_samples if plan else None)
-    course = plan_course(config, length)
+    schedule = plan_schedule(config, length)
     if is_main:
         warn_of_scales(objective)
         if plan is not None:
             warn_of_small_cache(sources, plan)
     held_out = config.data.validation
     validation = open_validation(held_out, config.tasks) if held_out else None
-    return Basis(objective, sources, plan, length, course, validation)
+    return Basis(objective, sources, plan, length, schedule, validation)
 
 
 def check_teacher(teacher: Teacher, config: TrainConfig, basis: Basis) -> None:
@@ -162,12 +162,12 @@ def set_up_encoder(
     Raises:
         UserError: The losses, a stage or recomputation ask for what this encoder cannot do.
     """
-    objective, course = basis.objective, basis.course
+    objective, schedule = basis.objective, basis.schedule
     objective.check(_fields(config), encoder.dim)
     pieces = Pieces(config.image_piece, config.text_piece)
     pairs = config.data.batch_size // num_processes
     images, texts = pairs * config.data.image_views, pairs * config.data.text_views
-    for stage in course.stages:
+    for stage in schedule.stages:
         if stage.image_size:
             check_size(encoder.visual, stage.image_size)
         norms = trained_norms(encoder, frozen_names(encoder, config.optimizer, stage))

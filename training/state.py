@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from training.checkpoints import new_checkpoint, newest, remove_old
-from training.fsdp import gathered, slice_state
+from training.compute.fsdp import gathered, slice_state
 from training.options import KeepConfig
+from training.run_folder.checkpoints import new_checkpoint, newest, remove_old
 from vlp.checkpoint import AVERAGED, load_weights, save_encoder
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError, first_line

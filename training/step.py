@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import clip_grads_with_norm_
 
-from training.accumulate import average_gradients, encode, without_reduction
-from training.diagnostics import watching
-from training.gather import gather
-from training.guard import Verdict
+from training.compute.accumulate import average_gradients, encode, without_reduction
+from training.compute.gather import gather
 from training.memory import Memory
+from training.optimization.guard import Verdict
+from training.optimization.tower_norms import Update, gradient_norms
 from training.setup import Parts
-from training.tower_norms import Update, gradient_norms
+from training.similarity.diagnostics import watching
 from vlp.encoder import DualEncoder
 from vlp.types import Batch, Pairs
 
@@ -44,7 +44,7 @@ def take_step(
         parts: The objective, the pieces that towers encode at a time, the largest gradient, the
             guard, the moving average.
         memory: Past pairs that the losses see, too, and that this step's are pushed to.
-        is_watched: Also give the figures of ``training/diagnostics.py`` and the update's size.
+        is_watched: Also give the batch's diagnostics and the update's size.
     """
     batch = _to(batch, accelerator.device)
     statistics = _running_statistics(parts.encoder)

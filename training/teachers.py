@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from data_pipelines.plan import Plan, Row
 from data_pipelines.shards import ShardSet
 from data_pipelines.tar_index import open_index
-from data_pipelines.taught import Eyes
-from training.accumulate import Pieces, encode
+from data_pipelines.teacher_input import TeacherInput
+from training.compute.accumulate import Pieces, encode
 from vlp.checkpoint import encoder_hash, load_encoder
 from vlp.console import warn
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.features import StoredFeatures, open_features
-from vlp.types import Batch, Taught
+from vlp.types import Batch, TeacherFeatures
 
 CHECKED = 2_000_000
 """Training samples up to which all are looked up among a teacher's features before a run begins;
@@ -41,22 +41,22 @@ class Teacher:
     features: StoredFeatures | None = None
 
     @property
-    def eyes(self) -> Eyes | None:
+    def input(self) -> TeacherInput | None:
         """What the loader prepares for the encoder."""
-        return self.encoder and Eyes(self.encoder.image_size, self.encoder.tokenizer)
+        return self.encoder and TeacherInput(self.encoder.image_size, self.encoder.tokenizer)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, pieces: Pieces) -> Taught:
+    def __call__(self, batch: Batch, pieces: Pieces) -> TeacherFeatures:
         """Return the teacher's features of a batch, encoded in the pieces of the student's."""
         if self.encoder is None:
             assert batch.teacher_features is not None
             image, text = F.normalize(batch.teacher_features.float(), dim=-1).unbind(1)
-            return Taught(image, text, self.scale)
+            return TeacherFeatures(image, text, self.scale)
         own = batch.images if batch.teacher_images is None else batch.teacher_images
         assert batch.teacher_tokens is not None
         seen = Batch(own, batch.teacher_tokens, batch.keys, batch.group, batch.seed)
         pairs, _ = encode(self.encoder, seen, pieces)
-        return Taught(pairs.image, pairs.text, self.scale)
+        return TeacherFeatures(pairs.image, pairs.text, self.scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint knows of the teacher."""

@@ -14,7 +14,7 @@ from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.plan import hash63
 from data_pipelines.shards import ShardSet, open_shards
 from eval.run import Evaluator, build_evaluators, run_evaluators
-from training.gather import num_processes
+from training.compute.gather import num_processes
 from training.objective import Objective
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError

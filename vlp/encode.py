@@ -1,9 +1,10 @@
 """Pictures and captions to features, batch by batch."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -16,33 +17,64 @@ def to_best_device(encoder: DualEncoder) -> DualEncoder:
     return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@torch.no_grad()
+class Rows(NamedTuple):
+    """What a tower gives for pictures or captions, on the CPU."""
+
+    features: Float[Tensor, "rows dim"]
+    """Unit-length rows in fp32."""
+    pooled: Float[Tensor, "rows width"] | None = None
+    """Before the projection, where asked for; of any length."""
+
+    def take(self, places: Sequence[int]) -> "Rows":
+        """Return the rows at these places."""
+        rows = list(places)
+        return Rows(self.features[rows], None if self.pooled is None else self.pooled[rows])
+
+
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of several batches as one."""
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return Rows(torch.cat([part.features for part in parts]), torch.cat(pooled) if pooled else None)
+
+
 def encode_images(
     encoder: DualEncoder, pictures: Iterable[Image.Image], *, batch_size: int = 256
 ) -> Float[Tensor, "pictures dim"]:
     """Return the features of upright RGB pictures: fp32 on the CPU, unit-length rows."""
-    device = encoder.logit_scale.device
     parts = [torch.empty(0, encoder.dim)]
     for group in batches(pictures, batch_size):
         pixels = torch.stack([encoder.transform(picture) for picture in group])
-        parts.append(_features(encoder(images=pixels.to(device)).image))
+        parts.append(encode_pixels(encoder, pixels).features)
     return torch.cat(parts)
 
 
 @torch.no_grad()
+def encode_pixels(
+    encoder: DualEncoder, pixels: UInt8[Tensor, "pictures 3 height width"], *, pooled: bool = False
+) -> Rows:
+    """Return what the image tower gives for a batch of pictures."""
+    found = encoder(images=pixels.to(encoder.logit_scale.device), pooled=pooled)
+    return _rows(found.image, found.image_pooled)
+
+
 def encode_texts(
     encoder: DualEncoder, captions: Sequence[str], *, batch_size: int = 256
 ) -> Float[Tensor, "captions dim"]:
     """Return the features of captions, in their order: fp32 on the CPU, unit-length rows."""
-    device = encoder.logit_scale.device
-    parts = [torch.empty(0, encoder.dim)]
-    for group in batches(captions, batch_size):
-        tokens = encoder.tokenizer(group)
-        tokens = tokens[:, : encoder.caption_length(tokens)]
-        parts.append(_features(encoder(tokens=tokens.to(device)).text))
-    return torch.cat(parts)
+    groups = batches(captions, batch_size)
+    parts = [encode_captions(encoder, group).features for group in groups]
+    return torch.cat([torch.empty(0, encoder.dim), *parts])
 
 
-def _features(features: Tensor | None) -> Tensor:
+@torch.no_grad()
+def encode_captions(encoder: DualEncoder, captions: Sequence[str], *, pooled: bool = False) -> Rows:
+    """Return what the text tower gives for a batch of captions."""
+    tokens = encoder.tokenizer(captions)
+    tokens = tokens[:, : encoder.caption_length(tokens)]
+    found = encoder(tokens=tokens.to(encoder.logit_scale.device), pooled=pooled)
+    return _rows(found.text, found.text_pooled)
+
+
+def _rows(features: Tensor | None, pooled: Tensor | None) -> Rows:
     assert features is not None
-    return features.float().cpu()
+    return Rows(features.float().cpu(), None if pooled is None else pooled.float().cpu())

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from vlp.caption_length import cut_masks, find_last_read
 from vlp.errors import UserError, first_line, nearest
 from vlp.patch_dropout import drop_patches
 from vlp.picture_size import encode_at_any_size
+from vlp.projection import encode_with_pooled
 from vlp.tokenizer import Tokenizer, create_tokenizer
 from vlp.weights import load_both, load_tower, or_user_error
 
@@ -44,6 +46,9 @@ class Encoding(NamedTuple):
     text: Float[Tensor, "texts dim"] | None
     scale: Float[Tensor, ""]
     bias: Float[Tensor, ""] | None
+    image_pooled: Float[Tensor, "images image_width"] | None = None
+    """What the image tower projects to its features, where asked for; of any length."""
+    text_pooled: Float[Tensor, "texts text_width"] | None = None
 
 
 class DualEncoder(nn.Module):
@@ -94,21 +99,28 @@ class DualEncoder(nn.Module):
         images: UInt8[Tensor, "images 3 height width"] | None = None,
         tokens: Int[Tensor, "texts length"] | None = None,
         seed: Int64[Tensor, "images"] | None = None,
+        pooled: bool = False,
     ) -> Encoding:
         """Encode images, texts or both. The only way in, so that DDP's and FSDP's hooks run.
 
-        The patches that training leaves out follow from each picture's ``seed``.
+        Args:
+            images: Pixels, as ``transform`` gives them.
+            tokens: Ids, as ``tokenizer`` gives them.
+            seed: The patches that training leaves out follow from each picture's seed.
+            pooled: Whether the rows before the projection are given, too.
         """
-        image = text = None
+        image = text = image_pooled = text_pooled = None
         if images is not None:
             if self.patch_dropout is not None:
                 self.patch_dropout.seed = seed
-            image = _unit_rows(encode_at_any_size(self.visual, self._normalise(images)))
+            encode = partial(encode_at_any_size, self.visual)
+            image, image_pooled = _run(self.visual, encode, self._normalise(images), pooled)
         if tokens is not None:
-            text = _unit_rows(self.text(tokens))
+            text, text_pooled = _run(self.text, self.text, tokens, pooled)
         # No view of the parameter, which FSDP frees.
         bias = None if self.logit_bias is None else self.logit_bias.squeeze(0).clone()
-        return Encoding(image, text, self.logit_scale.squeeze(0).exp(), bias)
+        scale = self.logit_scale.squeeze(0).exp()
+        return Encoding(image, text, scale, bias, image_pooled, text_pooled)
 
     def caption_length(self, tokens: Int[Tensor, "texts length"]) -> int:
         """Return how many tokens of these captions the text tower reads: the longest one's.
@@ -281,9 +293,18 @@ def save_text_files(encoder: DualEncoder, folder: Path) -> None:
         config.save_pretrained(folder)
 
 
-def _unit_rows(features: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
-    """Return rows of length 1, in fp32 at least."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+def _run(
+    tower: nn.Module, encode: Callable[[Tensor], Tensor], inputs: Tensor, pooled: bool
+) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows width"] | None]:
+    """Return unit-length rows and, where asked, those before the projection; fp32 at least."""
+    if not pooled:
+        return F.normalize(_precise(encode(inputs)), dim=-1), None
+    features, rows = encode_with_pooled(tower, encode, inputs)
+    return F.normalize(_precise(features), dim=-1), _precise(rows)
+
+
+def _precise(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _open_clip_config(name: str) -> dict[str, Any] | None:

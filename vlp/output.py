@@ -3,16 +3,21 @@
 Every folder that a command writes holds ``config.json``: the command and what it was told.
 """
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vlp.errors import UserError
 
+LOCK = ".lock"
+BEGUN = ".begun"
+"""In a folder under its temporary name, which command began it."""
 RECORD = "config.json"
 """Name of the record of who wrote a folder; another where ``config.json`` is one of its files."""
 
@@ -26,29 +31,80 @@ def output_folder(
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
     record: str = RECORD,
-    goes_on: bool = False,
+    keeps: Sequence[str] = (),
 ) -> Iterator[Path]:
     """Yield an empty folder that takes the name ``path`` when the block ends without an error.
 
-    The same command with the same config replaces what it wrote before. With ``goes_on`` the folder
-    holds what a run left that was stopped: whole files, which the command must tell from others.
+    The same command with the same config replaces what it wrote before.
+
+    Args:
+        path: The folder.
+        command: Who writes it.
+        config: What the command was told.
+        inputs: What it reads.
+        overwrite: Replace what another command or config wrote.
+        record: Name of the record.
+        keeps: Names, or patterns of names, that an earlier run of the command which was stopped may
+            have left in the folder; it tells itself what of them is still valid. All else goes.
 
     Raises:
-        UserError: ``path`` holds what another command, another config or a person wrote.
+        UserError: ``path`` holds what another command, another config or a person wrote, or another
+            process writes it now.
     """
     path = path.absolute()  # so that "." has a name, too
     check_output(path, command, config, inputs=inputs, overwrite=overwrite, name=record)
     part = path.with_name(f".{path.name}.part")
-    if not goes_on:
-        shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
+    with lock_folder(part, path):
+        _begin(part, command, keeps)
+        try:
+            yield part
+        except BaseException:
+            if not keeps:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+        for name in (LOCK, BEGUN):
+            (part / name).unlink()
+        write_record(part, command, config, record)
+        _rename(part, path)
+
+
+def _begin(part: Path, command: str, keeps: Sequence[str]) -> None:
+    """Remove from a folder what the command may not keep of what is there."""
+    begun = part / BEGUN
+    is_own = begun.is_file() and begun.read_text() == command
+    for left in part.iterdir():
+        if left.name == LOCK or (is_own and any(left.match(name) for name in keeps)):
+            continue
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    begun.write_text(command)
+
+
+def lock_folder(folder: Path, path: Path | None = None) -> IO[str]:
+    """Lock a folder for this process, but not for those that it forks: they may outlive it.
+
+    Args:
+        folder: The lock is a file in it; it holds until that is closed.
+        path: The name of the folder for the person.
+
+    Raises:
+        UserError: Another process has it.
+    """
+    file = (folder / LOCK).open("w")
     try:
-        yield part
-    except BaseException:
-        if not goes_on:
-            shutil.rmtree(part, ignore_errors=True)
-        raise
-    write_record(part, command, config, record)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+            return file
+        raise UserError(
+            f"Another process writes {path or folder}. Wait until it has ended, or give another "
+            f"folder."
+        ) from None
+    return file
+
+
+def _rename(part: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():

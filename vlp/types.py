@@ -5,9 +5,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
-from vlp.sample import Sample
-
-__all__ = ["Batch", "Hit", "Pairs", "Past", "Sample", "Taught"]
+from vlp.sample import Sample as Sample  # one of them
 
 
 class Batch(NamedTuple):
@@ -46,7 +44,7 @@ class Past(NamedTuple):
     """Cosine above which one is a near-duplicate of its anchor, and left out."""
 
 
-class Taught(NamedTuple):
+class TeacherFeatures(NamedTuple):
     """What a frozen model says of a batch: unit-length rows, without gradients."""
 
     image: Float[Tensor, "batch wide"]
@@ -69,7 +67,7 @@ class Pairs(NamedTuple):
     hard_group: Int64[Tensor, "batch hard"] | None = None
     """The group that each hard caption would be of, as it may be the caption of another pair; -1
     for none. It is no negative of a pair of that group."""
-    teacher: Taught | None = None
+    teacher: TeacherFeatures | None = None
     """A frozen model's features of the same images and texts."""
     past: Past | None = None
     """Pairs of earlier steps, as more negatives."""

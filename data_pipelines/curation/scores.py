@@ -93,7 +93,7 @@ class ScoredSet:
         firsts = np.cumsum([0, *map(len, self.keys)])
 
         def load(shard: int) -> Column:
-            values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
+            values = self._read(shard, name)
             is_scored = ~np.asarray(values.is_null())
             return Column(
                 values,
@@ -107,14 +107,17 @@ class ScoredSet:
 
     def status(self, name: str, shard: int) -> pa.Array:
         """Return the status of each row of a shard by one filter."""
-        table = pq.read_table(self.path(shard), columns=[status_name(name)])
-        return table[status_name(name)].combine_chunks()
+        return self._read(shard, status_name(name))
 
     def failed(self, name: str, shard: int) -> Mask:
         """Return the rows of a shard that a filter failed on."""
-        values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
         is_asked = ~np.asarray(self.status(name, shard).is_null())
-        return is_asked & np.asarray(values.is_null())
+        return is_asked & np.asarray(self._read(shard, name).is_null())
+
+    def _read(self, shard: int, column: str) -> pa.Array:
+        # Threads would take longer to begin than a column of one shard to read.
+        table = pq.ParquetFile(self.path(shard)).read([column], use_threads=False)
+        return table[column].combine_chunks()
 
     def __post_init__(self) -> None:
         # A keep-list names a shard, also where a table about it is what is read.
@@ -279,7 +282,7 @@ def _read(path: Path, keys: Sequence[str], origins: Mapping[str, bytes]) -> dict
     """
     found: dict[str, Any] = {"is_whole": True, "others": []}
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         is_same = table["key"].to_pylist() == list(keys)
     except (OSError, pa.ArrowException, KeyError):
         is_same = False

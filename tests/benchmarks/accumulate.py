@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from training.accumulate import Pieces, encode
+from training.compute.accumulate import Pieces, encode
 from training.losses.softmax import Softmax
 from vlp.console import show_table
 from vlp.encoder import DualEncoder, create_encoder

@@ -29,11 +29,11 @@ from peers.open_clip_step import PeerTrainer
 from data_pipelines.plan import hash63
 from data_pipelines.shards import open_shards
 from data_pipelines.toy import draw_evaluation
-from training.accumulate import Pieces
-from training.groups import parameter_groups
-from training.guard import Guard
+from training.compute.accumulate import Pieces
 from training.objective import build_objective
-from training.optimizers import build_optimizer
+from training.optimization.groups import parameter_groups
+from training.optimization.guard import Guard
+from training.optimization.optimizers import build_optimizer
 from training.options import GuardConfig, OptimizerConfig
 from training.step import cut_captions, take_step
 from vlp.console import show_table

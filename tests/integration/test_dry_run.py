@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from training_support import VIT, colours, train
 
-from training.commands import RECIPES
-from training.footprint import Footprint, footprint, to_shapes
-from training.schedule import plan_course
+from training.compute.footprint import Footprint, footprint, to_shapes
+from training.optimization.schedule import plan_schedule
+from training.recipes import RECIPES
 from vlp import cli
 from vlp.encoder import create_encoder
 from vlp.errors import UserError
@@ -82,10 +82,10 @@ def test_weights_and_optimizer_state_are_what_they_are_and_sharding_splits_them(
 
 def toy_footprint() -> Footprint:
     config = RECIPES["toy"]()
-    course = plan_course(config, config.run_length(1000))
+    schedule = plan_schedule(config, config.run_length(1000))
     with torch.device("meta"):
         outline = create_encoder({"model_cfg": VIT})
-    return footprint(outline, to_shapes(outline), config, course, processes=4, in_bf16=False)
+    return footprint(outline, to_shapes(outline), config, schedule, processes=4, in_bf16=False)
 
 
 def test_activations_of_shapes_are_those_that_autograd_keeps(monkeypatch):

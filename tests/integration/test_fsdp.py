@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from training_support import VIT, batch, colours, in_ranks, launch, train, weights
 
-from training.accumulate import Pieces, average_gradients, encode, without_reduction
 from training.commands import RECIPES
-from training.fsdp import (
+from training.compute.accumulate import Pieces, average_gradients, encode, without_reduction
+from training.compute.fsdp import (
     OPTIMIZERS,
     gathered,
     plain,
@@ -27,11 +27,11 @@ from training.fsdp import (
     slice_state,
     whole,
 )
-from training.gather import gather
+from training.compute.gather import gather
 from training.losses.sigmoid import Sigmoid
-from training.optimizers import build_optimizer
+from training.optimization.optimizers import build_optimizer
+from training.optimization.stages import freeze
 from training.options import OptimizerConfig
-from training.stages import freeze
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError
 
@@ -95,6 +95,14 @@ def one_rank(rank: int, processes: int, folder: str, cases: list[str]) -> None:
             take_steps(DistributedDataParallel(plainly), plainly, mine, pieces, frozen),
             take_steps(sharded, sharded, mine, pieces, frozen),
         )
+        with torch.no_grad():
+            rows = [
+                tower.eval()(mine.images, mine.tokens, pooled=True) for tower in (sharded, plainly)
+            ]
+            for field in ("image_pooled", "text_pooled"):
+                slices, plain_rows = (getattr(encoding, field) for encoding in rows)
+                assert slices.shape == (len(mine.images), 32)
+                torch.testing.assert_close(slices, plain_rows, atol=1e-4, rtol=0)
         with whole(sharded), torch.no_grad():
             if rank == 0:  # alone, and others wait for nothing
                 alone = sharded.eval()(mine.images, mine.tokens)

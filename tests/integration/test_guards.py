@@ -16,9 +16,9 @@ from training_support import VIT, colours, one_thread, planted, rows, train, wei
 
 from training import step
 from training.commands import RECIPES
-from training.guard import Guard
+from training.compute.processes import start_processes
 from training.losses.softmax import Softmax
-from training.processes import start_processes
+from training.optimization.guard import Guard
 from training.setup import build_parts
 from vlp import cli
 from vlp.errors import Stopped, UserError

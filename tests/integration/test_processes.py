@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from training_support import VIT, batch, colours, launch, rows, spoil, train, weights
 
 from data_pipelines.plan import Plan, Row, hash63
-from training.accumulate import Pieces, average_gradients, encode, without_reduction
-from training.gather import gather
+from training.compute.accumulate import Pieces, average_gradients, encode, without_reduction
+from training.compute.gather import gather
 from training.objective import build_objective
 from vlp.encoder import DualEncoder, create_encoder
 from vlp.errors import UserError

@@ -1,5 +1,6 @@
-"""README's commands run as they are written."""
+"""README's commands run as they are written, and those of docs/ can be."""
 
+import functools
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from vlp import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture
@@ -49,3 +51,25 @@ def test_the_make_targets_of_the_readme_are_there():
         assert (
             subprocess.run(dry, cwd=Path(__file__).parents[2], capture_output=True).returncode == 0
         )
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_command_in_the_docs_has_options_that_there_are(path):
+    text = re.sub(r"\\\n\s*", "", path.read_text())
+    launched = r"(?m)^(?:\$ |srun )?(?:(?:torchrun|accelerate launch) .*-m )?vlp (.*)"
+    commands = re.findall(launched, text)
+    assert commands or path.name != "README.md"
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        known = cli.commands()[words[0]]
+        cli._call(functools.wraps(known)(lambda *_, **__: None), words)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_files_that_the_docs_name_are_there(path):
+    text = path.read_text()
+    named = re.findall(r"(?:tests|vlp|data_pipelines|eval|training)/[\w/]+\.py", text)
+    for file in named:
+        assert (ROOT / file).is_file(), file
+    for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", text):
+        assert (path.parent / target).is_file(), target

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nursery import Nursery
+from fork_server import ForkServer
 from training_support import VIT, colours, differences, one_thread, rows, train, weights
 
 from training import step
@@ -46,8 +46,8 @@ def vit(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    runs = Nursery(tmp_path_factory.mktemp("nursery"), one_thread())
+def fork_server(tmp_path_factory):
+    runs = ForkServer(tmp_path_factory.mktemp("fork_server"), one_thread())
     yield runs
     runs.close()
 
@@ -83,28 +83,30 @@ def everything(data, held_out, vit) -> list[str]:
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_equals_one_that_never_was(
-    nursery, data, held_out, vit, tmp_path
+    fork_server, data, held_out, vit, tmp_path
 ):
     argv = everything(data, held_out, vit)
     argv += ["--steps", "120", "--save-every", "5", "--validate-every", "96 samples", "--out"]
-    nursery.start(*argv, str(tmp_path / "whole"))
-    assert nursery.end() == 0, nursery.said
+    fork_server.start(*argv, str(tmp_path / "whole"))
+    assert fork_server.end() == 0, fork_server.said
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     moments, met = random.Random(seed), Counter()
     while met.total() < KILLS or any(met[phase] < least for phase, least in LEAST.items()):
         aim = moments.choice(list(LEAST))
-        pid = nursery.start(*argv, str(tmp_path / "cut"))
-        nursery.wait_for(aim, moments.randint(1, 3))
+        pid = fork_server.start(*argv, str(tmp_path / "cut"))
+        fork_server.wait_for(aim, moments.randint(1, 3))
         time.sleep(moments.uniform(0, 0.03))
         os.kill(pid, signal.SIGKILL)
-        assert nursery.end() == -signal.SIGKILL, nursery.said
-        met[nursery.phase] += 1
+        assert fork_server.end() == -signal.SIGKILL, fork_server.said
+        met[fork_server.phase] += 1
         left = sorted(p.name for p in (tmp_path / "cut" / "checkpoints").glob("*"))
-        print(f"kill {met.total()}: in {nursery.phase}; {' '.join(left) or 'no checkpoint yet'}")
+        print(
+            f"kill {met.total()}: in {fork_server.phase}; {' '.join(left) or 'no checkpoint yet'}"
+        )
     print(dict(met))
-    nursery.start(*argv, str(tmp_path / "cut"))
-    assert nursery.end() == 0, nursery.said
+    fork_server.start(*argv, str(tmp_path / "cut"))
+    assert fork_server.end() == 0, fork_server.said
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
     steps = [row["step"] for row in rows(tmp_path / "cut") if "loss" in row]
     assert steps == list(range(1, 121))
@@ -114,19 +116,19 @@ def test_a_run_killed_at_random_moments_equals_one_that_never_was(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_all_of_a_runs_processes_has_it_save_and_end(
-    number, nursery, data, held_out, vit, tmp_path
+    number, fork_server, data, held_out, vit, tmp_path
 ):
     argv = [*everything(data, held_out, vit), "--steps", "60", "--save-every", "0", "--out"]
-    nursery.start(*argv, str(tmp_path / "whole"))
-    assert nursery.end() == 0, nursery.said
+    fork_server.start(*argv, str(tmp_path / "whole"))
+    assert fork_server.end() == 0, fork_server.said
     for times in (20, 15):
-        pid = nursery.start(*argv, str(tmp_path / "cut"))
-        nursery.wait_for("step", times)
+        pid = fork_server.start(*argv, str(tmp_path / "cut"))
+        fork_server.wait_for("step", times)
         os.killpg(pid, number)  # its workers, too, as Ctrl-C and Slurm do
-        assert nursery.end() == 128 + number, nursery.said
-        assert f"Stopped by {number.name} after step" in nursery.said
-    nursery.start(*argv, str(tmp_path / "cut"))
-    assert nursery.end() == 0, nursery.said
+        assert fork_server.end() == 128 + number, fork_server.said
+        assert f"Stopped by {number.name} after step" in fork_server.said
+    fork_server.start(*argv, str(tmp_path / "cut"))
+    assert fork_server.end() == 0, fork_server.said
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
 
 
@@ -344,12 +346,13 @@ def children(pid: int) -> list[int]:
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_has_ended(data, tmp_path):
     out = tmp_path / "run"
     train(out, data, "--steps", "1")
-    code = "import sys, training.run_folder as f, pathlib; l = f._lock(pathlib.Path(sys.argv[1])); "
+    code = "import sys, pathlib; from training.run_folder.folder import _lock; "
+    code += "l = _lock(pathlib.Path(sys.argv[1])); "
     code += "print('held', flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", code, str(out)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="Another process trains in"):
+        with pytest.raises(UserError, match="Another process writes"):
             train(out, data, "--steps", "1")
         other.stdin.close()
     assert train(out, data, "--steps", "1")["steps"] == 1

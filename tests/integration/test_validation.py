@@ -16,8 +16,8 @@ from training_support import colours, rows, spoil, train
 from data_pipelines.embed import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
 from training.objective import build_objective
-from training.run_report import REPORT
-from training.stops import Stops
+from training.run_folder.report import REPORT
+from training.signals import SaveRequests
 from training.validation import open_validation, validate
 from vlp.checkpoint import load_encoder
 from vlp.encoder import create_encoder, read_config
@@ -129,13 +129,13 @@ def test_evaluators_run_on_their_cadence_and_are_seen_in_report_and_card(run):
 def test_cards_of_a_moving_average_leave_the_checkpoint_whole_and_the_report_says_why_it_ended(
     data, tmp_path, monkeypatch
 ):
-    def agree(stops):
+    def agree(requests):
         agree.steps += 1
-        stops.signal = signal.SIGTERM if agree.steps == 3 else 0
-        return bool(stops.signal)
+        requests.signal = signal.SIGTERM if agree.steps == 3 else 0
+        return bool(requests.signal)
 
     agree.steps = 0
-    monkeypatch.setattr(Stops, "agree", agree)
+    monkeypatch.setattr(SaveRequests, "agree", agree)
     told = ("--steps", "4", "--validate-every", "2", "--log-every", "2", "--ema", "0.9")
     with pytest.raises(Stopped):
         train(tmp_path / "run", data, *told, "--data.validation", str(data))

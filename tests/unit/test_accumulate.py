@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from training_support import VIT, batch
 
-from training.accumulate import Pieces, encode, refuse_batch_norm
+from training.compute.accumulate import Pieces, encode, refuse_batch_norm
 from training.losses.sigmoid import Sigmoid
 from training.losses.softmax import Softmax
-from training.stages import trained_norms
+from training.optimization.stages import trained_norms
 from vlp.encoder import DualEncoder, create_encoder, read_config
 from vlp.errors import UserError
 from vlp.types import Batch

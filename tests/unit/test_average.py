@@ -6,8 +6,8 @@ import pytest
 import torch
 from training_support import VIT
 
-from training.average import Average
 from training.config import TrainConfig
+from training.optimization.average import Average
 from vlp.checkpoint import find_checkpoint, load_encoder, load_weights, save_encoder
 from vlp.encoder import create_encoder
 from vlp.errors import UserError

@@ -4,11 +4,11 @@ import pytest
 import torch
 from losses_support import drawn, filled, loss_of, part
 
-from training.diagnostics import watching
 from training.losses.matryoshka import Matryoshka
 from training.losses.softmax import Softmax
 from training.losses.uniformity import Uniformity
-from training.tiles import TILE_ELEMENTS
+from training.similarity.diagnostics import watching
+from training.similarity.tiles import TILE_ELEMENTS
 
 TILED = ["softmax", "sigmoid", "hard_negative", "decoupled", "multi_positive", "matryoshka"]
 SCALE, BIAS = torch.tensor(20.0), torch.tensor(-3.0)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from training_support import VIT, batch
 
-from training.flops import FlopCounter, peak_flops
+from training.compute.flops import FlopCounter, peak_flops
+from training.compute.towers import set_up_towers
 from training.options import SpeedConfig
-from training.towers import set_up_towers
 from vlp.encoder import DualEncoder, create_encoder
 
 

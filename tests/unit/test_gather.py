@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from losses_support import drawn, filled, loss_of, number, part
 
-from training.gather import gather
+from training.compute.gather import gather
 from vlp.spec import names
 from vlp.types import Pairs
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from training.groups import frozen_names, parameter_groups, select
-from training.layers import tower_layers
+from training.optimization.groups import frozen_names, parameter_groups, select
+from training.optimization.layers import tower_layers
+from training.optimization.rules import Stage
+from training.optimization.stages import freeze
 from training.options import OptimizerConfig
-from training.rules import Stage
-from training.stages import freeze
 from vlp.encoder import _build, create_encoder, read_config
 from vlp.errors import UserError
 

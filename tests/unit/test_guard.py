@@ -8,13 +8,13 @@ import torch
 from training_support import VIT, colours
 
 from training import step
+from training.compute.processes import start_processes
 from training.config import TrainConfig
-from training.guard import Guard
 from training.losses.softmax import Softmax
+from training.optimization.guard import Guard
+from training.optimization.tower_norms import Update, gradient_norms
 from training.options import DataConfig, GuardConfig, ModelConfig, OptimizerConfig
-from training.processes import start_processes
 from training.setup import build_parts
-from training.tower_norms import Update, gradient_norms
 from vlp.encoder import create_encoder
 from vlp.errors import UserError
 

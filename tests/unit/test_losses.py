@@ -30,10 +30,10 @@ from training.losses.sigmoid import Sigmoid
 from training.losses.softmax import Softmax
 from training.losses.uniformity import Uniformity
 from training.losses.weighted import Weighted
-from training.tiles import TILE_ELEMENTS
+from training.similarity.tiles import TILE_ELEMENTS
 from vlp.errors import UserError
 from vlp.spec import build, names, parse
-from vlp.types import Pairs, Past, Taught
+from vlp.types import Pairs, Past, TeacherFeatures
 
 EVERY_LOSS = pytest.mark.parametrize("name", names("training.losses"))
 VARIANTS = (
@@ -124,7 +124,7 @@ def test_right_pairs_cost_less_than_wrong_pairs(name):
     loss = loss_of(name)
     pairs = filled(loss, drawn(8))._replace(hard_text=None, hard_group=None, past=None)
     if pairs.teacher is not None:
-        pairs = pairs._replace(teacher=Taught(pairs.image.detach(), pairs.image.detach()))
+        pairs = pairs._replace(teacher=TeacherFeatures(pairs.image.detach(), pairs.image.detach()))
     right = pairs._replace(text=pairs.image)
     wrong = pairs._replace(text=pairs.image.roll(1, 0))
     assert run(loss, right)[0] < run(loss, wrong)[0]
@@ -161,7 +161,9 @@ def test_a_loss_is_finite_at_its_largest_scale_with_equal_features(name, dtype):
 
 
 def teacher_of(loss, features):
-    return Taught(features.detach(), features.detach()) if "teacher" in needs(loss) else None
+    return (
+        TeacherFeatures(features.detach(), features.detach()) if "teacher" in needs(loss) else None
+    )
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
@@ -331,7 +333,7 @@ def test_a_teachers_own_scale_is_taken_where_none_is_given():
 @pytest.mark.parametrize("frozen", ["image", "text"])
 def test_without_a_teacher_the_frozen_tower_is_its_own(frozen):
     loss, pairs = Weighted(frozen=frozen), drawn(8, 5)
-    own = pairs._replace(teacher=Taught(pairs.image.detach(), pairs.text.detach()))
+    own = pairs._replace(teacher=TeacherFeatures(pairs.image.detach(), pairs.text.detach()))
     assert_same(run(loss, pairs), run(loss, own))
     wanted = value_and_gradients(
         lambda s, b: naive_losses.weighted(pairs, s, b, loss), pairs, 10.0, 0.0

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from training_support import VIT, batch
 
-from training.accumulate import Pieces
+from training.compute.accumulate import Pieces
 from training.losses.softmax import Softmax
 from training.memory import Memory
 from vlp.encoder import create_encoder

@@ -10,7 +10,7 @@ from training.losses.softmax import Softmax
 from training.losses.uniformity import Uniformity
 from training.objective import build_objective, warn_of_scales
 from vlp.errors import UserError
-from vlp.types import Pairs, Past, Taught
+from vlp.types import Pairs, Past, TeacherFeatures
 
 
 def pairs() -> Pairs:
@@ -54,7 +54,9 @@ def test_each_loss_sees_the_fields_that_it_takes_and_what_none_takes_is_refused(
     assert found["softmax"] > Softmax()(batch, batch, rows, scale, None)
     assert found["uniformity"] == Uniformity()(batch, batch, rows, scale, None)
     with pytest.raises(UserError, match="softmax and uniformity cannot use teacher"):
-        objective(more._replace(teacher=Taught(batch.image, batch.text)), more, rows, scale, bias)
+        objective(
+            more._replace(teacher=TeacherFeatures(batch.image, batch.text)), more, rows, scale, bias
+        )
     inside = build_objective(["matryoshka(loss='softmax', dims=(4,))"])
     assert inside.each(more, more, rows, scale, None)["matryoshka"] > 0
 

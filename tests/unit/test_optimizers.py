@@ -5,9 +5,9 @@ import io
 import pytest
 import torch
 
-from training.optimizers import build_optimizer, optimizer_names
+from training.optimization.optimizers import build_optimizer, optimizer_names
+from training.optimization.stable_adamw import StableAdamW
 from training.options import OptimizerConfig
-from training.stable_adamw import StableAdamW
 from vlp.errors import UserError
 
 ELSEWHERE = ("bnb", "fused", "adahessian")

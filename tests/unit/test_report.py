@@ -11,9 +11,9 @@ from markupsafe import Markup
 from PIL import Image
 from tests_support import Seen
 
-from training.card import public_name, write_card
 from training.recipes import toy
-from training.run_report import REPORT, Standing, write_report
+from training.run_folder.card import public_name, write_card
+from training.run_folder.report import REPORT, RunStatus, write_report
 from vlp.output import write_json, write_record
 from vlp.report import (
     beside,
@@ -204,10 +204,10 @@ def test_a_report_that_cannot_be_written_ends_nothing(run, capsys):
 
 def test_the_report_tells_the_step_that_was_reached_and_why_the_run_ended(run):
     error = "Ended by an error: </p><script>"
-    write_report(run, Standing(3, 400, error))
+    write_report(run, RunStatus(3, 400, error))
     text = " ".join(Seen((run / REPORT).read_text()).text)
     assert f"3 of 4 steps, not finished; 400 samples seen. {error}. Ended 20" in text
-    write_report(run, Standing(4, 512))
+    write_report(run, RunStatus(4, 512))
     assert "4 of 4 steps, finished; 512 samples seen. Written" in (run / REPORT).read_text()
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from training.config import TrainConfig
 from training.duration import Duration, RunLength
+from training.optimization.rules import GroupRule, Stage
+from training.optimization.schedule import plan_learning_rate, plan_schedule
 from training.options import OptimizerConfig
-from training.rules import GroupRule, Stage
-from training.schedule import plan_course, plan_schedule
 from vlp.errors import UserError
 
 RUN = RunLength(samples=1000.0, batch_size=10, epoch=250)
@@ -33,13 +33,13 @@ def test_every_schedule_equals_its_formula_in_steps(shape):
     options = OptimizerConfig(
         learning_rate=3.0, schedule=shape, warmup="10%", cooldown=COOLED.get(shape, "0%")
     )
-    plan = plan_schedule(options, RUN)
+    plan = plan_learning_rate(options, RUN)
     for step in range(100):
         assert plan.rate(step * 10) == pytest.approx(3 * naive(shape, step)), step
 
 
 def test_a_cosine_is_half_way_down_in_the_middle_and_never_0_before_the_end():
-    plan = plan_schedule(OptimizerConfig(learning_rate=1.0, warmup="0%"), RUN)
+    plan = plan_learning_rate(OptimizerConfig(learning_rate=1.0, warmup="0%"), RUN)
     assert plan.rate(0) == 1
     assert plan.rate(500) == pytest.approx(0.5)
     assert 0 < plan.rate(990) < 0.001
@@ -49,7 +49,7 @@ def test_the_reciprocal_square_root_has_a_time_scale_of_its_own():
     options = OptimizerConfig(
         schedule="reciprocal_sqrt", learning_rate=1.0, timescale="300 samples"
     )
-    plan = plan_schedule(replace(options, warmup="0%"), RUN)
+    plan = plan_learning_rate(replace(options, warmup="0%"), RUN)
     assert plan.rate(300) == pytest.approx(math.sqrt(0.5))
     assert plan.rate(900) == pytest.approx(0.5)
 
@@ -58,8 +58,8 @@ def test_the_reciprocal_square_root_has_a_time_scale_of_its_own():
 @pytest.mark.parametrize("warmup", ["10%", "100 samples", "0.4 epochs"])
 def test_half_the_batch_has_the_same_rate_at_the_same_samples_seen(shape, warmup):
     options = OptimizerConfig(schedule=shape, warmup=warmup, cooldown=COOLED.get(shape, "0%"))
-    whole = plan_schedule(options, RUN)
-    half = plan_schedule(options, RUN._replace(batch_size=5))
+    whole = plan_learning_rate(options, RUN)
+    half = plan_learning_rate(options, RUN._replace(batch_size=5))
     for samples in range(100, 1000, 10):
         assert half.rate(samples) == whole.rate(samples)
     for samples in range(0, 100, 10):  # a warm-up counts the samples after a step
@@ -117,14 +117,14 @@ def test_the_length_of_a_run_is_rounded_up_to_batches():
 def test_stages_follow_each_other_by_samples_seen():
     stages = ("25%: freeze=visual", "30 steps: lr=0.5 warmup=10 steps", "rest")
     config = TrainConfig(stages=stages, optimizer=OptimizerConfig(warmup="0%"))
-    course = plan_course(config, RUN)
-    assert [course.stage_at(seen) for seen in (0, 240, 250, 540, 550, 990)] == [0, 0, 1, 1, 2, 2]
-    plan = course.schedule
-    assert course.rate(240) == plan.rate(240)
-    assert course.rate(250) == pytest.approx(plan.rate(250) * 0.5 * 0.1)
-    assert course.rate(340) == pytest.approx(plan.rate(340) * 0.5)
-    assert course.rate(550) == plan.rate(550)
-    assert course.lines()[1:] == [
+    schedule = plan_schedule(config, RUN)
+    assert [schedule.stage_at(seen) for seen in (0, 240, 250, 540, 550, 990)] == [0, 0, 1, 1, 2, 2]
+    plan = schedule.learning_rate
+    assert schedule.rate(240) == plan.rate(240)
+    assert schedule.rate(250) == pytest.approx(plan.rate(250) * 0.5 * 0.1)
+    assert schedule.rate(340) == pytest.approx(plan.rate(340) * 0.5)
+    assert schedule.rate(550) == plan.rate(550)
+    assert schedule.lines()[1:] == [
         "From step 0: visual frozen, learning rate x 1.",
         "From step 25: nothing more frozen, learning rate x 0.5.",
         "From step 55: nothing more frozen, learning rate x 1.",
@@ -133,7 +133,7 @@ def test_stages_follow_each_other_by_samples_seen():
 
 def test_a_warmup_longer_than_the_run_is_told():
     config = TrainConfig(steps=10, optimizer=OptimizerConfig(warmup="500 steps"))
-    (line,) = plan_course(config, config.run_length(None)).lines()
+    (line,) = plan_schedule(config, config.run_length(None)).lines()
     assert line.endswith("after a warm-up of 500 steps, which is longer than the run.")
 
 
@@ -166,7 +166,7 @@ def test_what_are_no_stages_is_refused(stages, message):
 @pytest.mark.parametrize("stages", [("2000 steps", "rest"), ("50 steps", "20 steps")])
 def test_stages_that_are_not_as_long_as_the_run_are_refused(stages):
     with pytest.raises(UserError, match=r"samples long, the run 1,000"):
-        plan_course(TrainConfig(stages=stages), RUN)
+        plan_schedule(TrainConfig(stages=stages), RUN)
 
 
 def test_a_group_is_read_from_its_text():

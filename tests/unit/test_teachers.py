@@ -16,7 +16,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Row, sample_seed
 from data_pipelines.reader import Reader
 from data_pipelines.shards import open_shards, write_shards
-from training.accumulate import Pieces
+from training.compute.accumulate import Pieces
 from training.teachers import Teacher, check_features, open_teacher
 from vlp.encoder import create_encoder
 from vlp.errors import UserError
@@ -51,7 +51,7 @@ def first(shards, student, workers=0, **changes):
 def test_the_teacher_sees_the_students_crop_and_caption(shards, student, model, encoder):
     teacher = open_teacher(str(model), torch.device("cpu"))
     plain = first(shards, student)
-    batch, again = (first(shards, student, workers, teacher=teacher.eyes) for workers in (0, 2))
+    batch, again = (first(shards, student, workers, teacher=teacher.input) for workers in (0, 2))
     for name, value in plain._asdict().items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, getattr(batch, name)), "a teacher changes nothing else"
@@ -77,7 +77,7 @@ def test_the_teacher_sees_the_students_crop_and_caption(shards, student, model, 
 
 def test_features_are_those_of_the_model_one_by_one_and_in_pieces(shards, student, model, encoder):
     teacher = open_teacher(str(model), torch.device("cpu"))
-    batch = first(shards, student, teacher=teacher.eyes)
+    batch = first(shards, student, teacher=teacher.input)
     taught = teacher(batch, Pieces())
     assert taught.scale == pytest.approx(encoder.logit_scale.exp().item())
     assert batch.teacher_images is not None
@@ -93,7 +93,7 @@ def test_features_are_those_of_the_model_one_by_one_and_in_pieces(shards, studen
 
 def test_a_teacher_of_the_students_size_takes_the_students_pictures(shards, student):
     teacher = Teacher(name="itself", identity="", scale=1.0, encoder=student.eval())
-    batch = first(shards, student, teacher=teacher.eyes)
+    batch = first(shards, student, teacher=teacher.input)
     assert batch.teacher_images is None
     wanted = student(batch.images, batch.tokens)
     torch.testing.assert_close(teacher(batch, Pieces()).image, wanted.image)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from training_support import VIT, batch
 
+from training.compute.towers import recompute_blocks, set_up_towers
 from training.options import SpeedConfig
-from training.towers import recompute_blocks, set_up_towers
 from vlp.encoder import DualEncoder, create_encoder, read_config
 from vlp.errors import UserError
 

@@ -2,7 +2,7 @@ import accelerate.tracking as tracking
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.trackers import Trackers, check_trackers
+from training.run_folder.trackers import Trackers, check_trackers
 from vlp.errors import UserError
 
 

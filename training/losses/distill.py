@@ -9,9 +9,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from training.loss import refuse_fields
-from training.matches import other_matches
-from training.recompute import in_row_chunks
-from training.tiles import in_full_precision
+from training.similarity.matches import other_matches
+from training.similarity.recompute import in_row_chunks
+from training.similarity.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.contrastive import Contrastive, Direction
-from training.log_sums import EMPTY
+from training.similarity.contrastive import Contrastive, Direction
+from training.similarity.log_sums import EMPTY
 from vlp.errors import UserError
 
 MOST = 100

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from training.loss import least_dim, needs, refuse_dim, takes
-from training.tiles import in_full_precision
+from training.similarity.tiles import in_full_precision
 from vlp.errors import UserError
 from vlp.spec import build
 from vlp.types import Pairs

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from training.contrastive import Contrastive, Direction
-from training.recompute import recomputed
-from training.tiles import in_full_precision, tile_elements
+from training.similarity.contrastive import Contrastive, Direction
+from training.similarity.recompute import recomputed
+from training.similarity.tiles import in_full_precision, tile_elements
 
 
 @dataclass(frozen=True, kw_only=True)

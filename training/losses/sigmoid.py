@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.diagnostics import extremes_of, note_batch
-from training.log_sums import log_sums
 from training.loss import refuse_fields
-from training.matches import all_hard_captions, own_hard_captions
-from training.pairwise_sigmoid import pairwise_sigmoid
-from training.tiles import Tiles
+from training.similarity.diagnostics import extremes_of, note_batch
+from training.similarity.log_sums import log_sums
+from training.similarity.matches import all_hard_captions, own_hard_captions
+from training.similarity.pairwise_sigmoid import pairwise_sigmoid
+from training.similarity.tiles import Tiles
 from vlp.errors import UserError
 from vlp.types import Pairs
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from training.contrastive import Contrastive, Direction
-from training.matches import mean_over_kept
+from training.similarity.contrastive import Contrastive, Direction
+from training.similarity.matches import mean_over_kept
 from vlp.errors import UserError
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.log_sums import EMPTY, log_sums
 from training.loss import refuse_fields
-from training.tiles import Tiles, in_full_precision
+from training.similarity.log_sums import EMPTY, log_sums
+from training.similarity.tiles import Tiles, in_full_precision
 from vlp.errors import UserError
 from vlp.types import Pairs
 

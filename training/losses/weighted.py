@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.log_sums import log_sums
 from training.loss import refuse_fields
-from training.matches import other_matches
-from training.recompute import in_row_chunks
-from training.tiles import Tiles, in_full_precision
+from training.similarity.log_sums import log_sums
+from training.similarity.matches import other_matches
+from training.similarity.recompute import in_row_chunks
+from training.similarity.tiles import Tiles, in_full_precision
 from vlp.types import Pairs
 
 

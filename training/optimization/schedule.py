@@ -1,17 +1,17 @@
-"""The course of a run: its learning rate and its stages, as functions of the samples seen."""
+"""The schedule of a run: its learning rate and its stages, as functions of the samples seen."""
 
 import math
 from dataclasses import dataclass
 
 from training.config import TrainConfig
 from training.duration import RunLength
+from training.optimization.rules import Stage, parse_stages
 from training.options import OptimizerConfig
-from training.rules import Stage, parse_stages
 from vlp.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class LearningRate:
     """A linear warm-up to the peak, a shape, a linear cool-down to 0; all lengths in samples."""
 
     shape: str
@@ -45,10 +45,10 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """What is trained at which learning rate, as functions of the samples seen."""
 
-    schedule: Schedule
+    learning_rate: LearningRate
     stages: tuple[Stage, ...]
     starts: tuple[float, ...]
     """Samples seen before each stage."""
@@ -62,17 +62,17 @@ class Course:
     def rate(self, samples_seen: float) -> float:
         """Return the learning rate of the step that begins after this many samples."""
         number = self.stage_at(samples_seen)
-        inside = samples_seen + self.schedule.batch_size - self.starts[number]
+        inside = samples_seen + self.learning_rate.batch_size - self.starts[number]
         factor = self.stages[number].rate * _rise(inside, self.warmups[number])
-        return factor * self.schedule.rate(samples_seen)
+        return factor * self.learning_rate.rate(samples_seen)
 
     def image_size(self, samples_seen: float) -> int | None:
         """Return the side of the pictures of that step; None: the image tower's own."""
         return self.stages[self.stage_at(samples_seen)].image_size
 
     def lines(self) -> list[str]:
-        """Return the course in words: the schedule, then the stages where there are several."""
-        plan, steps = self.schedule, self._steps
+        """Return it in words: the learning rate, then the stages where there are several."""
+        plan, steps = self.learning_rate, self._steps
         said = f"Learning rate: {plan.shape.replace('_', ' ')} from {plan.peak:g}"
         if plan.warmup:
             said += f" after a warm-up of {steps(plan.warmup)} steps"
@@ -90,10 +90,10 @@ class Course:
         return [f"{said}.", *(told if self.stages != (Stage(length=None),) else [])]
 
     def _steps(self, samples: float) -> str:
-        return f"{math.ceil(samples / self.schedule.batch_size):,}"
+        return f"{math.ceil(samples / self.learning_rate.batch_size):,}"
 
 
-def plan_course(config: TrainConfig, run: RunLength) -> Course:
+def plan_schedule(config: TrainConfig, run: RunLength) -> Schedule:
     """Return the schedule and the stages of a run of this length.
 
     Raises:
@@ -111,17 +111,17 @@ def plan_course(config: TrainConfig, run: RunLength) -> Course:
             f'"rest" as the last one\'s length, and shorter ones before it.'
         )
     warmups = tuple(stage.warmup.samples(run) for stage in stages)
-    return Course(plan_schedule(config.optimizer, run), stages, tuple(starts), warmups)
+    return Schedule(plan_learning_rate(config.optimizer, run), stages, tuple(starts), warmups)
 
 
-def plan_schedule(options: OptimizerConfig, run: RunLength) -> Schedule:
+def plan_learning_rate(options: OptimizerConfig, run: RunLength) -> LearningRate:
     """Return the learning rate of a run of this length.
 
     Raises:
         UserError: A length is in epochs, and the data has none.
     """
     warmup, cooldown, timescale = (duration.samples(run) for duration in options.durations())
-    return Schedule(
+    return LearningRate(
         shape=options.schedule,
         peak=options.learning_rate,
         total=run.samples,

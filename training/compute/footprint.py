@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.config import TrainConfig
-from training.groups import parameter_groups
-from training.layers import tower_blocks
-from training.optimizers import build_optimizer
-from training.schedule import Course
+from training.optimization.groups import parameter_groups
+from training.optimization.layers import tower_blocks
+from training.optimization.optimizers import build_optimizer
+from training.optimization.schedule import Schedule
+from training.similarity.tiles import TILE_ELEMENTS
 from training.teachers import Teacher
-from training.tiles import TILE_ELEMENTS
 from vlp.encoder import DualEncoder
 
 FP32, BF16, INT64 = 4, 2, 8
@@ -94,7 +94,7 @@ def footprint(
     encoder: DualEncoder,
     mode: FakeTensorMode,
     config: TrainConfig,
-    course: Course,
+    schedule: Schedule,
     *,
     processes: int,
     in_bf16: bool,
@@ -106,17 +106,17 @@ def footprint(
         encoder: Of shapes alone; it is trained in all that any stage trains.
         mode: What ``to_shapes`` returned.
         config: Of the run; its batch divides by the processes.
-        course: Of the run.
+        schedule: Of the run.
         processes: GPUs.
         in_bf16: Whether the towers compute in bf16 under autocast, else in fp32.
         teacher: Its encoder of shapes alone, too.
     """
     share = Share.of(config, processes)
-    groups = parameter_groups(encoder, config.optimizer, course.stages)
+    groups = parameter_groups(encoder, config.optimizer, schedule.stages)
     trained = _bytes([p for group in groups for p in group["params"]])
     with mode:
         state = _optimizer_bytes(config, groups)
-        size, again = _largest_picture(encoder, course), config.speed.recompute
+        size, again = _largest_picture(encoder, schedule), config.speed.recompute
         activations = _activations(encoder, share, groups, size, again, in_bf16=in_bf16)
     views = config.data.image_views + config.data.text_views
     world = config.data.batch_size * encoder.dim * FP32 * views
@@ -189,9 +189,9 @@ def _optimizer_bytes(config: TrainConfig, groups: list[dict[str, Any]]) -> int:
     return _bytes([value for value in held if isinstance(value, Tensor)])
 
 
-def _largest_picture(encoder: DualEncoder, course: Course) -> tuple[int, int]:
+def _largest_picture(encoder: DualEncoder, schedule: Schedule) -> tuple[int, int]:
     """Return the size of the largest pictures that any stage has."""
-    sides = [stage.image_size for stage in course.stages]
+    sides = [stage.image_size for stage in schedule.stages]
     return max([(s, s) if s else encoder.image_size for s in sides], key=math.prod)
 
 

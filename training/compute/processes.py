@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
@@ -17,6 +18,15 @@ from vlp.errors import UserError
 PATIENCE = timedelta(minutes=30)
 """For what one process does alone while the others wait, as writing a checkpoint or trying a shard
 again. It is for a process that hangs: of one that died, its closed connections tell at once."""
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+)
+"""How gloo and NCCL say that another process is gone or does not answer."""
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -58,6 +68,25 @@ def cores_for_workers() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """End in one line when another process is gone, instead of with what its connection says."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_lost(error):
+            raise UserError(
+                "Another process of the run ended or does not answer; what it or the launcher "
+                "printed says why. Run the same command again to go on from the last checkpoint."
+            ) from None
+        raise
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error says that another process is gone."""
+    return isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in LOST)
 
 
 def _computes_bf16(*, has_gpu: bool) -> bool:

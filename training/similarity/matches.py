@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from training.tiles import Tiles, in_full_precision
+from training.similarity.tiles import Tiles, in_full_precision
 from vlp.types import Pairs
 
 

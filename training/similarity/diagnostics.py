@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from training.tiles import Tiles
+from training.similarity.tiles import Tiles
 from vlp.types import Pairs
 
 

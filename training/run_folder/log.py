@@ -17,8 +17,8 @@ import torch
 
 from eval.run import CHANCE
 from training.config import TrainConfig
+from training.run_folder.trackers import Trackers
 from training.state import TrainState
-from training.trackers import Trackers
 from vlp.console import say
 from vlp.output import read_lines, write_bytes
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from training.gather import num_processes
+from training.compute.gather import num_processes
 from vlp.encoder import Encoding
 from vlp.errors import UserError
 from vlp.types import Batch, Pairs

@@ -1,6 +1,6 @@
 """Runs as real processes that start in no time: forks of one that has imported everything.
 
-`Nursery.start` gives the command to the forking process, which marks in shared memory what a run
+`ForkServer.start` gives the command to the forking process, which marks in shared memory what a run
 does just then, so that whoever kills it knows what it was killed in.
 """
 
@@ -50,7 +50,7 @@ for line in sys.stdin:
 """
 
 
-class Nursery:
+class ForkServer:
     """Starts commands one after the other."""
 
     def __init__(self, folder: Path, env: dict[str, str]) -> None:

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.diagnostics import Extremes, note_tile
-from training.tiles import FeatureGradients, Tiles, in_full_precision
+from training.similarity.diagnostics import Extremes, note_tile
+from training.similarity.tiles import FeatureGradients, Tiles, in_full_precision
 
 EMPTY = -1e30
 """The log-sum-exp over no negatives. Finite, so that no difference of two is NaN; far enough below

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.diagnostics import extremes_of, note_batch
-from training.log_sums import EMPTY, LogSums, log_sums, log_sums_both_ways
 from training.loss import refuse_fields
-from training.matches import all_hard_captions, own_hard_captions
-from training.tiles import Tiles, full_dtype
+from training.similarity.diagnostics import extremes_of, note_batch
+from training.similarity.log_sums import EMPTY, LogSums, log_sums, log_sums_both_ways
+from training.similarity.matches import all_hard_captions, own_hard_captions
+from training.similarity.tiles import Tiles, full_dtype
 from vlp.errors import UserError
 from vlp.types import Pairs
 

@@ -1,7 +1,5 @@
 """The folder of a run: whether it may be written, and what was wrong with the data."""
 
-import errno
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -10,12 +8,19 @@ from typing import IO
 
 from data_pipelines.loader import Loader, worker_error
 from data_pipelines.sources import find_shards
-from training.checkpoints import remove_parts
+from training.compute.processes import is_lost
 from training.config import TrainConfig
-from training.stops import is_lost
+from training.run_folder.checkpoints import remove_parts
 from vlp.checkpoint import list_checkpoints, paths_of
 from vlp.errors import UserError
-from vlp.output import check_output, read_record, remove_output, write_json, write_record
+from vlp.output import (
+    check_output,
+    lock_folder,
+    read_record,
+    remove_output,
+    write_json,
+    write_record,
+)
 
 FREE_TO_CHANGE = (
     "data.shards",
@@ -47,7 +52,6 @@ FREE_TO_CHANGE = (
 """Fields that a run may go on with other values of: they change nothing but rounding, or what is
 done about steps that would harm it. Of moved shards the checkpoint knows the names and counts."""
 FAULTS = "faults.json"
-LOCK = ".lock"
 
 
 def check_out(out: Path, config: TrainConfig, *, overwrite: bool) -> bool:
@@ -73,15 +77,15 @@ def claim(out: Path, config: TrainConfig, *, overwrite: bool) -> IO[str]:
     """Make the folder the run's, with its config; return the lock, which holds until it is closed.
 
     Raises:
-        UserError: Another process trains in the folder.
+        UserError: Another process writes the folder.
     """
     if is_run(out):
-        _lock(out).close()
+        lock_folder(out).close()
     if overwrite:
         remove_output(out)
     out.mkdir(parents=True, exist_ok=True)
     write_record(out, "train", asdict(config))
-    lock = _lock(out)
+    lock = lock_folder(out)
     remove_parts(out)
     for part in out.glob(".*.part"):  # a file that was being written at a kill
         part.unlink()
@@ -110,21 +114,6 @@ def faults_written(loader: Loader, out: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and (told := worker_error(error)):
             raise told from None
         raise
-
-
-def _lock(out: Path) -> IO[str]:
-    """Lock a folder for this process, but not for those that it forks: they may outlive it."""
-    file = (out / LOCK).open("w")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
-            return file
-        raise UserError(
-            f"Another process trains in {out}. Wait until it has ended, or give another --out."
-        ) from None
-    return file
 
 
 def _inputs(config: TrainConfig) -> list[Path]:

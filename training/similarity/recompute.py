@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from training.tiles import tile_elements
+from training.similarity.tiles import tile_elements
 
 
 def recomputed(term: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from data_pipelines.loader import Loader
-from training.groups import frozen_names
+from training.optimization.groups import frozen_names
+from training.optimization.schedule import Schedule
 from training.options import OptimizerConfig
-from training.schedule import Course
 from vlp.types import Batch
 
 
@@ -53,19 +53,19 @@ class StagedEncoder:
         self,
         encoder: nn.Module,
         accelerator: Accelerator,
-        course: Course,
+        schedule: Schedule,
         options: OptimizerConfig,
     ) -> None:
-        self._encoder, self._accelerator, self._course = encoder, accelerator, course
+        self._encoder, self._accelerator, self._schedule = encoder, accelerator, schedule
         fixed = {name for name, p in encoder.named_parameters() if not p.requires_grad}
-        self._frozen = [fixed | frozen_names(encoder, options, stage) for stage in course.stages]
+        self._frozen = [fixed | frozen_names(encoder, options, stage) for stage in schedule.stages]
         self.stage = -1
         """Number of the present stage."""
         self._wrapped = encoder
 
     def at(self, samples_seen: int) -> nn.Module:
         """Return the module to call for the step that begins after this many samples."""
-        stage = self._course.stage_at(samples_seen)
+        stage = self._schedule.stage_at(samples_seen)
         if stage != self.stage:
             is_first, self.stage = self.stage < 0, stage
             freeze(self._encoder, self._frozen[stage])
@@ -86,7 +86,7 @@ class StagedEncoder:
 
 
 def staged_batches(
-    loader: Loader, course: Course, samples_seen: int, passed_over: int = 0
+    loader: Loader, schedule: Schedule, samples_seen: int, passed_over: int = 0
 ) -> Generator[Batch]:
     """Yield the batches that follow, with pictures of each stage's size.
 
@@ -96,10 +96,10 @@ def staged_batches(
     full = reader.image_size
     try:
         while True:
-            side = course.image_size(samples_seen)
+            side = schedule.image_size(samples_seen)
             loader.reader = replace(reader, image_size=(side, side) if side else full)
             with closing(loader.batches(samples_seen + passed_over)) as batches:
-                while course.image_size(samples_seen) == side:
+                while schedule.image_size(samples_seen) == side:
                     yield next(batches)
                     samples_seen += reader.plan.batch_size
     finally:

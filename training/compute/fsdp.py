@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from training.compute.gather import num_processes
 from training.config import TrainConfig
-from training.gather import num_processes
-from training.layers import tower_blocks
+from training.optimization.layers import tower_blocks
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.spec import parse

@@ -8,8 +8,8 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from training import stops
-from training.stops import SIGNALS, Stops
+from training import signals
+from training.signals import SIGNALS, SaveRequests
 from vlp.cli import main
 from vlp.errors import Stopped
 
@@ -26,15 +26,15 @@ def ctrl_c_is_heard():
 def test_a_signal_is_heard_and_ends_the_run_by_its_number(number, monkeypatch, capsys):
     before = signal.signal(number, signal.default_int_handler)
     try:
-        with Stops(0, is_main=True) as heard:
+        with SaveRequests(0, is_main=True) as heard:
             assert not heard.agree()
             os.kill(os.getpid(), number)
             assert heard.agree()
         assert signal.getsignal(number) == signal.default_int_handler
     finally:
         signal.signal(number, before)
-    heard.end(step=10, steps=10)  # a run that is through has not been stopped
-    monkeypatch.setattr("vlp.cli.run", lambda argv: heard.end(step=7, steps=10))
+    heard.raise_if_stopped(step=10, steps=10)  # a run that is through has not been stopped
+    monkeypatch.setattr("vlp.cli.run", lambda argv: heard.raise_if_stopped(step=7, steps=10))
     with pytest.raises(SystemExit) as end:
         main([])
     assert end.value.code == 128 + number
@@ -42,11 +42,11 @@ def test_a_signal_is_heard_and_ends_the_run_by_its_number(number, monkeypatch, c
 
 
 def test_ctrl_c_again_ends_at_once_but_one_that_a_launcher_passes_on_does_not(monkeypatch):
-    with Stops(0, is_main=False) as heard:
+    with SaveRequests(0, is_main=False) as heard:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert heard.agree()
-        monkeypatch.setattr(stops, "ONE_PRESS_SECONDS", 0)
+        monkeypatch.setattr(signals, "ONE_PRESS_SECONDS", 0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -56,11 +56,11 @@ def test_what_was_ignored_stays_ignored_and_a_thread_hears_nothing():
     found = []
 
     def in_thread():
-        with Stops(0, is_main=True) as heard:
+        with SaveRequests(0, is_main=True) as heard:
             found.append((signal.getsignal(signal.SIGTERM), heard.agree()))
 
     try:
-        with Stops(0, is_main=True) as heard:
+        with SaveRequests(0, is_main=True) as heard:
             os.kill(os.getpid(), signal.SIGUSR1)
             assert not heard.agree()
     finally:
@@ -73,8 +73,8 @@ def test_what_was_ignored_stays_ignored_and_a_thread_hears_nothing():
 
 def test_the_clock_asks_for_a_checkpoint_each_time_its_minutes_are_over(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(stops.time, "monotonic", lambda: now[0])
-    heard, asked = Stops(2, is_main=True), []
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    heard, asked = SaveRequests(2, is_main=True), []
     for now[0] in range(0, 400, 50):
         asked += [now[0]] if heard.agree() else []
     assert asked == [150, 300]
@@ -84,14 +84,14 @@ def test_the_clock_asks_for_a_checkpoint_each_time_its_minutes_are_over(monkeypa
 def one_rank(rank: int, folder: str) -> None:
     store = dist.FileStore(f"{folder}/store", 3)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=3)
-    with Stops(1e-9 if rank == 2 else 0, is_main=rank == 0) as heard:
+    with SaveRequests(1e-9 if rank == 2 else 0, is_main=rank == 0) as heard:
         found = [heard.agree()]  # the clock of another than the main process decides nothing
         if rank == 1:
             os.kill(os.getpid(), signal.SIGUSR1)
         found += [heard.agree()]
     assert found == [False, True]
     with pytest.raises(Stopped) as stopped:
-        heard.end(1, 2)
+        heard.raise_if_stopped(1, 2)
     assert stopped.value.number == signal.SIGUSR1
     assert bool(str(stopped.value)) == (rank == 0)
     dist.destroy_process_group()

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from eval.run import CHANCE
-from training.log import METRICS
-from training.sessions import read_sessions
+from training.run_folder.log import METRICS
+from training.run_folder.sessions import read_sessions
 from vlp.card import CARD, markdown_table, plain, public_name
 from vlp.checkpoint import AVERAGED, list_checkpoints, step_of
 from vlp.console import warn

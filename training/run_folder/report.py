@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from eval.run import CHANCE
-from training.checkpoints import is_cost
+from training.compute.processes import is_lost
 from training.config import TrainConfig
-from training.log import METRICS
+from training.recipes import RECIPES
+from training.rewind import SKIPPED
 from training.run import Run
-from training.run_folder import FAULTS
-from training.sessions import read_sessions
-from training.setbacks import SKIPPED
-from training.stops import is_lost
+from training.run_folder.checkpoints import is_cost
+from training.run_folder.folder import FAULTS
+from training.run_folder.log import METRICS
+from training.run_folder.sessions import read_sessions
 from vlp.console import one_line, warn
 from vlp.errors import UserError, first_line
 from vlp.output import flatten, read_lines, read_record
@@ -65,7 +66,7 @@ Rows = list[dict[str, Any]]
 Series = dict[str, list[tuple[float, float]]]
 
 
-class Standing(NamedTuple):
+class RunStatus(NamedTuple):
     """How far a run has come; the last row of its figures may be older."""
 
     step: int
@@ -77,11 +78,11 @@ class Standing(NamedTuple):
 @contextmanager
 def reported(run: Run) -> Iterator[None]:
     """Write the report when the block ends, however it ends; it says why."""
-    state, stops, ended = run.state, run.stops, ""
+    state, requests, ended = run.state, run.requests, ""
     try:
         yield
-        if stops.signal and state.step < run.steps:
-            ended = f"Stopped by {Signals(stops.signal).name}"
+        if requests.signal and state.step < run.steps:
+            ended = f"Stopped by {Signals(requests.signal).name}"
     except KeyboardInterrupt:
         ended = "Stopped by Ctrl-C within a step"
         raise
@@ -90,18 +91,18 @@ def reported(run: Run) -> Iterator[None]:
         raise
     finally:
         if run.accelerator.is_main_process:
-            write_report(run.out, Standing(state.step, state.samples_seen, ended))
+            write_report(run.out, RunStatus(state.step, state.samples_seen, ended))
 
 
-def write_report(run: Path, standing: Standing | None = None) -> None:
+def write_report(run: Path, status: RunStatus | None = None) -> None:
     """Write the report of a run as it is now; a disk without room for it ends no run."""
     try:
-        write_page(run / REPORT, report_of(run, standing))
+        write_page(run / REPORT, report_of(run, status))
     except OSError as error:
         warn(f"The report {run / REPORT} cannot be written ({first_line(error)}).")
 
 
-def report_of(run: Path, standing: Standing | None = None) -> Markup:
+def report_of(run: Path, status: RunStatus | None = None) -> Markup:
     """Return the report of a run by its ``config.json``, ``metrics.jsonl`` and other files.
 
     Of a run that is not at work, its last row of figures says how far it came.
@@ -124,15 +125,15 @@ def report_of(run: Path, standing: Standing | None = None) -> Markup:
         section("Data", _sources(sessions), _faults(faults)),
         section("Config", *_config(record["config"])),
         section("Where it ran", *_sessions(sessions, record["config"])),
-        subtitle=_subtitle(standing or _last_logged(rows), sessions),
+        subtitle=_subtitle(status or _last_logged(rows), sessions),
     )
 
 
-def _subtitle(standing: Standing | None, sessions: Rows) -> str:
+def _subtitle(status: RunStatus | None, sessions: Rows) -> str:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    if standing is None:
+    if status is None:
         return f"No step is logged yet. Written {now}."
-    step, samples_seen, ended = standing
+    step, samples_seen, ended = status
     steps = sessions[-1]["steps"] if sessions else step
     done = "finished" if step >= steps and not ended else "not finished"
     why = f"{one_line(ended, 500)}. " if ended else ""
@@ -142,8 +143,8 @@ def _subtitle(standing: Standing | None, sessions: Rows) -> str:
     )
 
 
-def _last_logged(rows: Rows) -> Standing | None:
-    return Standing(rows[-1]["step"], rows[-1]["samples_seen"]) if rows else None
+def _last_logged(rows: Rows) -> RunStatus | None:
+    return RunStatus(rows[-1]["step"], rows[-1]["samples_seen"]) if rows else None
 
 
 def _told(error: Exception) -> str:
@@ -255,8 +256,6 @@ def _config(config: dict[str, Any]) -> Iterable[Markup]:
 
 def _bases() -> dict[str, dict[str, Any]]:
     """Return the defaults and every recipe, as a config is saved."""
-    from training.commands import RECIPES  # which loads what reads command lines
-
     whole = {"the defaults": TrainConfig()}
     whole |= {f"the recipe {name}": recipe() for name, recipe in RECIPES.items()}
     return {name: flatten(json.loads(json.dumps(asdict(c)))) for name, c in whole.items()}

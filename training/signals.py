@@ -1,36 +1,25 @@
-"""What comes to a run from outside: signals, the clock, and the end of another process."""
+"""What asks a run to save, or to save and end: signals and the clock."""
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from training.gather import num_processes
-from vlp.errors import Stopped, UserError
+from training.compute.gather import num_processes
+from vlp.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Asked to end, Ctrl-C, and the warning that Slurm sends by ``--signal=USR1@120``."""
 ONE_PRESS_SECONDS = 1.0
 """A launcher passes the Ctrl-C on that the terminal sent already: so soon after, it is the same."""
-LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Broken pipe",
-    "Timed out waiting",
-    "remote process exited",
-)
-"""How gloo and NCCL say that another process is gone or does not answer."""
 
 
-class Stops:
+class SaveRequests:
     """What is asked of a run from outside: to save, or to save and end; of all processes alike.
 
     Inside the block, signals are only heard, and answered after the step under way: by every
@@ -47,7 +36,7 @@ class Stops:
         self._heard, self._heard_at = 0, 0.0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Stops":
+    def __enter__(self) -> "SaveRequests":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as of a shell's job in background
@@ -72,7 +61,7 @@ class Stops:
             self._saved = time.monotonic()
         return bool(self.signal or is_time)
 
-    def end(self, step: int, steps: int) -> None:
+    def raise_if_stopped(self, step: int, steps: int) -> None:
         """Raise Stopped if a signal ended the run before its last step; one process says so."""
         if self.signal and step < steps:
             told = (
@@ -89,22 +78,3 @@ class Stops:
             self._heard, self._heard_at = number, time.monotonic()
             if number == signal.SIGINT and self._is_main:  # print may be what was interrupted
                 os.write(2, b"\nvlp: stopping after this step; Ctrl-C again stops at once.\n")
-
-
-@contextmanager
-def lost_processes_told() -> Iterator[None]:
-    """End in one line when another process is gone, instead of with what its connection says."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_lost(error):
-            raise UserError(
-                "Another process of the run ended or does not answer; what it or the launcher "
-                "printed says why. Run the same command again to go on from the last checkpoint."
-            ) from None
-        raise
-
-
-def is_lost(error: BaseException) -> bool:
-    """Return whether an error says that another process is gone."""
-    return isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in LOST)

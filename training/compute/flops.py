@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from training.accumulate import num_rows
+from training.compute.accumulate import num_rows
 from vlp.console import say
 from vlp.encoder import DualEncoder
 from vlp.errors import first_line

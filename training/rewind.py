@@ -9,9 +9,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from training.checkpoints import remove_after
-from training.guard import Guard, Verdict
-from training.log import keep_rows
+from training.optimization.guard import Guard, Verdict
+from training.run_folder.checkpoints import remove_after
+from training.run_folder.log import keep_rows
 from training.state import TrainState, restore
 from vlp.checkpoint import list_checkpoints, step_of
 from vlp.console import say
@@ -25,7 +25,7 @@ LISTENING_SECONDS = 2.0
 """A launcher ends all processes when one ends: so long the others let the main one speak."""
 
 
-def meet(
+def skip_or_rewind(
     verdict: Verdict,
     batch: Batch,
     guard: Guard,

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from training.layers import TOWERS, slice_layers, tower_layers
+from training.optimization.layers import TOWERS, slice_layers, tower_layers
+from training.optimization.rules import GroupRule, Stage
 from training.options import OptimizerConfig
-from training.rules import GroupRule, Stage
 from vlp.errors import UserError, nearest
 
 SLICE = re.compile(r"(\w+)\[(-?\d*):(-?\d*)\]")

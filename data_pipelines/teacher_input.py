@@ -11,7 +11,7 @@ from vlp.features import StoredFeatures
 from vlp.tokenizer import Tokenizer
 
 
-class Eyes(NamedTuple):
+class TeacherInput(NamedTuple):
     """How a teacher reads a sample: what it sees is the first view, at its own size.
 
     A teacher is to be imitated on what the student sees: the same crop with the same changes, and

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
+from training.optimization.stable_adamw import StableAdamW
 from training.options import OptimizerConfig
-from training.stable_adamw import StableAdamW
 from vlp.errors import UserError, first_line, nearest
 from vlp.spec import parse
 

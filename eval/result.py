@@ -1,0 +1,125 @@
+"""What an evaluator finds: figures, how they would be on other samples, and what a report draws."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+class PerImage(NamedTuple):
+    """A figure as a mean over images: sum of ``values * weights`` over sum of ``weights``."""
+
+    values: Float[Tensor, "images"]
+    """Of every image of the set, in its order."""
+    weights: Float[Tensor, "images"]
+    """How much of the figure hangs on each image, such as its captions; 0: not counted."""
+
+
+class Curve(NamedTuple):
+    """Lines through points (x, y), such as a prefix curve or a reliability diagram."""
+
+    name: str
+    """Unique in the report: the part is found by it."""
+    title: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+    x: str
+    """What the axis is."""
+
+
+class Bars(NamedTuple):
+    """A value for each name, such as the recall of each class."""
+
+    name: str
+    title: str
+    values: Mapping[str, float]
+
+
+class Histogram(NamedTuple):
+    """How values are spread, such as similarities of true and of false pairs."""
+
+    name: str
+    title: str
+    series: Mapping[str, Float[Tensor, "_"]]
+    x: str
+
+
+class Matrix(NamedTuple):
+    """Counts by row and column, such as a confusion matrix: true class by predicted class."""
+
+    name: str
+    title: str
+    values: Float[Tensor, "rows columns"]
+    rows: Sequence[str]
+    columns: Sequence[str]
+
+
+class Scatter(NamedTuple):
+    """Points in the plane, such as a map of both modalities."""
+
+    name: str
+    title: str
+    series: Mapping[str, Float[Tensor, "_ 2"]]
+
+
+class Pictures(NamedTuple):
+    """Some images of the set with captions, such as the worst misses."""
+
+    name: str
+    title: str
+    rows: Sequence[int]
+    """Of the encoded set."""
+    captions: Sequence[str]
+
+
+class Table(NamedTuple):
+    """Rows of cells, such as the worst confusions."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+Part = Curve | Bars | Histogram | Matrix | Scatter | Pictures | Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluator returns. Figures that are in neither of the next two get no interval."""
+
+    figures: dict[str, float]
+    """By name, such as ``retrieval/image_to_text/recall@1``."""
+    per_image: dict[str, PerImage] = field(default_factory=dict)
+    """Figures that are means over images, by the same names."""
+    resample: Callable[[Int64[Tensor, "drawn"]], dict[str, float]] | None = None
+    """Other figures, if the set were these of its images, each as often as it is drawn. What is
+    searched or ranked among stays the whole set."""
+    parts: tuple[Part, ...] = ()
+    """What the report draws."""
+
+
+def mean_of(per_image: PerImage) -> float:
+    """Return the figure itself."""
+    return ((per_image.values * per_image.weights).sum() / per_image.weights.sum()).item()
+
+
+def per_image(
+    values: Tensor, rows: Int64[Tensor, "values"] | None = None, *, num_images: int
+) -> PerImage:
+    """Return a mean over values as one over images: each image holds the mean of its values.
+
+    Args:
+        values: One for each image, or for each of ``rows``.
+        rows: The image that each value belongs to, such as the owner of a caption; an image may
+            have several values or none.
+        num_images: Images of the set.
+    """
+    values = values.double()
+    if rows is None:
+        rows = torch.arange(num_images)
+    weights = torch.bincount(rows, minlength=num_images).double()
+    sums = torch.zeros(num_images, dtype=torch.float64).index_add_(0, rows, values)
+    return PerImage(sums / weights.clamp(min=1), weights)

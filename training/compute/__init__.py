@@ -1,0 +1,1 @@
+"""How a step is computed: over processes, in pieces or slices, and what it costs."""

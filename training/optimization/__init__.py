@@ -1,0 +1,1 @@
+"""What a step is taken with: learning rate, stages, parameter groups, optimizers, the guard."""

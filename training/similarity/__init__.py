@@ -1,0 +1,1 @@
+"""Similarities of a batch, tile by tile: what the losses are made of."""
