@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.ahead import map_ahead
+from data_pipelines.dataset import Dataset, dataset_of
 from data_pipelines.faults import Faults, SampleFault
-from data_pipelines.shards import ShardSet, open_shards, read
-from data_pipelines.tar_index import Entry
+from data_pipelines.shards import ShardSet, open_shards
 from vlp.batches import batches
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import progress, show
@@ -37,22 +37,30 @@ AHEAD = 1024
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """The features of every usable sample of some shards, in shard order."""
+    """The features of every usable sample of a dataset, in its order."""
 
-    entries: list[Entry]
+    dataset: Dataset
+    rows: list[int]
+    """Of the dataset, one for each sample here."""
     samples: list[Sample]
     """Without their image bytes."""
     image: Float[Tensor, "samples dim"]
     text: Float[Tensor, "samples dim"]
+    """Of each sample's caption; of its first, where it has several lines of them."""
     faults: Faults
     image_pooled: Float[Tensor, "samples image_width"] | None = None
     """What the image tower projects to its features, where asked for; of any length."""
     text_pooled: Float[Tensor, "samples text_width"] | None = None
 
 
-def encode_shards(
+def encode_shards(encoder: DualEncoder, shards: ShardSet, **options: Any) -> EncodedSet:
+    """Return the features of shards, with the options of ``encode_dataset``."""
+    return encode_dataset(encoder, dataset_of(shards, "shards"), **options)
+
+
+def encode_dataset(
     encoder: DualEncoder,
-    shards: ShardSet,
+    dataset: Dataset,
     *,
     pooled: bool = False,
     batch_size: int = 256,
@@ -60,37 +68,38 @@ def encode_shards(
     num_processes: int = 1,
     gather: Callable[[list], list] = list,
 ) -> EncodedSet:
-    """Return the image and text features of shards; what cannot be read is in ``faults``.
+    """Return the image and text features of a dataset; what cannot be read is in ``faults``.
 
-    The order is that of the shards. Of several processes each encodes every n-th batch, and all
-    get the whole set. A batch is always the same entries of the shards, so the features are equal
+    The order is that of the dataset. Of several processes each encodes every n-th batch, and all
+    get the whole set. A batch is always the same rows of the dataset, so the features are equal
     bit for bit for any number of processes.
 
     Args:
         encoder: The same on every process. All call it equally often.
-        shards: The same on every process.
+        dataset: The same on every process.
         pooled: Whether rows before the projections are wanted, too.
-        batch_size: Entries encoded together.
+        batch_size: Samples encoded together.
         process: Which of the processes this is.
         num_processes: How many there are.
         gather: Returns the lists of all processes as one.
     """
-    groups = list(batches(shards.entries, batch_size))
+    groups = list(batches(range(len(dataset)), batch_size))
     own = groups[process::num_processes]
-    items = map_ahead(partial(_prepared, encoder), chain.from_iterable(own), ahead=AHEAD)
+    prepare = partial(_prepared, encoder, dataset)
+    items = map_ahead(prepare, chain.from_iterable(own), ahead=AHEAD)
     encoded = []
     with progress(sum(map(len, own)), "encode") as advance:
         for turn in range(math.ceil(len(groups) / num_processes)):
             size = len(own[turn]) if turn < len(own) else 0
-            part = _encode(encoder, islice(items, size), pooled)
+            part = _encode(encoder, islice(items, size), pooled, dataset.has_lines)
             encoded.append((turn * num_processes + process, part))
             advance(size)
     parts = dict(gather(encoded))
-    return _joined([(group, parts[number]) for number, group in enumerate(groups)], shards)
+    return _joined([(group, parts[number]) for number, group in enumerate(groups)], dataset)
 
 
 class _Encoded(NamedTuple):
-    """The features of a group of entries, a row for each that could be read."""
+    """The features of a group of samples, a row for each that could be read."""
 
     places: list[int]
     """In the group."""
@@ -101,17 +110,20 @@ class _Encoded(NamedTuple):
     """Places of the others, and why."""
 
 
-def _prepared(encoder: DualEncoder, entry: Entry) -> tuple[Sample, Tensor] | str:
+def _prepared(encoder: DualEncoder, dataset: Dataset, row: int) -> tuple[Sample, Tensor] | str:
     """Return a sample without its image, and its pixels; or what is wrong with it."""
     try:
-        sample = read(entry)
+        sample = dataset.read(row)
         return replace(sample, image=b""), encoder.transform(decode(sample.image))
     except (SampleFault, ImageError) as fault:
         return str(fault)
 
 
 def _encode(
-    encoder: DualEncoder, items: Iterable[tuple[Sample, Tensor] | str], pooled: bool
+    encoder: DualEncoder,
+    items: Iterable[tuple[Sample, Tensor] | str],
+    pooled: bool,
+    has_lines: bool,
 ) -> _Encoded:
     """Encode what could be read of a group.
 
@@ -128,24 +140,25 @@ def _encode(
     pixels = pixels or [encoder.transform(Image.new("RGB", (1, 1)))]
     image = encode_pixels(encoder, torch.stack(pixels), pooled=pooled)
     # Each different caption once: a set with labels and no captions costs no text pass.
-    place = {sample.text: 0 for sample in samples} or {"": 0}
-    place = {caption: row for row, caption in enumerate(place)}
+    captions = [sample.text.partition("\n")[0] if has_lines else sample.text for sample in samples]
+    place = {caption: row for row, caption in enumerate(dict.fromkeys(captions or [""]))}
     text = encode_captions(encoder, list(place), pooled=pooled)
-    rows = [place[sample.text] for sample in samples]
+    rows = [place[caption] for caption in captions]
     image, text = image.take(range(len(samples))), text.take(rows)
     return _Encoded(list(found), samples, image, text, faults)
 
 
-def _joined(parts: list[tuple[list[Entry], _Encoded]], shards: ShardSet) -> EncodedSet:
-    """Return the groups of entries and what was made of them as one set."""
+def _joined(parts: list[tuple[list[int], _Encoded]], dataset: Dataset) -> EncodedSet:
+    """Return the groups of rows and what was made of them as one set."""
     faults = Faults()
-    faults.merge(shards.faults.as_dict())
+    faults.merge(dataset.faults.as_dict())
     for group, part in parts:
         for place, reason in part.faults:
-            faults.add(reason, group[place].shard.name, group[place].key)
+            faults.add(reason, dataset.place(group[place]), dataset.keys[group[place]])
     image = join_rows([part.image for _, part in parts])
     text = join_rows([part.text for _, part in parts])
     return EncodedSet(
+        dataset,
         [group[place] for group, part in parts for place in part.places],
         [sample for _, part in parts for sample in part.samples],
         image.features,
@@ -187,7 +200,7 @@ def embed_shards(
             features = getattr(encoded, kind).numpy()
             np.save(part / f"{kind}_emb" / f"{kind}_emb_0.npy", features)
         (part / "metadata").mkdir()
-        pq.write_table(_metadata(encoded), part / "metadata" / "metadata_0.parquet")
+        pq.write_table(_metadata(encoded, shards), part / "metadata" / "metadata_0.parquet")
     count = len(encoded.samples)
     show(f"Embedded {count} samples of {source} into {out} ({encoder.dim} dimensions).")
     if encoded.faults:
@@ -195,8 +208,9 @@ def embed_shards(
     return {"samples": count, "dim": encoder.dim, "out": str(out), **_faults(encoded.faults)}
 
 
-def _metadata(encoded: EncodedSet) -> pa.Table:
-    pictures = [entry.members[entry.extension() or ""] for entry in encoded.entries]
+def _metadata(encoded: EncodedSet, shards: ShardSet) -> pa.Table:
+    entries = [shards.entries[row] for row in encoded.rows]
+    pictures = [entry.members[entry.extension() or ""] for entry in entries]
     return pa.table(
         {
             "key": [sample.key for sample in encoded.samples],
@@ -204,7 +218,7 @@ def _metadata(encoded: EncodedSet) -> pa.Table:
             "metadata": [
                 json.dumps(sample.metadata, ensure_ascii=False) for sample in encoded.samples
             ],
-            "shard": [str(entry.shard.resolve()) for entry in encoded.entries],
+            "shard": [str(entry.shard.resolve()) for entry in entries],
             "offset": pa.array([member.offset for member in pictures], pa.int64()),
             "size": pa.array([member.size for member in pictures], pa.int64()),
         }

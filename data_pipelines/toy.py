@@ -124,10 +124,10 @@ def draw_evaluation(count: int, seed: int) -> Iterator[Sample]:
         if len(seen) == count:
             return
         rng = np.random.default_rng([seed, SCENES, index])
-        scene = _draw_scene(rng, is_held_out=True)
+        scene = draw_scene(rng, is_held_out=True)
         if scene.description not in seen:
             seen.add(scene.description)
-            yield _sample(f"{len(seen) - 1:06d}", scene, _caption(scene, rng), rng)
+            yield sample_of(f"{len(seen) - 1:06d}", scene, caption_of(scene, rng), rng)
 
 
 def draw_single_shapes(drawings: int, seed: int) -> Iterator[Sample]:
@@ -137,10 +137,10 @@ def draw_single_shapes(drawings: int, seed: int) -> Iterator[Sample]:
         if not any(wanted.values()):
             return
         rng = np.random.default_rng([seed, SINGLE_SHAPES, index])
-        scene = _draw_scene(rng, is_held_out=True, layout="alone")
+        scene = draw_scene(rng, is_held_out=True, layout="alone")
         if wanted[scene.classes[0]] > 0:
             wanted[scene.classes[0]] -= 1
-            yield _sample(f"{index:06d}", scene, _caption(scene, rng), rng)
+            yield sample_of(f"{index:06d}", scene, caption_of(scene, rng), rng)
 
 
 def zero_shot_classes() -> dict[str, Any]:
@@ -158,13 +158,14 @@ def zero_shot_classes() -> dict[str, Any]:
 def _training_sample(index: int, seed: int, *, key: str | None = None) -> Sample:
     """Return a training pair before any defect, as a function of its place and the seed."""
     rng = np.random.default_rng([seed, TRAINING, index])
-    scene = _draw_scene(rng, is_held_out=False)
+    scene = draw_scene(rng, is_held_out=False)
     is_brief = bool(rng.random() < BRIEF_SHARE)
-    caption = _caption(scene, rng, is_brief=is_brief)
-    return _sample(key or f"{index:06d}", scene, caption, rng)
+    caption = caption_of(scene, rng, is_brief=is_brief)
+    return sample_of(key or f"{index:06d}", scene, caption, rng)
 
 
-def _sample(key: str, scene: Scene, caption: str, rng: np.random.Generator) -> Sample:
+def sample_of(key: str, scene: Scene, caption: str, rng: np.random.Generator) -> Sample:
+    """Return a pair of a drawing of the scene and a caption, with what the scene holds."""
     metadata: dict[str, Any] = {
         "layout": scene.layout,
         "shapes": [shape._asdict() for shape in scene.shapes],
@@ -175,7 +176,7 @@ def _sample(key: str, scene: Scene, caption: str, rng: np.random.Generator) -> S
     return Sample(key, jpeg(draw(scene.shapes, rng)), caption, metadata)
 
 
-def _draw_scene(rng: np.random.Generator, *, is_held_out: bool, layout: str | None = None) -> Scene:
+def draw_scene(rng: np.random.Generator, *, is_held_out: bool, layout: str | None = None) -> Scene:
     """Return a random scene of one side of the split; no two of its shapes share their class."""
     while True:
         name = layout or str(rng.choice(list(LAYOUTS), p=LAYOUT_SHARES))
@@ -199,7 +200,7 @@ def _places(shape: Shape) -> int:
     return sum(list(of).index(word) for of, word in zip(lists, shape[:4], strict=True))
 
 
-def _caption(scene: Scene, rng: np.random.Generator, *, is_brief: bool = False) -> str:
+def caption_of(scene: Scene, rng: np.random.Generator, *, is_brief: bool = False) -> str:
     """Return one of the wordings of a scene; a brief one never says a size."""
     nouns = ["a " + _noun(shape, rng, is_brief=is_brief) for shape in scene.shapes]
     if len(nouns) < 3:

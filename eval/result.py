@@ -101,6 +101,21 @@ class Result:
     """What the report draws."""
 
 
+def named(name: str, result: Result) -> Result:
+    """Return the result with a name before that of each figure and part, as in ``name/acc@1``."""
+
+    def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
+        assert result.resample is not None
+        return {f"{name}/{key}": value for key, value in result.resample(drawn).items()}
+
+    return Result(
+        {f"{name}/{key}": value for key, value in result.figures.items()},
+        {f"{name}/{key}": value for key, value in result.per_image.items()},
+        resample if result.resample is not None else None,
+        tuple(part._replace(name=f"{name}/{part.name}") for part in result.parts),
+    )
+
+
 def mean_of(per_image: PerImage) -> float:
     """Return the figure itself."""
     return ((per_image.values * per_image.weights).sum() / per_image.weights.sum()).item()

@@ -7,8 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from data_pipelines.embed import EncodedSet, encode_shards
-from data_pipelines.shards import open_shards
+from data_pipelines.embed import EncodedSet, encode_dataset
+from eval.open_dataset import open_dataset
+from eval.result import Result
 from vlp import spec
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import say, show_table
@@ -25,14 +26,18 @@ CHANCE = {"recall@1": "chance@1", "acc@1": "chance", "mean_per_class_recall": "c
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """One file of ``eval/evaluators``; may also have ``check(shards)``, run before encoding."""
+    """One file of ``eval/evaluators``.
+
+    It may also have ``check(dataset)``, run before encoding, and ``needs_pooled = True``, to find
+    the rows before the projections in what is encoded.
+    """
 
     @property
     def name(self) -> str:
         """What the names of its figures start with; unique in a run."""
         ...
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> dict[str, float]:
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return figures by name, such as ``retrieval/image_to_text/recall@1``."""
         ...
 
@@ -56,7 +61,7 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"The batch size is {batch_size}. Give at least 1.")
     evaluators = build_evaluators(tasks)
-    source = open_shards(shards)
+    source = open_dataset(shards)
     for evaluator in evaluators:
         getattr(evaluator, "check", lambda _: None)(source)
     encoder = to_best_device(load_encoder(model))
@@ -66,11 +71,12 @@ def evaluate(
         "shards": shards,
         "tasks": list(tasks),
     }
-    inputs = [*source.shards, *paths_of(model, shards)]
+    inputs = [*source.files, *paths_of(model, shards)]
     if out:
         check_output(out, "eval", config, inputs=inputs, overwrite=overwrite)
     start = time.perf_counter()
-    encoded = encode_shards(encoder, source, batch_size=batch_size)
+    pooled = needs_pooled(evaluators)
+    encoded = encode_dataset(encoder, source, pooled=pooled, batch_size=batch_size)
     figures = run_evaluators(encoder, encoded, evaluators)
     seconds = round(time.perf_counter() - start, 2)
     result = {"metrics": figures, **config, "samples": len(encoded.samples), "seconds": seconds}
@@ -122,8 +128,13 @@ def run_evaluators(
             )
     figures: dict[str, float] = {}
     for evaluator in evaluators:
-        figures |= evaluator(encoder, encoded)
+        figures |= evaluator(encoder, encoded).figures
     return figures
+
+
+def needs_pooled(evaluators: Sequence[Evaluator]) -> bool:
+    """Return whether one of them wants the rows before the projections."""
+    return any(getattr(evaluator, "needs_pooled", False) for evaluator in evaluators)
 
 
 def _write(out: Path, result: dict[str, Any], config: dict[str, Any], **options: Any) -> None:

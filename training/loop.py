@@ -1,6 +1,6 @@
 """train(config): the loop, top to bottom."""
 
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from data_pipelines.plan import hash63
 from training.announce import announce, report
 from training.cadence import Cadence
 from training.compute.fsdp import whole
-from training.compute.processes import cores_for_workers, lost_processes_told, start_processes
+from training.compute.processes import cores_for_workers, start_processes
+from training.compute.shared_errors import errors_said_once
 from training.config import TrainConfig
 from training.optimization.stages import staged_batches
 from training.options import KeepConfig
@@ -20,8 +21,8 @@ from training.run import Run, open_run
 from training.run_folder.card import write_card
 from training.run_folder.folder import faults_written, write_faults
 from training.run_folder.log import note, validation_note
-from training.run_folder.report import RunStatus, reported, write_report
-from training.run_folder.sessions import begin_session
+from training.run_folder.report import reported, write_report
+from training.run_folder.sessions import RunStatus, begin_session
 from training.state import save
 from training.step import cut_captions, over_processes, take_step
 from training.validation import Validation, validate
@@ -37,22 +38,22 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         UserError: Anything in the config, the data or the folder that the user can mend.
         Stopped: A signal asked the run to end; it has saved, and the same call goes on.
     """
-    accelerator = start_processes(config)
-    voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
-    with voice, cores_for_workers(), lost_processes_told():
-        run = open_run(config, out, accelerator, overwrite=overwrite)
-        announce(config, out, run.parts, run.state, run.steps)
+    with errors_said_once(), cores_for_workers():
+        accelerator = start_processes(config)
         is_main = accelerator.is_main_process
-        if is_main and run.state.step < run.steps:
-            begin_session(out, config, accelerator, run.parts, run.state, run.steps)
-        with run.requests, reported(run), faults_written(run.parts.loader, out):
-            while run.state.step < run.steps and not run.requests.signal:
-                _turn(run)
-        run.log.close()
-        accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
-        accelerator.end_training()
-        run.requests.raise_if_stopped(run.state.step, run.steps)
-        return report(out, run.parts, run.state, run.log.figures) if is_main else None
+        with speaking(None if is_main else "quiet"):
+            run = open_run(config, out, accelerator, overwrite=overwrite)
+            announce(config, out, run.parts, run.state, run.steps)
+            if is_main and run.state.step < run.steps:
+                begin_session(out, config, accelerator, run.parts, run.state, run.steps)
+            with run.requests, reported(run), faults_written(run.parts.loader, out):
+                while run.state.step < run.steps and not run.requests.signal:
+                    _turn(run)
+            run.log.close()
+            accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
+            accelerator.end_training()
+            run.requests.raise_if_stopped(run.state.step, run.steps)
+            return report(out, run.parts, run.state, run.log.figures) if is_main else None
 
 
 def _turn(run: Run) -> None:

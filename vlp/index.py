@@ -138,7 +138,7 @@ def load_index(folder: Path) -> Index:
 
 
 @runtime_checkable
-class Rows(Protocol):
+class Matrix(Protocol):
     """A matrix of features that may be larger than memory: an array, mapped or in parts."""
 
     def __len__(self) -> int: ...
@@ -146,7 +146,7 @@ class Rows(Protocol):
 
 
 def kmeans(
-    rows: Rows, k: int, *, seed: int = 0, sample: int | None = None, iterations: int = 20
+    rows: Matrix, k: int, *, seed: int = 0, sample: int | None = None, iterations: int = 20
 ) -> Float[np.ndarray, "k dim"]:
     """Return k unit-length centroids of unit-length features: spherical k-means.
 
@@ -176,7 +176,7 @@ def kmeans(
 
 
 def assign(
-    rows: Rows, centroids: Float[np.ndarray, "k dim"]
+    rows: Matrix, centroids: Float[np.ndarray, "k dim"]
 ) -> tuple[Int64[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
     """Return the number of the nearest centroid of each feature, and the cosine to it."""
     index = faiss.IndexFlatIP(centroids.shape[1])
@@ -191,7 +191,7 @@ def assign(
 
 
 def neighbours(
-    queries: Float[np.ndarray, "queries dim"], rows: Rows, k: int
+    queries: Float[np.ndarray, "queries dim"], rows: Matrix, k: int
 ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
     """Return the cosines and numbers of the k nearest of many features, nearest first, exactly.
 
@@ -239,7 +239,7 @@ def hamming_pairs(
         yield firsts[np.stack([found[is_pair], later[is_pair]], axis=1)]
 
 
-def _blocks(rows: Rows) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
+def _blocks(rows: Matrix) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
     for start in range(0, len(rows), BLOCK):
         yield start, np.ascontiguousarray(rows[start : start + BLOCK], np.float32)
 

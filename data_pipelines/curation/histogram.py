@@ -46,8 +46,8 @@ class Spread:
             return Histogram([0.0, 1.0], [], is_log=False)
         marks = sorted({mark for pair in thresholds for mark in pair if np.isfinite(mark)})
         shown = [mark for mark in marks if self.least <= mark <= self.most]
-        low = float(min(np.quantile(self.drawn, TAIL), *shown, np.inf))
-        high = float(max(np.quantile(self.drawn, 1 - TAIL), *shown, -np.inf))
+        low = float(min(np.quantile(self.drawn, TAIL, method="lower"), *shown, np.inf))
+        high = float(max(np.quantile(self.drawn, 1 - TAIL, method="higher"), *shown, -np.inf))
         is_log = low > 0 and high > WIDE * low
         return Histogram(self._edges(low, high, is_log=is_log), marks, is_log=is_log)
 

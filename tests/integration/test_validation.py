@@ -55,7 +55,7 @@ def one_rank(rank: int, processes: int, port: int, shards: str, out: str) -> Non
 
 
 def shown(encoded: EncodedSet) -> tuple:
-    keys = [entry.key for entry in encoded.entries]
+    keys = [encoded.dataset.keys[row] for row in encoded.rows]
     assert keys == [sample.key for sample in encoded.samples]
     features = encoded.image.double().numpy().tobytes() + encoded.text.double().numpy().tobytes()
     return keys, encoded.faults.as_dict(), features
@@ -147,7 +147,7 @@ def test_cards_of_a_moving_average_leave_the_checkpoint_whole_and_the_report_say
     assert "Validated at step 2, before these weights of step 3" in averaged
     assert "model-index" not in raw + averaged
     report = (tmp_path / "run" / REPORT).read_text()
-    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Ended 20" in report
+    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Written 20" in report
     assert "Of the moving average of the weights" in report
 
 

@@ -1,10 +1,8 @@
 """Filters that look at features: clusters near a target set."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from curation_support import kept
+from curation_support import kept, stored_features, unit_rows
 from tests_support import pairs
 
 from data_pipelines.curation.candidates import Candidate, hash64
@@ -14,26 +12,7 @@ from data_pipelines.filters.clip_cov import ClipCov
 from data_pipelines.filters.image_clusters import ImageClusters
 from vlp.errors import UserError
 from vlp.index import assign, kmeans
-from vlp.output import RECORD, write_json
 from vlp.sample import Sample
-
-
-def unit_rows(count, dim=8, seed=0):
-    rows = np.random.default_rng(seed).standard_normal((count, dim))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def stored_features(folder, rows, captions=None, **config):
-    """Write features as `vlp embed` does, the text's as the image's turned around."""
-    for kind, own in (("image", rows), ("text", rows[:, ::-1])):
-        (folder / f"{kind}_emb").mkdir(parents=True)
-        np.save(folder / f"{kind}_emb" / f"{kind}_emb_0.npy", own)
-    (folder / "metadata").mkdir()
-    keys = [str(n) for n in range(len(rows))]
-    table = pa.table({"key": keys, "caption": captions or ["a red square"] * len(rows)})
-    pq.write_table(table, folder / "metadata" / "metadata_0.parquet")
-    write_json(folder / RECORD, {"command": "embed", "config": config})
-    return str(folder)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from tests_support import Seen
 
 from training.recipes import toy
 from training.run_folder.card import public_name, write_card
-from training.run_folder.report import REPORT, RunStatus, write_report
+from training.run_folder.report import REPORT, write_report
+from training.run_folder.sessions import RunStatus, end_session, read_sessions
 from vlp.output import write_json, write_record
 from vlp.report import (
     beside,
@@ -206,9 +207,19 @@ def test_the_report_tells_the_step_that_was_reached_and_why_the_run_ended(run):
     error = "Ended by an error: </p><script>"
     write_report(run, RunStatus(3, 400, error))
     text = " ".join(Seen((run / REPORT).read_text()).text)
-    assert f"3 of 4 steps, not finished; 400 samples seen. {error}. Ended 20" in text
+    assert f"3 of 4 steps, not finished; 400 samples seen. {error}. Written 20" in text
     write_report(run, RunStatus(4, 512))
     assert "4 of 4 steps, finished; 512 samples seen. Written" in (run / REPORT).read_text()
+
+
+def test_the_report_of_a_run_that_is_over_tells_from_its_files_why(run):
+    for why in ("Stopped by SIGTERM", "a second end of the same session"):
+        end_session(run, RunStatus(3, 400, why))
+    (session,) = read_sessions(run)
+    assert session["why"] == "Stopped by SIGTERM"
+    write_report(run)
+    text = " ".join(Seen((run / REPORT).read_text()).text)
+    assert "3 of 4 steps, not finished; 400 samples seen. Stopped by SIGTERM. Written" in text
 
 
 def test_figures_of_speed_and_the_guard_have_their_places(run):
