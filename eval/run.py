@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from data_pipelines.embed import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet, encode_dataset
 from eval.open_dataset import open_dataset
 from eval.result import Result
 from vlp import spec

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from data_pipelines.captions import caption_key
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.embed import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet, encode_dataset
 from data_pipelines.plan import hash63
 from eval.open_dataset import open_dataset
 from eval.run import Evaluator, build_evaluators, needs_pooled, run_evaluators

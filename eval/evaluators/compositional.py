@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.choices import Item, Margins, captions_of, choose, of_items
 from eval.compositional_sets import READERS, ItemSet, items_of_samples, read_item_set
 from eval.result import Result, named, per_image
