@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer
 
 from data_pipelines.ahead import map_ahead
 from data_pipelines.shards import ShardSet
@@ -26,7 +26,7 @@ COLUMNS = ("shard", "key", "copies")
 def write_keep_list(
     sources: Sequence[Path],
     keys: Sequence[Sequence[str]],
-    copies: Sequence[Int64[np.ndarray, "_"]],
+    copies: Sequence[Integer[np.ndarray, "_"]],
     folder: Path,
 ) -> int:
     """Write the samples that are kept, and return their number, copies counted.
@@ -87,7 +87,7 @@ def read_copies(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
 
 
 def _copies_by_key(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
-    wanted = _read(Path(path))
+    wanted = listed_copies(Path(path))
     total, copies = sum(map(len, wanted.values())), []
     for shard, name in zip(shards.shards, relative_names(shards.shards), strict=True):
         kept = wanted.get(name, {})
@@ -103,9 +103,7 @@ def _copies_by_key(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
 
 def _copies_by_uid(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
     """Return how often each sample stands in a list of uids; of samples of one uid, the first."""
-    wanted, times = np.unique(_read_uids(Path(path)), return_counts=True)
-    if len(times) and times.max() > MOST:
-        raise UserError(f"{path} keeps a uid {times.max()} times. Write it at most {MOST} times.")
+    wanted, times = listed_uids(Path(path))
     is_met, copies = np.zeros(len(wanted), bool), []
     for uids, has_uid in map_ahead(open_uids, shards.shards):
         own = np.zeros(len(uids), np.int64)
@@ -119,17 +117,25 @@ def _copies_by_uid(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
     return copies
 
 
-def _read_uids(path: Path) -> np.ndarray:
+def listed_uids(path: Path) -> tuple[np.ndarray, Int64[np.ndarray, "uids"]]:
+    """Return the uids of a DataComp list, ascending, and how often each stands there.
+
+    Raises:
+        UserError: It cannot be read, or one stands there more than ``MOST`` times.
+    """
     try:
         uids = np.load(path)
         if uids.ndim != 1 or uids.dtype.newbyteorder("=") != UID:
             raise ValueError(f"it holds {uids.ndim} dimensions of {uids.dtype}")
-        return uids.astype(UID)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"Cannot read the keep-list {path}: {_reason(error)}. A list of uids is an array of "
             f"one dimension of pairs, numpy's dtype \"u8,u8\", as DataComp's are."
         ) from None
+    found, times = np.unique(uids.astype(UID), return_counts=True)
+    if len(times) and times.max() > MOST:
+        raise UserError(f"{path} keeps a uid {times.max()} times. Write it at most {MOST} times.")
+    return found, times
 
 
 def _reason(error: Exception) -> str:
@@ -137,8 +143,12 @@ def _reason(error: Exception) -> str:
     return "it is no .npy file" if "pickle" in str(error) else first_line(error)
 
 
-def _read(path: Path) -> dict[str, dict[str, int]]:
-    """Return the copies by shard and key."""
+def listed_copies(path: Path) -> dict[str, dict[str, int]]:
+    """Return the copies by shard and key of a ``keep.parquet``, or of the folder that holds one.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     path = path / FILE if path.is_dir() else path
     try:
         table = pq.ParquetFile(path).read()

@@ -22,9 +22,9 @@ from data_pipelines.shard_cache import ensure, url_of
 from vlp.errors import UserError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-CAPTION_EXTENSIONS = ("txt", "json", "cls")
+CAPTION_EXTENSIONS = ("txt", "json", "cls", "npy")
 ORIGIN = b"vlp_index"
-FORM = "2"
+FORM = "3"
 """Of the index; another form is not read."""
 OPENINGS = 20
 """To open a shard that others' shards push out of the cache."""
@@ -154,7 +154,7 @@ def _build(shard: Path) -> TarIndex:
 def _load(path: Path, shard: Path) -> TarIndex | None:
     """Return a written index, or None where it is missing, damaged or of another shard."""
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         told = json.loads((table.schema.metadata or {})[ORIGIN])
         faults = Faults()
         faults.merge(told["faults"])

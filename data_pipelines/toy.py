@@ -1,7 +1,9 @@
 """A drawn world of shapes and captions, for the tour and for tests: all of it follows from a seed.
 
-A quarter of all scenes that can be described is held out. Training scenes are never drawn from
-that quarter and evaluation scenes only from it, whatever their seeds. A caption of evaluation says
+A quarter of all scenes that can be described is held out, and so is every scene with one of eight
+pairs of colour and shape: each colour and each shape is seen in training, but these never together.
+Training scenes are never drawn from what is held out and evaluation scenes only from it, whatever
+their seeds. A caption of evaluation says
 all of its scene, sizes included; one that leaves something out leaves out the sizes, and is given
 in training only. So no image and no caption of the evaluation sets is ever in training.
 """
@@ -67,6 +69,10 @@ PHRASES = {
     "below": ("below", "under"),
 }
 """The ways to say that one shape lies left of, right of, above or below another."""
+NEW_PAIRS = tuple(
+    f"{colour} {shape}" for colour, shape in zip(COLOURS, reversed(OUTLINES), strict=True)
+)
+"""Colours and shapes that are never seen together in training: each of both stands in one pair."""
 OPENINGS = ("", "there is ", "a picture of ")
 TRAINING, PLAN, DEFECT, SCENES, SINGLE_SHAPES = range(1, 6)
 """Random streams, each with its own numbers for the same seed."""
@@ -89,13 +95,18 @@ class Scene(NamedTuple):
         return [f"{shape.colour} {shape.shape}" for shape in self.shapes]
 
     @property
+    def shows_new_pair(self) -> bool:
+        """Whether a shape has a colour that no shape of its kind has in training."""
+        return any(f"{shape.colour} {shape.shape}" in NEW_PAIRS for shape in self.shapes)
+
+    @property
     def is_held_out(self) -> bool:
         """Whether only evaluation may show this scene.
 
         Adding the places of the attributes in their lists holds out a quarter of all scenes and
         two of the eight single shapes of every colour and shape.
         """
-        return sum(_places(shape) for shape in self.shapes) % 4 == 0
+        return self.shows_new_pair or sum(_places(shape) for shape in self.shapes) % 4 == 0
 
 
 def draw_training(
@@ -124,10 +135,10 @@ def draw_evaluation(count: int, seed: int) -> Iterator[Sample]:
         if len(seen) == count:
             return
         rng = np.random.default_rng([seed, SCENES, index])
-        scene = _draw_scene(rng, is_held_out=True)
+        scene = draw_scene(rng, is_held_out=True)
         if scene.description not in seen:
             seen.add(scene.description)
-            yield _sample(f"{len(seen) - 1:06d}", scene, _caption(scene, rng), rng)
+            yield sample_of(f"{len(seen) - 1:06d}", scene, caption_of(scene, rng), rng)
 
 
 def draw_single_shapes(drawings: int, seed: int) -> Iterator[Sample]:
@@ -137,10 +148,10 @@ def draw_single_shapes(drawings: int, seed: int) -> Iterator[Sample]:
         if not any(wanted.values()):
             return
         rng = np.random.default_rng([seed, SINGLE_SHAPES, index])
-        scene = _draw_scene(rng, is_held_out=True, layout="alone")
+        scene = draw_scene(rng, is_held_out=True, layout="alone")
         if wanted[scene.classes[0]] > 0:
             wanted[scene.classes[0]] -= 1
-            yield _sample(f"{index:06d}", scene, _caption(scene, rng), rng)
+            yield sample_of(f"{index:06d}", scene, caption_of(scene, rng), rng)
 
 
 def zero_shot_classes() -> dict[str, Any]:
@@ -158,13 +169,14 @@ def zero_shot_classes() -> dict[str, Any]:
 def _training_sample(index: int, seed: int, *, key: str | None = None) -> Sample:
     """Return a training pair before any defect, as a function of its place and the seed."""
     rng = np.random.default_rng([seed, TRAINING, index])
-    scene = _draw_scene(rng, is_held_out=False)
+    scene = draw_scene(rng, is_held_out=False)
     is_brief = bool(rng.random() < BRIEF_SHARE)
-    caption = _caption(scene, rng, is_brief=is_brief)
-    return _sample(key or f"{index:06d}", scene, caption, rng)
+    caption = caption_of(scene, rng, is_brief=is_brief)
+    return sample_of(key or f"{index:06d}", scene, caption, rng)
 
 
-def _sample(key: str, scene: Scene, caption: str, rng: np.random.Generator) -> Sample:
+def sample_of(key: str, scene: Scene, caption: str, rng: np.random.Generator) -> Sample:
+    """Return a pair of a drawing of the scene and a caption, with what the scene holds."""
     metadata: dict[str, Any] = {
         "layout": scene.layout,
         "shapes": [shape._asdict() for shape in scene.shapes],
@@ -175,7 +187,7 @@ def _sample(key: str, scene: Scene, caption: str, rng: np.random.Generator) -> S
     return Sample(key, jpeg(draw(scene.shapes, rng)), caption, metadata)
 
 
-def _draw_scene(rng: np.random.Generator, *, is_held_out: bool, layout: str | None = None) -> Scene:
+def draw_scene(rng: np.random.Generator, *, is_held_out: bool, layout: str | None = None) -> Scene:
     """Return a random scene of one side of the split; no two of its shapes share their class."""
     while True:
         name = layout or str(rng.choice(list(LAYOUTS), p=LAYOUT_SHARES))
@@ -199,7 +211,7 @@ def _places(shape: Shape) -> int:
     return sum(list(of).index(word) for of, word in zip(lists, shape[:4], strict=True))
 
 
-def _caption(scene: Scene, rng: np.random.Generator, *, is_brief: bool = False) -> str:
+def caption_of(scene: Scene, rng: np.random.Generator, *, is_brief: bool = False) -> str:
     """Return one of the wordings of a scene; a brief one never says a size."""
     nouns = ["a " + _noun(shape, rng, is_brief=is_brief) for shape in scene.shapes]
     if len(nouns) < 3:

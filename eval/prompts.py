@@ -1,46 +1,23 @@
 """Class names, caption templates, and which class a sample belongs to: all from files."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlp.classifier import check_distinct, check_names, check_templates
+from data_pipelines.dataset import Dataset
+from eval.datasets.shards import find_beside
+from vlp.classifier import BARE, Classes, check_distinct
 from vlp.errors import UserError, nearest
 from vlp.types import Sample
 
 NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
-BARE = ("{}",)
-"""The templates where none are given: the class name alone."""
+BY_NAME = Path(__file__).parent / "templates"
+"""Files of templates that need no path."""
 WORDS = ("templates", "label_key", "ids", "classnames")
 """What a classes file says at any level; every other key is a part."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classes:
-    """The classes of a data set, and how its samples name theirs."""
-
-    names: tuple[str, ...]
-    """As they stand in a caption."""
-    ids: tuple[int | str, ...] | None = None
-    """What a sample's label says of each class; None where it is the name or the place, from 0."""
-    templates: tuple[str, ...] = BARE
-    """Captions with ``{}`` or ``{c}`` for the name."""
-    label_key: str = "cls"
-    """The field of a sample's metadata that holds its label."""
-
-    def __post_init__(self) -> None:
-        check_names(self.names)
-        check_templates(self.templates)
-        if self.ids is not None:
-            if len(self.ids) != len(self.names):
-                raise UserError(
-                    f"There are {len(self.names)} class names and {len(self.ids)} ids. "
-                    f"Give one id for each name."
-                )
-            check_distinct([str(own) for own in self.ids])
 
 
 def read_classes(source: str | Sequence[str], *, part: str | None = None) -> Classes:
@@ -70,18 +47,18 @@ def read_classes(source: str | Sequence[str], *, part: str | None = None) -> Cla
     return _classes(node, inherited, path, part, tree)
 
 
-def classes_beside(shards: Iterable[Path]) -> Classes:
-    """Return the classes of CLIP_benchmark's layout: files in the shards' folder or its parent.
+def classes_of(dataset: Dataset) -> Classes:
+    """Return the classes that a dataset brings: its own, or CLIP_benchmark's files beside it.
 
     Raises:
-        UserError: There is no ``classnames.txt``.
+        UserError: There are none.
     """
-    shards = list(shards)
-    names, templates = find_beside(shards, NAMES), find_beside(shards, TEMPLATES)
+    if dataset.classes is not None:
+        return dataset.classes
+    names, templates = (find_beside(dataset.files, name) for name in (NAMES, TEMPLATES))
     if names is None:
-        where = shards[0].parent if shards else "the shards"
         raise UserError(
-            f"zero_shot has no classes: there is no {NAMES} in {where} or above it. "
+            f"zero_shot has no classes: there is no {NAMES} in {dataset.name} or above it. "
             f"Write zero_shot(classes='classes.json') or 'classes.txt'."
         )
     return Classes(
@@ -90,37 +67,85 @@ def classes_beside(shards: Iterable[Path]) -> Classes:
     )
 
 
-def read_templates(source: str | Sequence[str]) -> tuple[str, ...]:
-    """Return templates: of a ``.txt`` file, a line each, of a ``.json`` list, or as given.
+def read_templates(source: str | Sequence[str]) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+    """Return templates by name, from a file, or as given.
+
+    Args:
+        source: ``imagenet`` for CLIP's 80 templates, ``imagenet_simple`` for 7 of them; a ``.txt``
+            file, a line each; a ``.json`` file, with a list of templates, or with captions of each
+            class's own under its name (CuPL); a template, or several.
 
     Raises:
-        UserError: The file is missing, or no list of templates.
+        UserError: The file is missing, or holds no templates.
     """
     if not isinstance(source, str):
         return tuple(source)
-    path = Path(source)
+    named = BY_NAME / f"{source}.txt"
+    path = named if named.is_file() else Path(source)
     if path.suffix not in (".txt", ".json"):
         return (source,)
     if path.suffix == ".txt":
         return tuple(line for line in _read_lines(path, "template") if line.strip())
-    found = _read_json(path)
-    if not isinstance(found, list):
-        raise UserError(f"{path} is no list of templates. Write a JSON list of captions with {{}}.")
-    return tuple(found)
+    return _templates(_read_json(path), path)
 
 
-def find_beside(shards: Iterable[Path], name: str) -> Path | None:
-    """Return the file of this name in a shard's folder or the folder above, or None."""
-    folders = dict.fromkeys(shard.parent for shard in shards)
-    places = (place for folder in folders for place in (folder, folder.absolute().parent))
-    return next((place / name for place in places if (place / name).is_file()), None)
+def keep_classes(classes: Classes, source: str | Sequence[Any]) -> Classes:
+    """Return the classes that a dataset is of, as ImageNet-A is of 200 of ImageNet's.
+
+    Args:
+        classes: All.
+        source: A ``.txt`` file, a line each, a ``.json`` list or a list of those that are kept:
+            ids, names or places from 0; or a truth value for every class.
+
+    Raises:
+        UserError: An entry is no class, or stands for two.
+    """
+    if isinstance(source, str):
+        path = Path(source)
+        source = _read_json(path) if path.suffix == ".json" else _read_lines(path, "class")
+    if source and all(isinstance(entry, bool) for entry in source):
+        if len(source) != len(classes.names):
+            raise UserError(f"subset= has {len(source)} entries for {len(classes.names)} classes.")
+        kept = [place for place, is_kept in enumerate(source) if is_kept]
+    else:
+        places = _places(classes)
+        wrong = next((entry for entry in source if entry not in places), None)
+        if wrong is not None:
+            raise UserError(f"subset= has {wrong!r}, and the classes are {_some(classes)}.")
+        kept = [places[entry] for entry in source]
+    ids = classes.ids or range(len(classes.names))  # a label still means what it meant
+    names = tuple(classes.names[place] for place in kept)
+    return replace(classes, names=names, ids=tuple(ids[place] for place in kept))
+
+
+def _templates(found: Any, path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+    """Return what a JSON file says are templates, or the captions of each class."""
+    if isinstance(found, str):
+        return (found,)
+    if isinstance(found, list):
+        return tuple(found)
+    if not isinstance(found, dict) or not all(isinstance(own, list) for own in found.values()):
+        raise UserError(
+            f"{path} is no list of templates. Write a JSON list of captions with {{}}, or a "
+            f"dictionary from each class to a list of its captions."
+        )
+    return {name: tuple(own) for name, own in found.items()}
 
 
 def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
     """Return the place of each sample's class, -1 where its label is no class or is missing.
 
-    A label is looked up among the ids; where there are none, a word is a name and a number is a
-    place, from 0. A number is also a place where every id is a word.
+    Raises:
+        UserError: No sample has a class.
+    """
+    return [own[0] if len(own) == 1 else -1 for own in classes_of_samples(classes, samples)]
+
+
+def classes_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[list[int]]:
+    """Return the places of each sample's classes; a label that is no class is left out.
+
+    A label, or each of a list of them, is looked up among the ids; where there are none, a word is
+    a name and a number is a place, from 0. A number is also a place where every id is a word.
 
     Raises:
         UserError: No sample has a class.
@@ -132,18 +157,23 @@ def class_of_samples(classes: Classes, samples: Sequence[Sample]) -> list[int]:
             f"No sample has the label {key!r}; the fields of the first are: {has}. "
             f"Write zero_shot(label='FIELD')."
         )
-    labels = [_label(sample.metadata.get(key)) for sample in samples]
-    if classes.ids is None and any(isinstance(label, str) for label in labels):
+    labels = [_labels(sample.metadata.get(key)) for sample in samples]
+    if classes.ids is None and any(isinstance(label, str) for own in labels for label in own):
         check_distinct(classes.names)
     places = _places(classes)
-    found = [-1 if label is None else places.get(label, -1) for label in labels]
-    if max(found) < 0:
+    found = [[places[label] for label in own if label in places] for own in labels]
+    if not any(found):
         label = next(sample.metadata[key] for sample in samples if key in sample.metadata)
         raise UserError(
             f"No label is a class: a sample has {key} = {label!r}, and the {len(classes.names)} "
             f"classes are {_some(classes)}. Give the label's field as label= or other classes."
         )
     return found
+
+
+def has_several_labels(classes: Classes, samples: Sequence[Sample]) -> bool:
+    """Return whether labels are lists: an image may show several classes, or none."""
+    return any(isinstance(sample.metadata.get(classes.label_key), list) for sample in samples)
 
 
 def _places(classes: Classes) -> dict[int | str, int]:
@@ -158,9 +188,9 @@ def _places(classes: Classes) -> dict[int | str, int]:
     return (by_number or numbers) | names | words
 
 
-def _label(value: Any) -> int | str | None:
-    is_label = isinstance(value, int | str) and not isinstance(value, bool)
-    return value if is_label else None
+def _labels(value: Any) -> list[int | str]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int | str) and not isinstance(v, bool)]
 
 
 def _classes(
@@ -180,11 +210,10 @@ def _classes(
                 f"{label_key!r}."
             )
         ids, names = [entry[label_key] for entry in names], [entry["name"] for entry in names]
-    templates = inherited.get("templates") or BARE
     return Classes(
         names=tuple(names),
         ids=tuple(ids) if ids else None,
-        templates=(templates,) if isinstance(templates, str) else tuple(templates),
+        templates=_templates(inherited.get("templates") or list(BARE), path),
         label_key=label_key,
     )
 

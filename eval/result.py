@@ -99,6 +99,24 @@ class Result:
     searched or ranked among stays the whole set."""
     parts: tuple[Part, ...] = ()
     """What the report draws."""
+    num_images: int | None = None
+    """Images that the figures are over, where an evaluator reads others than the set's."""
+
+
+def named(name: str, result: Result) -> Result:
+    """Return the result with a name before that of each figure and part, as in ``name/acc@1``."""
+
+    def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
+        assert result.resample is not None
+        return {f"{name}/{key}": value for key, value in result.resample(drawn).items()}
+
+    return Result(
+        {f"{name}/{key}": value for key, value in result.figures.items()},
+        {f"{name}/{key}": value for key, value in result.per_image.items()},
+        resample if result.resample is not None else None,
+        tuple(part._replace(name=f"{name}/{part.name}") for part in result.parts),
+        result.num_images,
+    )
 
 
 def mean_of(per_image: PerImage) -> float:

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data_pipelines.captions import caption_key
-from data_pipelines.embed import EncodedSet, encode_shards
+from data_pipelines.dataset import Dataset, some_samples
+from data_pipelines.encoded import EncodedSet, encode_dataset
 from data_pipelines.plan import hash63
-from data_pipelines.shards import ShardSet, open_shards
-from data_pipelines.sources import relative_names
-from eval.run import Evaluator, build_evaluators, run_evaluators
+from eval.open_dataset import open_dataset
+from eval.run import Evaluator, build_evaluators, needs_pooled, run_evaluators
 from training.compute.gather import num_processes
 from training.objective import Objective
 from vlp.encoder import DualEncoder
@@ -27,31 +27,31 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out shards, and what is asked about them."""
+    """A held-out dataset, and what is asked about it."""
 
-    shards: ShardSet
+    dataset: Dataset
     evaluators: Sequence[Evaluator]
 
     @property
     def identity(self) -> str:
-        """What two sets of the same shards share, wherever they lie."""
-        names = relative_names(self.shards.shards)
-        return f"{hash63(f'{names} {self.shards.counts.tolist()}'):016x}"
+        """What two sets of the same samples share, wherever they lie."""
+        keys = "\0".join(self.dataset.keys)
+        return f"{hash63(keys):016x}"
 
 
 def open_validation(source: str, tasks: Sequence[str]) -> Validation:
-    """Return held-out shards and their evaluators, each able to run on them.
+    """Return a held-out dataset and its evaluators, each able to run on it.
 
     Raises:
         UserError: None of the samples has a caption, or there is no such task.
     """
-    shards = open_shards(source)
-    if not any({"txt", "json"} & set(entry.members) for entry in shards.entries):
+    dataset = open_dataset(source)
+    if not any(sample.text for sample in some_samples(dataset)):
         raise UserError(f"The validation shards {source} have no captions. Give shards with .txt.")
     evaluators = build_evaluators(tasks) if tasks else []
     for evaluator in evaluators:
-        getattr(evaluator, "check", lambda _: None)(shards)
-    return Validation(shards, evaluators)
+        getattr(evaluator, "check", lambda _: None)(dataset)
+    return Validation(dataset, evaluators)
 
 
 def validate(
@@ -64,9 +64,10 @@ def validate(
     """
     with _evaluating(encoder):
         _take_buffers_of_the_first(encoder)
-        encoded = encode_shards(
+        encoded = encode_dataset(
             encoder,
-            validation.shards,
+            validation.dataset,
+            pooled=needs_pooled(validation.evaluators),
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
             gather=gather_object,

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,25 +20,61 @@ from vlp.image import open_image
 
 PLACE = re.compile(r"\{c?\}")
 """Where a template takes the class name: ``{}``, or ``{c}`` as CLIP_benchmark writes it."""
+Templates = Sequence[str] | Mapping[str, Sequence[str]]
+BARE = ("{}",)
+"""The templates where none are given: the class name alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes of a data set, and how its samples name theirs."""
+
+    names: tuple[str, ...]
+    """As they stand in a caption."""
+    ids: tuple[int | str, ...] | None = None
+    """What a sample's label says of each class; None where it is the name or the place, from 0."""
+    templates: tuple[str, ...] | Mapping[str, tuple[str, ...]] = BARE
+    """Captions with ``{}`` or ``{c}`` for the name, or by each name those of its own (CuPL)."""
+    label_key: str = "cls"
+    """The field of a sample's metadata that holds its label."""
+
+    def __post_init__(self) -> None:
+        check_names(self.names)
+        check_templates(self.templates, self.names)
+        if self.ids is not None:
+            if len(self.ids) != len(self.names):
+                raise UserError(
+                    f"There are {len(self.names)} class names and {len(self.ids)} ids. "
+                    f"Give one id for each name."
+                )
+            check_distinct([str(own) for own in self.ids])
 
 
 def build_classifier(
-    encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]
+    encoder: DualEncoder, names: Sequence[str], templates: Templates
 ) -> Float[Tensor, "classes dim"]:
     """Return a unit-length row for each class: norm(mean over templates of norm(caption)).
 
     The protocol of CLIP (Radford et al. 2021, section 3.1.4), in fp32 on the CPU. The same as
-    ``open_clip.build_zero_shot_classifier``, transposed.
+    ``open_clip.build_zero_shot_classifier``, transposed. Where each class has captions of its own
+    (CuPL, Pratt et al. 2023), the mean is over those.
 
     Raises:
         UserError: There is no name or no template, or one cannot be used.
     """
     check_names(names)
-    check_templates(templates)
-    captions = [fill(template, name) for name in names for template in templates]
-    features = encode_texts(encoder, captions)  # [classes * templates, dim]
-    features = features.reshape(len(names), len(templates), -1).mean(dim=1)  # [classes, dim]
-    return F.normalize(features, dim=-1)
+    check_templates(templates, names)
+    captions = [class_captions(name, templates) for name in names]
+    features = encode_texts(encoder, [caption for own in captions for caption in own])
+    means = [own.mean(dim=0) for own in features.split([len(own) for own in captions])]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def class_captions(name: str, templates: Templates) -> list[str]:
+    """Return the captions of a class."""
+    if isinstance(templates, Mapping):
+        return [fill(caption, name) for caption in templates[name]]
+    return [fill(template, name) for template in templates]
 
 
 def probabilities(
@@ -89,8 +126,19 @@ def fill(template: str, name: str) -> str:
     return PLACE.sub(lambda _: name, template)
 
 
-def check_templates(templates: Sequence[str]) -> None:
-    """Raise UserError unless every template has a place for the class name."""
+def check_templates(templates: Templates, names: Sequence[str] = ()) -> None:
+    """Raise UserError unless every template has a place for the class name.
+
+    Captions that are each class's own need no such place, but every class needs some.
+    """
+    if isinstance(templates, Mapping):
+        missing = next((name for name in names if not templates.get(name)), None)
+        if missing is not None:
+            raise UserError(
+                f"The class {missing!r} has no caption. Give a list of captions for each class, "
+                f"under its name."
+            )
+        return
     if not templates:
         raise UserError('There is no template. Give one such as "a photo of a {}", or "{}".')
     for template in templates:

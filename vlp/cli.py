@@ -6,7 +6,6 @@ loads torch, so imports run one way and ``vlp --help`` answers at once.
 """
 
 import contextlib
-import errno
 import functools
 import importlib
 import inspect
@@ -19,7 +18,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, get_type_hints
 
 from vlp.console import Voice, speaking
-from vlp.errors import Stopped, UserError, nearest, said_by_first_process
+from vlp.errors import NO_ROOM, Stopped, UserError, nearest, said_by_first_process
 
 DOORS = ("data_pipelines", "training", "eval", "vlp")
 ORDER = (
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `vlp ... | head` closed our output
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         print(f"vlp: {error}. Make room and run the same command again.", file=sys.stderr)
         sys.exit(2)

@@ -1,15 +1,20 @@
 """Pictures and captions to features, batch by batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from vlp.batches import batches
 from vlp.encoder import DualEncoder
+
+SORTED = 64
+"""Batches of captions that are sorted by length at a time."""
 
 
 def to_best_device(encoder: DualEncoder) -> DualEncoder:
@@ -60,16 +65,54 @@ def encode_pixels(
 def encode_texts(
     encoder: DualEncoder, captions: Sequence[str], *, batch_size: int = 256
 ) -> Float[Tensor, "captions dim"]:
-    """Return the features of captions, in their order: fp32 on the CPU, unit-length rows."""
-    groups = batches(captions, batch_size)
-    parts = [encode_captions(encoder, group).features for group in groups]
-    return torch.cat([torch.empty(0, encoder.dim), *parts])
+    """Return the features of captions, in their order: fp32 on the CPU, unit-length rows.
+
+    Each different caption is encoded once, with others of about its length: a batch costs what its
+    longest caption does.
+    """
+    known = _memory.rows if _memory and _memory.encoder is encoder else {}
+    new = [caption for caption in dict.fromkeys(captions) if caption not in known]
+    for group in batches(new, SORTED * batch_size):
+        tokens = encoder.tokenizer(group)
+        order = encoder.caption_lengths(tokens).argsort(stable=True).tolist()
+        for places in batches(order, batch_size):
+            features = _encode_tokens(encoder, tokens[places]).features
+            known.update(zip((group[place] for place in places), features, strict=True))
+    rows = [known[caption] for caption in captions]
+    return torch.stack(rows) if rows else torch.empty(0, encoder.dim)
+
+
+@dataclass(frozen=True)
+class TextMemory:
+    """The features of captions that an encoder has seen."""
+
+    encoder: DualEncoder
+    rows: dict[str, Float[Tensor, "dim"]] = field(default_factory=dict)
+
+
+_memory: TextMemory | None = None
+
+
+@contextmanager
+def remembering(memory: TextMemory) -> Iterator[None]:
+    """Let ``encode_texts`` inside the block encode no caption that was encoded before."""
+    global _memory
+    before, _memory = _memory, memory
+    try:
+        yield
+    finally:
+        _memory = before
+
+
+def encode_captions(encoder: DualEncoder, captions: Sequence[str], *, pooled: bool = False) -> Rows:
+    """Return what the text tower gives for a batch of captions."""
+    return _encode_tokens(encoder, encoder.tokenizer(captions), pooled=pooled)
 
 
 @torch.no_grad()
-def encode_captions(encoder: DualEncoder, captions: Sequence[str], *, pooled: bool = False) -> Rows:
-    """Return what the text tower gives for a batch of captions."""
-    tokens = encoder.tokenizer(captions)
+def _encode_tokens(
+    encoder: DualEncoder, tokens: Int[Tensor, "captions length"], *, pooled: bool = False
+) -> Rows:
     tokens = tokens[:, : encoder.caption_length(tokens)]
     found = encoder(tokens=tokens.to(encoder.logit_scale.device), pooled=pooled)
     return _rows(found.text, found.text_pooled)

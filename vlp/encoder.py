@@ -128,13 +128,20 @@ class DualEncoder(nn.Module):
         Captions cut to so many have the same features, to rounding. A tower that reads padding,
         as SigLIP's, reads all. Asked of tokens on the host, it makes no device wait.
         """
-        full, last_read = tokens.shape[1], find_last_read(self.text)
-        if last_read is None or not len(tokens):
+        full = tokens.shape[1]
+        if not len(tokens):
             return full
-        length = int(last_read(tokens).max()) + 1
+        length = int(self.caption_lengths(tokens).max())
         if self.is_compiled or self.logit_scale.device.type == "cuda":
             length += -length % LENGTH_MULTIPLE
         return min(length, full)
+
+    def caption_lengths(self, tokens: Int[Tensor, "texts length"]) -> Int64[Tensor, "texts"]:
+        """Return how many tokens of each caption the text tower reads."""
+        last_read = find_last_read(self.text)
+        if last_read is None:
+            return torch.full((len(tokens),), tokens.shape[1])
+        return last_read(tokens) + 1
 
     @property
     def dim(self) -> int:

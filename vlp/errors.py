@@ -1,11 +1,14 @@
 """The one error meant for the person at the keyboard."""
 
 import difflib
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Codes of an OSError that says that the disk is full."""
 SHOWN = 12
 """Names listed where none comes near what was written."""
 FIRST_PROCESS_SECONDS = 30.0
@@ -26,6 +29,20 @@ class Stopped(KeyboardInterrupt):
         """Hold the signal's number and a line for the person; an empty one is not printed."""
         super().__init__(told)
         self.number = number
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Turn the failure of an import into a line that says how to install what is missing.
+
+    Args:
+        extra: Of this package, such as ``filters``.
+        what: Such as ``Parsing captions takes spaCy``.
+    """
+    try:
+        yield
+    except ImportError:
+        raise UserError(f'{what}. Install it: pip install "vlp[{extra}]".') from None
 
 
 @contextmanager

@@ -5,9 +5,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
-from vlp.sample import Sample
-
-__all__ = ["Batch", "Hit", "Pairs", "Past", "Sample", "TeacherFeatures"]
+from vlp.sample import Sample as Sample  # one of them
 
 
 class Batch(NamedTuple):

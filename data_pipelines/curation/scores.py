@@ -38,7 +38,7 @@ DECODED = 16
 ORIGIN = b"vlp.scored_from"
 """Where a column says what it was computed from."""
 OK, FAILED = "ok", "failed: "
-Mask = Bool[np.ndarray, "rows"]
+Mask = Bool[np.ndarray, "_"]
 
 
 class Task(NamedTuple):
@@ -75,6 +75,11 @@ class ScoredSet:
     num_reused: int = 0
     """Shards whose scores were all there."""
 
+    @property
+    def num_samples(self) -> int:
+        """How many there are in all shards."""
+        return sum(map(len, self.keys))
+
     def path(self, shard: int) -> Path:
         """Return the file of a shard's scores."""
         return self._paths[shard]
@@ -88,26 +93,36 @@ class ScoredSet:
         firsts = np.cumsum([0, *map(len, self.keys)])
 
         def load(shard: int) -> Column:
-            values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
+            values = self._read(shard, name)
             is_scored = ~np.asarray(values.is_null())
-            return Column(values, left[shard] & is_scored, self.keys[shard], int(firsts[shard]))
+            return Column(
+                values,
+                left[shard] & is_scored,
+                self.keys[shard],
+                int(firsts[shard]),
+                self._names[shard],
+            )
 
         return Columns(load, len(self.sources))
 
     def status(self, name: str, shard: int) -> pa.Array:
         """Return the status of each row of a shard by one filter."""
-        table = pq.read_table(self.path(shard), columns=[status_name(name)])
-        return table[status_name(name)].combine_chunks()
+        return self._read(shard, status_name(name))
 
     def failed(self, name: str, shard: int) -> Mask:
         """Return the rows of a shard that a filter failed on."""
-        values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
         is_asked = ~np.asarray(self.status(name, shard).is_null())
-        return is_asked & np.asarray(values.is_null())
+        return is_asked & np.asarray(self._read(shard, name).is_null())
+
+    def _read(self, shard: int, column: str) -> pa.Array:
+        # Threads would take longer to begin than a column of one shard to read.
+        table = pq.ParquetFile(self.path(shard)).read([column], use_threads=False)
+        return table[column].combine_chunks()
 
     def __post_init__(self) -> None:
-        names = relative_names(self.sources)
-        self._paths = [self.folder / Path(name).with_suffix(".parquet") for name in names]
+        # A keep-list names a shard, also where a table about it is what is read.
+        self._names = relative_names([path.with_suffix(".tar") for path in self.sources])
+        self._paths = [self.folder / Path(name).with_suffix(".parquet") for name in self._names]
 
 
 def status_name(column: str) -> str:
@@ -165,8 +180,9 @@ class ScoreShard:
             return Spent({}, {})
         sheet = _Sheet(self.filters, missing)
         rows = np.flatnonzero(np.any([*missing.values()], axis=0)).tolist() if missing else []
-        for group in batches(rows, BATCH_SIZE):
-            sheet.fill(group, list(open_candidates(task.source, group)))
+        candidates = open_candidates(task.source, rows)
+        for pairs in batches(zip(rows, candidates, strict=True), BATCH_SIZE):
+            sheet.fill(pairs)
         _write(task.target, keys, origins, known, sheet)
         return Spent(sheet.seconds, {name: int(mask.sum()) for name, mask in missing.items()})
 
@@ -191,12 +207,11 @@ class _Sheet:
         self.values: dict[str, dict[int, Value | SampleFault]] = {name: {} for name in missing}
         self.seconds: dict[str, float] = {}
 
-    def fill(self, rows: Sequence[int], candidates: Sequence[Candidate]) -> None:
+    def fill(self, pairs: list[tuple[int, Candidate]]) -> None:
         """Score some rows; pictures are decoded few at a time, and once for all filters.
 
         What encodes pictures gets whole batches: they are prepared while they are decoded.
         """
-        pairs = list(zip(rows, candidates, strict=True))
         seeing = {name for name in self.missing if self.filters[name].needs_picture}
         encoding = {name for name in seeing if self.filters[name].models}
         for name in set(self.missing) - seeing:
@@ -242,7 +257,7 @@ class _Sheet:
 
 
 def _values(part: Filter, name: str, candidates: Sequence[Candidate]) -> list[Value | SampleFault]:
-    """Return a value or a fault for each sample; where a batch fails, sample by sample."""
+    """Return a value or a fault for each sample; a batch that fails is halved."""
     if not candidates:
         return []
     try:
@@ -250,7 +265,11 @@ def _values(part: Filter, name: str, candidates: Sequence[Candidate]) -> list[Va
     except (SampleFault, ImageError) as fault:
         if len(candidates) == 1:
             return [SampleFault(str(fault))]
-        return [value for one in candidates for value in _values(part, name, [one])]
+        half = len(candidates) // 2
+        return [
+            *_values(part, name, candidates[:half]),
+            *_values(part, name, candidates[half:]),
+        ]
     assert len(values) == len(candidates), f"{name} gave {len(values)} for {len(candidates)}"
     # A value that is no number differs from itself; it would slip past every threshold.
     return [SampleFault(f"{name} is no number") if v != v else v for v in values]
@@ -263,7 +282,7 @@ def _read(path: Path, keys: Sequence[str], origins: Mapping[str, bytes]) -> dict
     """
     found: dict[str, Any] = {"is_whole": True, "others": []}
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         is_same = table["key"].to_pylist() == list(keys)
     except (OSError, pa.ArrowException, KeyError):
         is_same = False

@@ -27,7 +27,8 @@ import open_clip
 import torch
 from drawn.photographs import captions, drawn_photographs
 from numpy.random import default_rng
-from peers.open_clip_loader import environment, measure
+from peers.environment import environment
+from peers.open_clip_loader import PACKAGES, measure
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
@@ -73,7 +74,7 @@ def main() -> None:
     if options.quick:
         try_out(common, changes)
         return
-    python = environment(CACHE / "open_clip")
+    python = environment(CACHE / "open_clip", PACKAGES)
     pairs, limits, resumed = measured_in_turns(python, common, changes, options.pairs)
     show_figures(pairs, tokenizer_pairs(options.pairs), resumed)
     show_limits(limits, pairs["exact pixels"], options.workers)

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch.nn.modules.batchnorm import _BatchNorm
 from training_support import colours, rows, spoil, train
 
-from data_pipelines.embed import EncodedSet, encode_shards
+from data_pipelines.encoded import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
 from training.objective import build_objective
 from training.run_folder.report import REPORT
@@ -55,7 +55,7 @@ def one_rank(rank: int, processes: int, port: int, shards: str, out: str) -> Non
 
 
 def shown(encoded: EncodedSet) -> tuple:
-    keys = [entry.key for entry in encoded.entries]
+    keys = [encoded.dataset.keys[row] for row in encoded.rows]
     assert keys == [sample.key for sample in encoded.samples]
     features = encoded.image.double().numpy().tobytes() + encoded.text.double().numpy().tobytes()
     return keys, encoded.faults.as_dict(), features

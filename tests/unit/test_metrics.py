@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 
 from eval.metrics import (
     best_match_ranks,
@@ -8,8 +9,11 @@ from eval.metrics import (
     class_ranks,
     mean_per_class_recall,
     mean_rank,
+    mean_reciprocal_rank,
     median_rank,
     recall_at_k,
+    roc_auc,
+    similarities_of_pairs_and_others,
     top_k_accuracy,
 )
 from vlp.errors import UserError
@@ -72,6 +76,7 @@ def test_recall_counts_a_query_once_and_leaves_out_queries_without_a_match():
     assert recall_at_k(ranks, 1) == pytest.approx(1 / 3)
     assert recall_at_k(ranks, 3) == pytest.approx(2 / 3)
     assert recall_at_k(ranks, 7) == 1
+    assert mean_reciprocal_rank(ranks) == pytest.approx((1 + 1 / 3 + 1 / 7) / 3)
     assert mean_rank(ranks) == pytest.approx(11 / 3)
     assert median_rank(ranks) == 3
     assert median_rank(torch.tensor([2, 0, 5])) == 3.5
@@ -116,8 +121,37 @@ def test_chance_is_what_random_orders_get():
     assert chance_recall_at_1(matches, 5) == pytest.approx(sum(found) / len(found), abs=0.04)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_auc_agrees_with_scikit_learn_where_scores_are_equal_too(seed):
+    generator = torch.Generator().manual_seed(seed)
+    queries, items = (features_with_ties(rows, 6, generator) for rows in (30, 40))
+    matches = torch.rand(30, 40, generator=generator).lt(0.1)
+    similarity = queries @ items.T + matches
+    expected = roc_auc_score(matches.flatten(), similarity.flatten())
+    assert roc_auc(similarity[matches], similarity[~matches]) == pytest.approx(expected, abs=1e-12)
+    expected = roc_auc_score(matches.flatten(), (queries @ items.T).flatten())
+    found = roc_auc(*similarities_of_pairs_and_others(queries, items, matches.nonzero()))
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_auc_of_drawn_pairs_is_near_that_of_all():
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(400, 8, generator=generator)
+    items = queries.repeat_interleave(2, 0) + 2 * torch.randn(800, 8, generator=generator)
+    matches = torch.stack([torch.arange(800) // 2, torch.arange(800)], 1)
+    exact, drawn = (
+        roc_auc(*similarities_of_pairs_and_others(queries, items, matches, block=block))
+        for block in (2**24, 160_000)
+    )
+    assert 0.7 < exact < 0.95
+    assert exact != drawn
+    assert drawn == pytest.approx(exact, abs=0.005)
+
+
 def test_k_below_one_and_no_match_at_all_are_refused():
     with pytest.raises(UserError, match="k of at least 1, got 0"):
         recall_at_k(torch.tensor([1]), 0)
     with pytest.raises(UserError, match="No query has a match"):
         recall_at_k(torch.tensor([0, 0]), 1)
+    with pytest.raises(UserError, match="one kind only"):
+        roc_auc(torch.ones(1), torch.ones(0))

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import TextTransformer
 from torch import nn
-from training.towers import compile_towers
 from transformers import BertConfig
 
-from data_pipelines.embed import encode_shards
+from data_pipelines.encoded import encode_shards
 from data_pipelines.shards import open_shards
+from training.compute.towers import compile_towers
 from vlp.encoder import create_encoder
 from vlp.projection import encode_with_pooled, find_projection
 

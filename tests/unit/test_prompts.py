@@ -1,15 +1,19 @@
 import json
 
 import pytest
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
+from data_pipelines.dataset import Dataset
 from eval.prompts import (
     BARE,
     Classes,
     class_of_samples,
-    classes_beside,
+    classes_of,
+    keep_classes,
     read_classes,
     read_templates,
 )
+from vlp.classifier import class_captions
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -22,6 +26,10 @@ NESTED = {
         "test": [{"concept_id": 0, "name": "owl"}],
     },
 }
+
+
+def dataset_beside(*files, **options):
+    return Dataset(name="a", keys=[], read=lambda row: None, files=files, identity="", **options)
 
 
 def sample(**metadata):
@@ -99,13 +107,15 @@ def test_templates_come_from_a_file_or_as_given(tmp_path):
 
 
 def test_files_beside_the_shards_or_above_are_found(tmp_path):
-    shards = [tmp_path / "test" / "0.tar"]
-    with pytest.raises(UserError, match=r"no classnames\.txt in .*test or above it"):
-        classes_beside(shards)
+    def beside() -> Classes:
+        return classes_of(dataset_beside(tmp_path / "test" / "0.tar"))
+
+    with pytest.raises(UserError, match=r"no classnames\.txt in a or above it"):
+        beside()
     write(tmp_path / "classnames.txt", "cat\ndog\n")
-    assert classes_beside(shards) == Classes(names=("cat", "dog"))
+    assert beside() == Classes(names=("cat", "dog"))
     write(tmp_path / "zeroshot_classification_templates.txt", "a {c}\n")
-    assert classes_beside(shards).templates == ("a {c}",)
+    assert beside().templates == ("a {c}",)
 
 
 def test_a_label_is_an_id_a_name_or_a_place():
@@ -117,7 +127,11 @@ def test_a_label_is_an_id_a_name_or_a_place():
     assert class_of_samples(by_word, [sample(y="d1"), sample(y=0), sample(y="dog")]) == [1, 0, 1]
     plain = Classes(names=names)
     assert class_of_samples(plain, [sample(cls=1), sample(cls="cat"), sample()]) == [1, 0, -1]
-    assert class_of_samples(plain, [sample(cls=0), sample(cls=2), sample(cls=[0])]) == [0, -1, -1]
+    assert class_of_samples(plain, [sample(cls=0), sample(cls=2), sample(cls=[0, 1])]) == [
+        0,
+        -1,
+        -1,
+    ]
 
 
 def test_a_class_may_be_called_by_a_number():
@@ -138,3 +152,43 @@ def test_names_that_stand_twice_are_no_labels():
     assert class_of_samples(classes, [sample(cls=1)]) == [1]
     with pytest.raises(UserError, match="'crane' stands twice"):
         class_of_samples(classes, [sample(cls="crane")])
+
+
+def test_imagenets_templates_have_a_name_and_are_open_clips():
+    assert read_templates("imagenet") == tuple(t("{}") for t in OPENAI_IMAGENET_TEMPLATES)
+    assert read_templates("imagenet_simple") == tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES)
+    assert read_templates("a photo of a {}") == ("a photo of a {}",)
+
+
+def test_each_class_may_have_captions_of_its_own(tmp_path):
+    path = write(tmp_path / "cupl.json", {"cat": ["A cat purrs.", "A pet."], "dog": ["It barks."]})
+    own = read_templates(path)
+    assert own == {"cat": ("A cat purrs.", "A pet."), "dog": ("It barks.",)}
+    assert class_captions("cat", own) == ["A cat purrs.", "A pet."]
+    assert Classes(names=("cat", "dog"), templates=own).templates == own
+    with pytest.raises(UserError, match=r"class 'owl' has no caption"):
+        Classes(names=("cat", "owl"), templates=own)
+    with pytest.raises(UserError, match=r"no list of templates.*dictionary"):
+        read_templates(write(tmp_path / "wrong.json", {"cat": "A cat purrs."}))
+
+
+@pytest.mark.parametrize(
+    "subset", [["n2", "n0"], ["owl", "cat"], [True, False, True], "kept.txt", "kept.json"]
+)
+def test_a_subset_of_classes_keeps_what_labels_mean(subset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "kept.txt", "n2\nn0\n")
+    write(tmp_path / "kept.json", ["n2", "n0"])
+    classes = Classes(names=("cat", "dog", "owl"), ids=("n0", "n1", "n2"))
+    kept = keep_classes(classes, subset)
+    assert dict(zip(kept.names, kept.ids, strict=True)) == {"cat": "n0", "owl": "n2"}
+    by_place = keep_classes(Classes(names=("cat", "dog", "owl")), [2, 0])
+    assert class_of_samples(by_place, [sample(cls=2), sample(cls=0), sample(cls=1)]) == [0, 1, -1]
+
+
+def test_a_subset_that_is_of_other_classes_is_refused():
+    classes = Classes(names=("cat", "dog"))
+    with pytest.raises(UserError, match=r"subset= has 'owl', and the classes are 'cat', 'dog'"):
+        keep_classes(classes, ["owl"])
+    with pytest.raises(UserError, match="3 entries for 2 classes"):
+        keep_classes(classes, [True, False, True])

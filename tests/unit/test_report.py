@@ -4,12 +4,12 @@ import json
 import math
 import re
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 
 import pytest
 from huggingface_hub import ModelCard
 from markupsafe import Markup
 from PIL import Image
+from tests_support import Seen
 
 from training.recipes import toy
 from training.run_folder.card import public_name, write_card
@@ -30,31 +30,6 @@ from vlp.report import (
 )
 
 EVIL = "</td><script>alert('x')</script>\"&{0}{title}\x1b[2J"
-
-
-class Seen(HTMLParser):
-    """The tags and the text of a document; every tag is closed in the order it was opened."""
-
-    def __init__(self, document):
-        super().__init__()
-        self.tags, self.text, self.open, self.sources = [], [], [], []
-        self.feed(document)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def test_text_is_never_markup_in_any_part():

@@ -110,10 +110,10 @@ def _sources(config: TrainConfig, parts: Parts, steps: int) -> list[dict[str, An
 def _held_out(config: TrainConfig, parts: Parts) -> dict[str, Any] | None:
     if parts.validation is None:
         return None
-    shards = parts.validation.shards
+    dataset = parts.validation.dataset
     return {
         "names": [config.data.validation],
-        "samples": len(shards),
-        "shards": len(shards.shards),
+        "samples": len(dataset),
+        "shards": len(dataset.files),
         "epochs": None,
     }

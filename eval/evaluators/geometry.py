@@ -1,0 +1,143 @@
+"""How images and texts lie in the space they share, without any task."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from data_pipelines.captions import caption_key
+from data_pipelines.encoded import EncodedSet
+from eval import geometry
+from eval.result import Histogram, Part, Pictures, Result, Scatter, named, per_image
+from vlp.encoder import DualEncoder
+from vlp.errors import UserError
+from vlp.types import Sample
+
+SHOWN = 24
+"""Rare images in the report."""
+MAPPED = 2000
+"""Pairs on the map of both modalities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Describe the space: what a fault of it would show as, before a task does.
+
+    For each modality ``uniformity``, ``rank_me`` (also before the projection), ``participation``,
+    ``conformity``, ``hubness`` (of what is found) and ``dead_dimensions``; across them
+    ``alignment``, ``cross_uniformity``, the contrastive gap (``centroid_gap``,
+    ``linear_separability``), ``margin``, and how conformities of images and texts differ. Each
+    figure's range and direction stand in its function in ``eval/geometry.py``.
+    """
+
+    at_most: int = 20_000
+    """Pairs looked at, evenly spaced over the set: uniformity and hubness compare all with all."""
+    k: int = 10
+    """Neighbours of hubness."""
+    name: str = "geometry"
+    """What the figures' names start with."""
+
+    needs_pooled = True
+
+    def __post_init__(self) -> None:
+        if self.at_most < 2 or self.k < 1:
+            raise UserError(
+                f"geometry takes at_most from 2 and k from 1, got at_most={self.at_most}, "
+                f"k={self.k}."
+            )
+
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+        """Return the figures, of every modality and across."""
+        rows = self._rows(encoded.samples)
+        image, text = encoded.image[rows], encoded.text[rows]
+        by_image, by_text = geometry.conformity(image), geometry.conformity(text)
+        group = _groups([encoded.samples[row] for row in rows.tolist()])
+        means = {
+            "alignment": geometry.alignment(image, text),
+            "margin": geometry.margins(image, text, group),
+            "image/conformity": by_image,
+            "text/conformity": by_text,
+        }
+        count = len(encoded.samples)
+        has_value = {name: ~values.isnan() for name, values in means.items()}
+        found = {name: of.nanmean().item() for name, of in means.items() if has_value[name].any()}
+        found |= _across(image, text)
+        found["conformity_distance"] = geometry.histogram_distance(by_image, by_text)
+        found["conformity_correlation"] = geometry.correlation(by_image, by_text)
+        for way, features, others, pooled in (
+            ("image", image, text, encoded.image_pooled),
+            ("text", text, image, encoded.text_pooled),
+        ):
+            hubness = geometry.hubness(geometry.occurrences(others, features, self.k))
+            figures = _of_one(features) | {"hubness": hubness}
+            if pooled is not None:
+                figures["rank_me_pooled"] = geometry.rank_me(pooled[rows])
+            found |= {f"{way}/{name}": value for name, value in figures.items()}
+        found["scale"] = encoder.logit_scale.exp().item()
+        found["pairs"] = float(len(rows))
+        per = {
+            name: per_image(values[has_value[name]], rows[has_value[name]], num_images=count)
+            for name, values in means.items()
+        }
+        return named(
+            self.name, Result(found, per, parts=_parts(image, text, rows, by_image, by_text))
+        )
+
+    def _rows(self, samples: list[Sample]) -> Int64[Tensor, "pairs"]:
+        """Return the rows that are looked at: samples with a caption, evenly spaced."""
+        rows = torch.tensor([row for row, sample in enumerate(samples) if sample.text.strip()])
+        if len(rows) < 2:
+            raise UserError(
+                f"geometry compares pairs, and {len(rows)} samples have a caption. Give captions."
+            )
+        if len(rows) <= self.at_most:
+            return rows.long()
+        return rows[torch.linspace(0, len(rows) - 1, self.at_most).round().long()]
+
+
+def _of_one(features: Tensor) -> dict[str, float]:
+    return {
+        "uniformity": geometry.uniformity(features),
+        "rank_me": geometry.rank_me(features),
+        "participation": geometry.participation_ratio(features),
+        "dead_dimensions": geometry.dead_dimensions(features),
+    }
+
+
+def _across(image: Tensor, text: Tensor) -> dict[str, float]:
+    return {
+        "cross_uniformity": geometry.cross_uniformity(image, text),
+        "centroid_gap": geometry.centroid_gap(image, text),
+        "linear_separability": geometry.linear_separability(image, text),
+    }
+
+
+def _groups(samples: list[Sample]) -> Int64[Tensor, "pairs"]:
+    """Return a number for each sample, equal for equal captions."""
+    number: dict[str, int] = {}
+    keys = [caption_key(sample.text) for sample in samples]
+    return torch.tensor([number.setdefault(key, len(number)) for key in keys])
+
+
+def _parts(
+    image: Tensor, text: Tensor, rows: Tensor, by_image: Tensor, by_text: Tensor
+) -> tuple[Part, ...]:
+    some = torch.linspace(0, len(rows) - 1, min(MAPPED, len(rows))).round().long()
+    both = geometry.principal_plane(torch.cat([image[some], text[some]]))
+    rare = by_image.argsort()[:SHOWN]
+    captions = [f"conformity {value:.3f}" for value in by_image[rare].tolist()]
+    return (
+        Scatter(
+            "map",
+            "Both modalities on their first two principal axes",
+            {"images": both[: len(some)], "texts": both[len(some) :]},
+        ),
+        Histogram(
+            "conformity",
+            "Mean cosine to the others of the modality",
+            {"images": by_image, "texts": by_text},
+            "conformity",
+        ),
+        Pictures("rare", "Images least like the others", rows[rare].tolist(), captions),
+    )

@@ -1,0 +1,251 @@
+"""Linear classifiers on frozen features: of all training images, and of a few for each class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from data_pipelines.dataset import Dataset
+from data_pipelines.encoded import EncodedSet, encode_dataset
+from eval.evaluators.zero_shot import Labelled, ZeroShot
+from eval.metrics import class_ranks, mean_per_class_recall
+from eval.open_dataset import open_dataset
+from eval.probe import Probe, draw_shots, fit_probe, sweep_strength
+from eval.result import Curve, Result, named, per_image
+from vlp.encoder import DualEncoder
+from vlp.errors import UserError
+
+MOST_TO_CHOOSE_BY = 4
+"""Images of a class that few shots are chosen by: min(shots, 4), as in CoOp (Zhou et al. 2022)."""
+
+
+class Part(NamedTuple):
+    """Rows to learn from or to be asked about, and their classes."""
+
+    rows: Float[Tensor, "rows dim"]
+    labels: Int64[Tensor, "rows"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Learn the classes by logistic regression on features that stay as they are.
+
+    ``acc@1``, ``acc@5`` and ``mean_per_class_recall`` are of a probe on all training images and the
+    features before the projection, its ``strength`` of regularisation swept as in CLIP (Radford et
+    al. 2021, appendix A.3) on a fifth of the training images, and fitted again to all.
+
+    ``few_shot/4/acc@1`` learns from 4 images of each class and begins with the zero-shot classifier
+    (Radenovic et al. 2023, DiHT, on few-shot probing): on projected features at the model's scale,
+    the weights are held to the class captions by the strength, so ``few_shot/0`` is zero-shot. Mean
+    and ``acc@1_deviation`` over ``seeds`` draws, each chosen on other training images. All in
+    [0, 1], higher is better.
+    """
+
+    train: str | None = None
+    """The dataset to learn from; None for the folder ``train`` beside the evaluated one, as
+    CLIP_benchmark lays them out."""
+    classes: str | Sequence[str] | None = None
+    """As of ``zero_shot``, and so are the next three."""
+    part: str | None = None
+    label: str | None = None
+    templates: str | Sequence[str] | None = None
+    shots: Sequence[int] = (1, 2, 4, 8, 16)
+    """Images of each class to learn from; () for the probe on all images only."""
+    seeds: int = 3
+    """Draws of the few shots."""
+    name: str = "linear_probe"
+    """What the figures' names start with."""
+
+    needs_pooled = True
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or not all(type(count) is int and count > 0 for count in self.shots):
+            raise UserError(
+                f"linear_probe takes shots and seeds from 1, got shots={self.shots!r}, "
+                f"seeds={self.seeds}. Write shots=(1, 2, 4, 8, 16)."
+            )
+        _ = self._zero_shot  # wrong classes end the command before anything is encoded
+
+    def check(self, dataset: Dataset) -> None:
+        """Look for the labels of both sets, before either is encoded.
+
+        Raises:
+            UserError: There is nothing to learn from, it is what is asked about, or has no labels.
+        """
+        train = self._train_set(dataset)
+        if train.identity == dataset.identity:
+            raise UserError(f"{self.name} would learn from what it is asked about. Give train=.")
+        self._zero_shot.check(dataset)
+        self._zero_shot.check(train)
+
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+        """Return the accuracy of the probe on all images, and of those on few."""
+        train = encode_dataset(encoder, self._train_set(encoded.dataset), pooled=True)
+        known, asked = (self._zero_shot.labelled(encoder, of) for of in (train, encoded))
+        _check_classes(known, asked)
+        count = len(encoded.samples)
+        figures, ranks = _on_all(_pooled(train, known), _pooled(encoded, asked), known)
+        means = {"acc@1": ranks == 1}
+        if len(known.weights) >= 5:
+            means["acc@5"] = ranks <= 5
+        per = {name: per_image(of, asked.rows, num_images=count) for name, of in means.items()}
+        figures = {name: of.double().mean().item() for name, of in means.items()} | figures
+        few_figures, few_means = self._few_shot(
+            Part(train.image[known.rows], known.labels),
+            Part(encoded.image[asked.rows], asked.labels),
+            known,
+            encoder.logit_scale.exp().item(),
+        )
+        per |= {name: per_image(of, asked.rows, num_images=count) for name, of in few_means.items()}
+        figures |= few_figures | {"chance": 1 / len(known.weights)}
+        figures |= {"images": float(len(asked.rows)), "training_images": float(len(known.rows))}
+        return named(self.name, Result(figures, per, parts=_curve(figures, self.shots)))
+
+    @cached_property
+    def _zero_shot(self) -> ZeroShot:
+        """Knows the classes, labels and captions."""
+        return ZeroShot(
+            classes=self.classes,
+            part=self.part,
+            label=self.label,
+            templates=self.templates,
+            name=self.name,
+        )
+
+    def _train_set(self, dataset: Dataset) -> Dataset:
+        if self.train is not None:
+            return open_dataset(self.train)
+        folder = Path(dataset.name).resolve().parent / "train"
+        if not folder.is_dir():
+            raise UserError(
+                f"{self.name} has nothing to learn from: there is no folder {folder}. "
+                f"Write linear_probe(train='SHARDS')."
+            )
+        return open_dataset(str(folder))
+
+    def _few_shot(
+        self, train: Part, test: Part, known: Labelled, scale: float
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Return mean accuracy and its deviation by shots, and each test image's share of it."""
+        figures, means = {}, {}
+        if self.shots:
+            means["few_shot/0/acc@1"] = _ranks(test, Probe.of(known.weights)) == 1
+        for shots in self.shots:
+            drawn = [
+                draw_shots(
+                    train.labels,
+                    shots,
+                    min(shots, MOST_TO_CHOOSE_BY),
+                    seed=seed,
+                    names=known.classes.names,
+                )
+                for seed in range(self.seeds)
+            ]
+            right = torch.stack(
+                [_on_few(train, test, known.weights, scale, *rows) for rows in drawn]
+            )  # [seeds, images]
+            means[f"few_shot/{shots}/acc@1"] = right.double().mean(0)
+            spread = right.double().mean(1).std(unbiased=False).item()
+            figures[f"few_shot/{shots}/acc@1_deviation"] = spread
+        return {name: of.double().mean().item() for name, of in means.items()} | figures, means
+
+
+def _on_all(train: Part, test: Part, known: Labelled) -> tuple[dict[str, float], Tensor]:
+    """Return figures of the probe on all training images, and the rank of each test image."""
+    num_classes = len(known.weights)
+    learnt, chosen_by = _split(train.labels)
+    last: list[Probe] = []
+
+    def fit(strength: float) -> Probe:
+        rows, labels = train.rows[learnt], train.labels[learnt]
+        start = last[-1] if last else None
+        last.append(fit_probe(rows, labels, num_classes, strength=strength, start=start))
+        return last[-1]
+
+    held_out = Part(train.rows[chosen_by], train.labels[chosen_by])
+    sweep = sweep_strength(fit, lambda probe: _accuracy(held_out, probe))
+    probe = fit_probe(train.rows, train.labels, num_classes, strength=sweep.strength)
+    ranks = _ranks(test, probe)
+    return {
+        "mean_per_class_recall": mean_per_class_recall(ranks, test.labels),
+        "validation_acc@1": sweep.accuracies[sweep.strength],
+        "strength": sweep.strength,
+    }, ranks
+
+
+def _on_few(
+    train: Part, test: Part, weights: Tensor, scale: float, learnt: Tensor, chosen_by: Tensor
+) -> Tensor:
+    """Return which test images a probe on few training images gets right."""
+
+    def fit(strength: float) -> Probe:
+        return fit_probe(
+            scale * train.rows[learnt],
+            train.labels[learnt],
+            len(weights),
+            strength=strength,
+            start=Probe.of(weights),
+            centre=weights,
+        )
+
+    held_out = Part(train.rows[chosen_by], train.labels[chosen_by])
+    sweep = sweep_strength(fit, lambda probe: _accuracy(held_out, probe))
+    return _ranks(test, fit(sweep.strength)) == 1
+
+
+def _split(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return four fifths and one fifth of each class, drawn at random; a single image learns."""
+    generator = torch.Generator().manual_seed(0)
+    learnt, chosen_by = [], []
+    for own in torch.unique(labels).tolist():
+        rows = (labels == own).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        size = min(len(rows) - 1, max(1, len(rows) // 5))
+        learnt.append(rows[size:])
+        chosen_by.append(rows[:size])
+    learnt, chosen_by = torch.cat(learnt), torch.cat(chosen_by)
+    if not len(chosen_by):
+        raise UserError(
+            "linear_probe has one training image of each class, and needs two: one to choose the "
+            "strength by. Give more."
+        )
+    return learnt, chosen_by
+
+
+def _ranks(part: Part, probe: Probe) -> Int64[Tensor, "rows"]:
+    """Return the rank of each row's own class, the bias as one more coordinate."""
+    ones = part.rows.new_ones(len(part.rows), 1)
+    weights = torch.cat([probe.weight, probe.bias[:, None]], 1)  # [classes, dim + 1]
+    return class_ranks(torch.cat([part.rows, ones], 1), weights, part.labels)
+
+
+def _accuracy(part: Part, probe: Probe) -> float:
+    return (_ranks(part, probe) == 1).double().mean().item()
+
+
+def _pooled(encoded: EncodedSet, labelled: Labelled) -> Part:
+    assert encoded.image_pooled is not None, "the rows before the projection were asked for"
+    return Part(encoded.image_pooled[labelled.rows], labelled.labels)
+
+
+def _check_classes(known: Labelled, asked: Labelled) -> None:
+    missing = sorted({*asked.labels.tolist()} - {*known.labels.tolist()})
+    if missing:
+        raise UserError(
+            f"{len(missing)} classes have images to be asked about and none to learn from, such as "
+            f"{known.classes.names[missing[0]]!r}. Give a training set with all of them."
+        )
+
+
+def _curve(figures: dict[str, float], shots: Sequence[int]) -> tuple[Curve, ...]:
+    if not shots:
+        return ()
+    points = [(float(count), figures[f"few_shot/{count}/acc@1"]) for count in (0, *sorted(shots))]
+    title = "Accuracy by training images of each class"
+    series = {"few shots": points, "all images": [(x, figures["acc@1"]) for x, _ in points]}
+    return (Curve("few_shot", title, series, "images of each class"),)

@@ -1,0 +1,146 @@
+"""Retrieval with the captions of many languages, and how evenly a model serves them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from data_pipelines.captions import caption_key
+from data_pipelines.dataset import Dataset, some_samples
+from data_pipelines.encoded import EncodedSet
+from eval.evaluators.retrieval import WAYS, ranks_both_ways
+from eval.metrics import chance_recall_at_1, recall_at_k
+from eval.result import Bars, Result, named, per_image
+from vlp.console import say
+from vlp.encode import encode_texts
+from vlp.encoder import DualEncoder
+from vlp.errors import UserError
+from vlp.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multilingual:
+    """Find images by captions of each language, and captions by images.
+
+    All languages are asked about the same images, those that have a caption in each: their figures
+    can be compared. For each direction ``recall@1`` (and 5 and 10) of each language, its mean,
+    least and standard deviation over languages, and how much the rank of one image's caption
+    depends on the language: ``mean_rank_variance`` (Nie et al. 2024, section 3.3; arXiv 2406.18254)
+    and ``mean_rank_deviation``, which their code averages in its place. Lower is better for these.
+    """
+
+    field: str = "captions"
+    """The field of a sample's metadata that holds ``{language: caption}``."""
+    languages: Sequence[str] | None = None
+    """Which languages; None for all that any sample has."""
+    name: str = "multilingual"
+    """What the figures' names start with."""
+
+    def check(self, dataset: Dataset) -> None:
+        """Look for captions by language, before the dataset is encoded."""
+        self._rows(some_samples(dataset))
+
+    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+        """Return recall by language, and how much it varies."""
+        languages, rows = self._rows(encoded.samples)
+        left_out = len(encoded.samples) - len(rows)
+        if left_out:
+            say(f"{self.name}: left out {left_out} samples without all {len(languages)} languages.")
+        image = encoded.image[rows]
+        ranks: dict[str, list[Tensor]] = {way: [] for way in WAYS}
+        figures: dict[str, float] = {}
+        for language in languages:
+            said = [encoded.samples[row].metadata[self.field][language] for row in rows]
+            captions, place = _distinct(said)
+            matches = torch.stack([torch.arange(len(rows)), place], 1)
+            texts = encode_texts(encoder, captions)
+            for way, of in ranks_both_ways(image, texts, matches).items():
+                # Of each image: what it finds, or what its caption finds.
+                by_image = of.ranks if way == WAYS[0] else of.ranks[place]
+                ranks[way].append(by_image)
+                for k in (1, 5, 10):
+                    if k <= of.num_items:
+                        figures[f"{way}/{language}/recall@{k}"] = recall_at_k(by_image, k)
+                pairs = matches if way == WAYS[0] else matches.flip(1)
+                figures[f"{way}/{language}/chance@1"] = chance_recall_at_1(pairs, of.num_items)
+        means = {}
+        for way in WAYS:
+            found, values = _over_languages(torch.stack(ranks[way]))
+            figures |= {f"{way}/{name}": value for name, value in found.items()}
+            means |= {f"{way}/{name}": of for name, of in values.items()}
+        figures |= {"languages": float(len(languages)), "images": float(len(rows))}
+        count, place = len(encoded.samples), torch.tensor(rows)
+        per = {name: per_image(of, place, num_images=count) for name, of in means.items()}
+        return named(self.name, Result(figures, per, parts=_bars(figures, languages)))
+
+    def _rows(self, samples: Sequence[Sample]) -> tuple[list[str], list[int]]:
+        """Return the languages, and the samples that have a caption in each.
+
+        Raises:
+            UserError: There are fewer than two languages, or no sample has all of them.
+        """
+        count: Counter[str] = Counter()
+        for sample in samples:
+            count.update(_languages(sample, self.field))
+        languages = sorted(count) if self.languages is None else list(self.languages)
+        unknown = [language for language in languages if language not in count]
+        if unknown or len(languages) < 2:
+            has = ", ".join(f"{name} {number}" for name, number in count.most_common()) or "none"
+            what = f"no caption in {unknown[0]!r}" if unknown else "fewer than two languages"
+            raise UserError(
+                f"multilingual found {what} in the field {self.field!r}; captions by language: "
+                f"{has}. Write multilingual(field=..., languages=...)."
+            )
+        wanted = set(languages)
+        rows = [i for i, sample in enumerate(samples) if wanted <= _languages(sample, self.field)]
+        if not rows:
+            raise UserError(
+                f"No sample has a caption in all of {', '.join(languages)}. "
+                f"Give fewer as languages=."
+            )
+        return languages, rows
+
+
+def _languages(sample: Sample, field: str) -> set[str]:
+    captions = sample.metadata.get(field)
+    if not isinstance(captions, dict):
+        return set()
+    return {key for key, text in captions.items() if isinstance(text, str) and text.strip()}
+
+
+def _distinct(captions: Sequence[str]) -> tuple[list[str], Int64[Tensor, "captions"]]:
+    """Return each different caption once, and the place of each caption's own."""
+    place: dict[str, int] = {}
+    rows = [place.setdefault(caption_key(caption), len(place)) for caption in captions]
+    first = {row: caption for row, caption in zip(reversed(rows), reversed(captions), strict=True)}
+    return [first[row] for row in range(len(place))], torch.tensor(rows)
+
+
+def _over_languages(
+    ranks: Int64[Tensor, "languages images"],
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return figures over all languages, and those of each image that some are means of."""
+    by_language = (ranks == 1).double().mean(1)
+    of_images = {
+        "recall@1": (ranks == 1).double().mean(0),
+        "mean_rank_variance": ranks.double().var(0, unbiased=False),
+        "mean_rank_deviation": ranks.double().std(0, unbiased=False),
+    }
+    figures = {name: values.mean().item() for name, values in of_images.items()}
+    figures["recall@1_least"] = by_language.min().item()
+    figures["recall@1_deviation"] = by_language.std(unbiased=False).item()
+    return figures, of_images
+
+
+def _bars(figures: dict[str, float], languages: Sequence[str]) -> tuple[Bars, ...]:
+    return tuple(
+        Bars(
+            way,
+            f"Recall at 1, {way.replace('_', ' ')}",
+            {language: figures[f"{way}/{language}/recall@1"] for language in languages},
+        )
+        for way in WAYS
+    )

@@ -1,0 +1,42 @@
+"""Captions are encoded once each, with others of their length, and come out in their order."""
+
+import pytest
+import torch
+
+from vlp.encode import TextMemory, encode_captions, encode_texts, remembering
+
+CAPTIONS = ["a red circle", "a", "a red circle and a long list of other blue squares", "a", ""]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 256])
+def test_features_are_in_order_whatever_the_batch(encoder, batch_size):
+    wanted = torch.cat([encode_captions(encoder, [caption]).features for caption in CAPTIONS])
+    found = encode_texts(encoder, CAPTIONS, batch_size=batch_size)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    assert encode_texts(encoder, []).shape == (0, encoder.dim)
+
+
+def test_a_caption_is_encoded_once_while_it_is_remembered(encoder):
+    seen: list[int] = []
+    handle = encoder.text.register_forward_hook(lambda *found: seen.append(len(found[2])))
+    try:
+        memory = TextMemory(encoder)
+        with remembering(memory):
+            first = encode_texts(encoder, CAPTIONS)
+            again = encode_texts(encoder, [*CAPTIONS, "new"])
+        encode_texts(encoder, ["new"])
+    finally:
+        handle.remove()
+    assert seen == [len(set(CAPTIONS)), 1, 1]
+    assert torch.equal(again[:-1], first)
+    assert set(memory.rows) == {*CAPTIONS, "new"}
+
+
+def test_a_batch_is_as_long_as_the_longest_of_its_captions(encoder):
+    widths: list[int] = []
+    handle = encoder.text.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    try:
+        encode_texts(encoder, ["a b c d e f", "a", "a b c d e", "a b"], batch_size=2)
+    finally:
+        handle.remove()
+    assert widths == [4, 8]  # with a start and an end
