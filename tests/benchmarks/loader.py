@@ -26,7 +26,8 @@ import open_clip
 import torch
 from drawn.photographs import captions, drawn_photographs
 from numpy.random import default_rng
-from peers.open_clip_loader import environment, measure
+from peers.environment import environment
+from peers.open_clip_loader import PACKAGES, measure
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
@@ -56,7 +57,7 @@ def main() -> None:
         print(json.dumps(measure_ours(json.loads(options.as_ours))))
         return
     began = time.perf_counter()
-    python = environment(CACHE / "open_clip")
+    python = environment(CACHE / "open_clip", PACKAGES)
     folder = options.data or drawn_photographs(CACHE / "drawn")
     shards = [str(shard.resolve()) for shard in find_shards(folder)]
     packed = packed_shards(shards)
