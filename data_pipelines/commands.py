@@ -93,6 +93,7 @@ def filter_(
     keep: tuple[str, ...],
     samples_per_shard: int = 1000,
     keep_list: bool = False,
+    blur_boxes: str | None = None,
     seed: int = 0,
     engine: Literal["pool", "inline", "ray"] = "pool",
     workers: int | None = None,
@@ -107,6 +108,8 @@ def filter_(
         keep: Filters, in the order they decide, such as ``"caption_words(min=3)"``; or a preset.
         samples_per_shard: Samples in each shard but the last.
         keep_list: Write ``keep.parquet`` in place of shards, for `vlp train --data.keep`.
+        blur_boxes: Field of the metadata, such as face_bboxes, with boxes to blur: lists of left,
+            top, right, bottom in [0, 1]. Other pictures are copied byte for byte.
         seed: Draws the order of the output.
         engine: Where it runs: processes of this machine, this process, or a Ray cluster.
         workers: Tasks at once; by default one for each core, or GPU where a model runs.
@@ -122,6 +125,7 @@ def filter_(
         keep=keep,
         samples_per_shard=samples_per_shard,
         keep_list=keep_list,
+        blur_boxes=blur_boxes,
         seed=seed,
         engine=Engine(kind=engine, workers=workers, address=address),
         overwrite=overwrite,

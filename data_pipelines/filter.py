@@ -11,6 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.curation.blur import Blur
 from data_pipelines.curation.cascade import score_in_rounds
 from data_pipelines.curation.decide import decide
 from data_pipelines.curation.materialise import decision_hash, materialise
@@ -40,6 +41,7 @@ def filter_shards(
     keep: Sequence[str],
     samples_per_shard: int = 1000,
     keep_list: bool = False,
+    blur_boxes: str | None = None,
     seed: int = 0,
     engine: Engine | None = None,
     overwrite: bool = False,
@@ -55,6 +57,7 @@ def filter_shards(
         keep: Rules in their order; see ``read_rules``.
         samples_per_shard: Samples in each shard but the last.
         keep_list: Write which samples pass in place of shards; see ``keep_list.py``.
+        blur_boxes: Field of the metadata with boxes, such as of faces, to blur; see ``blur.py``.
         seed: Draws the order of the output and what is sampled for the report.
         engine: Where it runs; a pool of processes if None.
         overwrite: Replace what another command or config wrote.
@@ -65,9 +68,12 @@ def filter_shards(
     rules = read_rules(keep)
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
+    if blur_boxes and keep_list:
+        raise UserError("A keep-list changes no picture. Leave out --keep-list, or --blur-boxes.")
     sources, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
+    options |= {"blur_boxes": blur_boxes} if blur_boxes else {}
     config = {"raw": str(raw), "keep": list(keep), **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
@@ -85,10 +91,12 @@ def filter_shards(
         if keep_list:
             write_keep_list(sources, scored.keys, decision.copies, part)
         else:
-            _write_shards(engine, curation, part, samples_per_shard=samples_per_shard, seed=seed)
+            blur = Blur(blur_boxes) if blur_boxes else None
+            _write_shards(engine, curation, part, samples_per_shard=samples_per_shard, blur=blur)
         report = write_report(curation, part)
     show_funnel(report)
-    _advise(report, keep_list=keep_list)
+    if not blur_boxes:
+        _advise(report, keep_list=keep_list)
     return report
 
 
@@ -136,17 +144,18 @@ def _engine_for(rules: Sequence[Rule], scored: ScoredSet, engine: Engine) -> Eng
 
 
 def _write_shards(
-    engine: Engine, curation: Curation, part: Path, *, samples_per_shard: int, seed: int
+    engine: Engine, curation: Curation, part: Path, *, samples_per_shard: int, blur: Blur | None
 ) -> None:
     """Write the shards where a run that is stopped finds those that are whole, then move them."""
-    scored, decision = curation.scored, curation.decision
-    told = decision_hash(scored.sources, decision, samples_per_shard, seed)
+    scored, decision, seed = curation.scored, curation.decision, curation.seed
+    how = {"samples_per_shard": samples_per_shard, "seed": seed, "blur": blur}
+    told = decision_hash(scored.sources, decision, how)
     folder = part / f".shards-{told}"
     for other in part.glob(SHARDS):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
-    materialise(engine, scored, decision, folder, samples_per_shard=samples_per_shard, seed=seed)
+    materialise(engine, scored, decision, folder, **how)
     for path in sorted(folder.iterdir()):
         path.rename(part / path.name)
     folder.rmdir()

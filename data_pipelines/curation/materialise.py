@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.curation.blur import Blur
 from data_pipelines.curation.candidates import hash64
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.scores import ScoredSet
@@ -62,12 +63,14 @@ def materialise(
     *,
     samples_per_shard: int,
     seed: int,
+    blur: Blur | None = None,
 ) -> list[Written]:
     """Write what is kept to ``000000.tar`` and on, with ``sizes.json`` and ``manifest.json``.
 
     All shards but the last hold ``samples_per_shard`` samples. The order is drawn from the seed:
     shards are shuffled, and their samples in windows of ``WINDOW``. The files of a sample are
-    copied byte for byte. A shard that is there already is whole, and is not written again.
+    copied byte for byte, but for pictures that ``blur`` changes. A shard that is there already is
+    whole, and is not written again.
     """
     rows = _numbered(list(_shuffled(decision.copies, seed)), scored.keys)
     starts = range(0, len(rows), samples_per_shard)
@@ -75,7 +78,7 @@ def materialise(
         Task(folder / f"{n:06d}.tar", rows[start : start + samples_per_shard])
         for n, start in enumerate(starts)
     ]
-    written = list(engine.run(CopyShard(tuple(scored.sources)), tasks, what="write"))
+    written = list(engine.run(CopyShard(tuple(scored.sources), blur), tasks, what="write"))
     write_json(folder / SIZES, {one.name: one.samples for one in written})
     files = {one.name: {"bytes": one.bytes, "sha256": one.sha256} for one in written}
     write_json(folder / MANIFEST, {"files": files})
@@ -87,6 +90,7 @@ class CopyShard:
     """Writes one shard of samples of others; what workers run."""
 
     sources: tuple[Path, ...]
+    blur: Blur | None = None
 
     def __call__(self, task: Task) -> Written:
         """Write a shard under a temporary name, rename it, and return what is in it."""
@@ -105,7 +109,9 @@ class CopyShard:
         indexes = {n: _index(shard, origin(shard)) for n, shard in shards.items()}
         for row in rows:
             entry = indexes[row.shard][row.row]
-            yield copied_members(entry, _key(entry.key, row.number))
+            members = copied_members(entry, _key(entry.key, row.number))
+            place = f"{entry.shard.name}, {entry.key}"
+            yield self.blur(members, place) if self.blur else members
 
 
 def decision_hash(sources: Sequence[Path], decision: Decision, *options: object) -> str:
