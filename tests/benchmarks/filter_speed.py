@@ -23,7 +23,7 @@ from data_pipelines.shards import write_shards
 from vlp.sample import Sample
 
 ROWS, PICTURES = 40_000, 500
-WORDS = "red blue dog cat house car on the table with a of in snow".split()
+WORDS = ["red", "dog", "cat", "house", "on", "the", "table", "with", "a", "of", "in", "snow"]
 OF_TABLE = (
     ("caption_words", "caption_characters", "image_side"),
     ("metadata_number(field='clip_l14_similarity_score', top=0.3)",),
