@@ -1,5 +1,7 @@
 """Filters that look at features: clusters near a target set."""
 
+import shutil
+
 import numpy as np
 import pytest
 from curation_support import kept, stored_features, unit_rows
@@ -7,12 +9,15 @@ from tests_support import pairs
 
 from data_pipelines.curation.candidates import Candidate, hash64
 from data_pipelines.curation.encoded import unit
+from data_pipelines.engine import Engine
 from data_pipelines.filters import clip_cov
 from data_pipelines.filters.clip_cov import ClipCov
 from data_pipelines.filters.image_clusters import ImageClusters
 from vlp.errors import UserError
 from vlp.index import assign, kmeans
 from vlp.sample import Sample
+
+INLINE = Engine(kind="inline")
 
 
 @pytest.fixture
@@ -78,12 +83,12 @@ def test_only_what_is_left_is_clustered(tmp_path, blobs):
 
 
 def test_a_model_encodes_as_embed_does(model, tmp_path):
-    from data_pipelines.embed import embed_shards
+    from data_pipelines.embed import embed
     from data_pipelines.shards import write_shards
 
     samples = pairs(6)
     write_shards(samples, tmp_path / "shards")
-    embed_shards(str(model), str(tmp_path / "shards"), tmp_path / "features")
+    embed(str(model), str(tmp_path / "shards"), tmp_path / "features", engine=INLINE)
     target = str(tmp_path / "features")
     by_model = ImageClusters(model=str(model), target=target)
     by_features = ImageClusters(features=target, target=target)
@@ -152,6 +157,19 @@ def test_clip_cov_parts_a_class_that_is_too_large(tmp_path, monkeypatch):
     assert sum(whole) == 20
     assert halves[1] + halves[0] == whole
     assert kept(part, scores, left=[[False] * 100]) == [[False] * 100]
+
+
+def test_a_target_needs_no_text_features_and_its_keys_may_repeat(tmp_path):
+    rows = unit_rows(40)
+    target = stored_features(tmp_path / "target", rows[:2])
+    shutil.rmtree(tmp_path / "target" / "text_emb")
+    shutil.rmtree(tmp_path / "target" / "metadata")
+    part = ImageClusters(features=stored_features(tmp_path / "pool", rows), target=target)
+    part.identity()
+    assert kept(part, part.score(candidates(40))) == [[True] * 40]
+    shutil.rmtree(tmp_path / "target" / "image_emb")
+    with pytest.raises(UserError, match="lacks image_emb"):
+        kept(part, part.score(candidates(40)))
 
 
 def test_features_of_another_model_are_refused(tmp_path):
