@@ -4,6 +4,7 @@ A shard is indexed once by its headers, so any sample is one seek away; members 
 stand in any order and need not be neighbours.
 """
 
+import io
 import json
 import os
 import posixpath
@@ -122,7 +123,7 @@ def read(
     """Return one sample: its image still encoded, its caption and its metadata.
 
     The caption is ``.txt``, or ``caption`` of ``.json`` (img2dataset). A sample with a class
-    (``.cls``) may have none.
+    (``.cls``) or several (``.npy`` of CLIP_benchmark, a truth value for each) may have none.
 
     Args:
         entry: Where the sample lies.
@@ -157,6 +158,8 @@ def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:
             raise SampleFault("metadata is no JSON object")
         if "cls" in members:
             metadata["cls"] = _class_number(members["cls"])
+        elif "npy" in members:
+            metadata["cls"] = _class_numbers(members["npy"])
         text = members["txt"].decode() if "txt" in members else _caption_of(metadata)
     except UnicodeDecodeError:
         raise SampleFault("caption or metadata is no UTF-8") from None
@@ -285,6 +288,14 @@ def _class_number(data: bytes) -> int:
         return int(data)
     except ValueError:
         raise SampleFault("class is no whole number") from None
+
+
+def _class_numbers(data: bytes) -> list[int]:
+    """Return the classes that are true in an array of a truth value for each."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False).reshape(-1).nonzero()[0].tolist()
+    except (ValueError, OSError, EOFError):
+        raise SampleFault("classes are no array") from None
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:

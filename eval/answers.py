@@ -77,6 +77,8 @@ class OneLabel:
         place[self.rows] = torch.arange(len(self.rows))
         images = place[drawn]
         images = images[images >= 0]
+        if not len(images):
+            return {}
         labels, ranks = self.logits.labels[images], self._ranks[images]
         count = count_by_class(labels, self._predicted[images], len(self.names))
         found = {
@@ -86,7 +88,9 @@ class OneLabel:
         }
         if self.groups is not None:
             by_group = self._by_group(images)
-            found["worst_group_acc@1"] = by_group[~by_group.isnan()].min().item()
+            known = by_group[~by_group.isnan()]
+            if len(known):
+                found["worst_group_acc@1"] = known.min().item()
         for prefix, of in (("", self._own), ("fitted_", self._fitted[0])):
             bins = reliability(of.confidence[images], of.correct[images])
             found[f"{prefix}ece"] = expected_calibration_error(bins)
@@ -184,12 +188,13 @@ def several_labels(
         )
 
     def resample(drawn: Tensor) -> dict[str, float]:
-        return {
-            "mean_average_precision": by_class(drawn, average_precision).nanmean().item(),
-            "mean_average_precision_11_points": by_class(drawn, average_precision_11_points)
-            .nanmean()
-            .item(),
-        }
+        if not labels[drawn].any():
+            return {}
+        area, points = (
+            by_class(drawn, of).nanmean().item()
+            for of in (average_precision, average_precision_11_points)
+        )
+        return {"mean_average_precision": area, "mean_average_precision_11_points": points}
 
     everything, has_label = torch.arange(len(images)), labels.any(1).nonzero()[:, 0]
     size = max(1, BLOCK // 4 // len(weights))

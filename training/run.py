@@ -53,7 +53,14 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
     moving = {"memory": parts.memory, "scaler": accelerator.scaler, "teacher": parts.teacher}
     moving |= {"average": parts.average, "guard": parts.guard}
     others = {name: part for name, part in moving.items() if part is not None}
-    state = TrainState(parts.encoder, parts.optimizer, others, identity, parts.averaged)
+    state = TrainState(
+        encoder=parts.encoder,
+        optimizer=parts.optimizer,
+        others=others,
+        data=identity,
+        validation=parts.validation.identity if parts.validation else "",
+        averaged=parts.averaged,
+    )
     restore(state, out)
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.schedule, config.optimizer)

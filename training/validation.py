@@ -32,6 +32,12 @@ class Validation:
     dataset: Dataset
     evaluators: Sequence[Evaluator]
 
+    @property
+    def identity(self) -> str:
+        """What two sets of the same samples share, wherever they lie."""
+        keys = "\0".join(self.dataset.keys)
+        return f"{hash63(keys):016x}"
+
 
 def open_validation(source: str, tasks: Sequence[str]) -> Validation:
     """Return a held-out dataset and its evaluators, each able to run on it.

@@ -110,7 +110,7 @@ def open_features(folder: Path) -> StoredFeatures:
     Raises:
         UserError: Files are missing or damaged, of different lengths, or a sample is there twice.
     """
-    image, text = (_mapped(folder, kind) for kind in KINDS)
+    image, text = (mapped(folder, kind) for kind in KINDS)
     keys, captions = _metadata_hashes(folder)
     lengths = [[len(part) for part in parts] for parts in (image, text)]
     widths = {part.shape[1] for part in (*image, *text)}
@@ -133,11 +133,6 @@ def open_features(folder: Path) -> StoredFeatures:
             f"rows {order[twice[0]]} and {order[twice[0] + 1]}. Embed shards whose keys are unique."
         )
     return StoredFeatures(folder, image, text, keys, captions, order)
-
-
-def model_hash_of(folder: Path) -> str | None:
-    """Return the hash of the model that made features, where `vlp embed` wrote it down."""
-    return _config_of(folder).get("model_hash")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +170,7 @@ def stack(folder: Path, kind: str) -> Stacked:
     Raises:
         UserError: There are none, or they are damaged.
     """
-    return Stacked(_mapped(folder, kind))
+    return Stacked(mapped(folder, kind))
 
 
 def read_metadata(folder: Path) -> pa.Table:
@@ -196,13 +191,23 @@ def read_metadata(folder: Path) -> pa.Table:
     return pa.concat_tables([table.replace_schema_metadata() for table in tables])
 
 
+def model_hash_of(folder: Path) -> str | None:
+    """Return the hash of the model that made features, where `vlp embed` wrote it down."""
+    return _config_of(folder).get("model_hash")
+
+
 def numbered(folder: Path, suffix: str) -> list[Path]:
     """Return ``name_0.npy``, ``name_1.npy``, ... in the order of their numbers."""
     found = [path for path in folder.glob(f"*_*{suffix}")]
     return sorted(found, key=lambda path: (len(path.stem), path.stem))
 
 
-def _mapped(folder: Path, kind: str) -> list[np.ndarray]:
+def mapped(folder: Path, kind: str) -> list[np.ndarray]:
+    """Return the parts of the ``image`` or ``text`` features of a folder, read when asked for.
+
+    Raises:
+        UserError: There are none, or one is damaged.
+    """
     parts = []
     for path in (path for name in FOLDERS[kind] for path in numbered(folder / name, ".npy")):
         try:

@@ -14,6 +14,7 @@ TAIL = 0.005
 """Share of the numbers, at either end, that may lie outside the limits."""
 WIDE = 100
 """Ratio of the limits from which equal ratios are drawn equally far apart."""
+ENDLESS = {-np.inf, np.inf}
 
 
 class Spread:
@@ -43,13 +44,13 @@ class Spread:
     def histogram(self, thresholds: Sequence[tuple[float, float]]) -> "Histogram":
         """Return a histogram, still empty, that shows the thresholds, too."""
         if not len(self.drawn):
-            return Histogram([0.0, 1.0], [], is_log=False)
-        marks = sorted({mark for pair in thresholds for mark in pair if np.isfinite(mark)})
-        shown = [mark for mark in marks if self.least <= mark <= self.most]
+            return Histogram([0.0, 1.0], [], [], is_log=False)
+        lows, highs = (sorted({pair[n] for pair in thresholds} - ENDLESS) for n in (0, 1))
+        shown = [mark for mark in (*lows, *highs) if self.least <= mark <= self.most]
         low = float(min(np.quantile(self.drawn, TAIL, method="lower"), *shown, np.inf))
         high = float(max(np.quantile(self.drawn, 1 - TAIL, method="higher"), *shown, -np.inf))
         is_log = low > 0 and high > WIDE * low
-        return Histogram(self._edges(low, high, is_log=is_log), marks, is_log=is_log)
+        return Histogram(self._edges(low, high, is_log=is_log), lows, highs, is_log=is_log)
 
     def _edges(self, low: float, high: float, *, is_log: bool) -> list[float]:
         if is_log:
@@ -65,7 +66,10 @@ class Histogram:
     """How many samples have numbers between edges: kept in the end, or not."""
 
     edges: list[float]
-    thresholds: list[float]
+    lows: list[float]
+    """Least numbers that stay, of each rule that has one."""
+    highs: list[float]
+    """Largest numbers that stay."""
     is_log: bool
     kept: Any = field(init=False)
     dropped: Any = field(init=False)
@@ -90,6 +94,6 @@ class Histogram:
             "kept": self.kept.tolist(),
             "dropped": self.dropped.tolist(),
             "outside": self.outside,
-            "thresholds": self.thresholds,
+            "thresholds": {"min": self.lows, "max": self.highs},
             "is_log": self.is_log,
         }

@@ -1,5 +1,6 @@
 """``report.html`` of a curation, made of what is in ``report.json`` and of the samples it shows."""
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from vlp.report import beside, folded, gallery, number, page, section, table, ti
 Report = Mapping[str, Any]
 GROUPS = 20
 """Groups, such as languages, that are drawn: the most common ones."""
-KINDS = {"dropped": "Dropped", "kept": "Kept"}
 ESTIMATED = (
     f"Figures marked as estimates come from {SAMPLED:.0%} of the samples, drawn by the seed: this "
     "score is dear, and the others were asked only about what cheaper rules left."
@@ -114,25 +114,25 @@ def _overlap(report: Report) -> Markup:
 
 def _histograms(report: Report) -> Iterable[Markup]:
     for name, found in report["histograms"].items():
-        edges, marks = found["edges"], _drawn_at(found)
+        edges = found["edges"]
         outside = f"; {number(found['outside'])} more lie outside" if found["outside"] else ""
         yield histogram(
             name,
             edges,
             {"kept": found["kept"], "not kept": found["dropped"]},
             x=f"score{outside}",
-            marks=[mark for mark in marks if edges[0] <= mark <= edges[-1]],
+            marks=[mark for mark in _drawn_at(found) if edges[0] <= mark <= edges[-1]],
             is_log=found["is_log"],
         )
 
 
 def _drawn_at(found: Mapping[str, Any]) -> list[float]:
-    """Return where thresholds are drawn: of whole numbers, at the side of the bar that stays."""
-    edges, marks = found["edges"], found["thresholds"]
-    width = edges[1] - edges[0]
-    if found["is_log"] or (edges[0] + 0.5) % 1 or width % 1:
-        return marks
-    return [edges[0] + round((mark - edges[0] - 0.5) / width) * width for mark in marks]
+    """Return where thresholds are drawn: of whole numbers, between one that stays and the next."""
+    edges, lows, highs = found["edges"], *found["thresholds"].values()
+    is_whole = not found["is_log"] and not (edges[0] + 0.5) % 1 and not (edges[1] + 0.5) % 1
+    if not is_whole:
+        return [*lows, *highs]
+    return [*(math.ceil(low) - 0.5 for low in lows), *(math.floor(high) + 0.5 for high in highs)]
 
 
 def _retention(report: Report) -> Iterable[Markup]:

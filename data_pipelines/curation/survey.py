@@ -18,16 +18,17 @@ from data_pipelines.curation.candidates import hash64
 from data_pipelines.curation.columns import Column
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.histogram import Histogram, Spread
-from data_pipelines.curation.rules import BoundedFilter, Rule
-from data_pipelines.curation.scores import ScoredSet
+from data_pipelines.curation.rules import BoundedFilter, Rule, parts_of
+from data_pipelines.curation.scores import OK, ScoredSet, status_name
 
 SHOWN = 6
 """Samples of each kind that a rule's gallery shows."""
 DRAWN = 2000
 """Samples whose captions are read, to say what lengths of captions are kept."""
 GOLDEN = 0.6180339887498949
-MOST_VALUES = 10_000
-"""A column of texts with more different ones is no grouping of the samples."""
+"""Steps of this size, each taken modulo 1, stay apart."""
+MOST_TEXTS = 500
+"""A column with more different texts, such as names, is no grouping of the samples."""
 
 
 class Pick(NamedTuple):
@@ -106,6 +107,9 @@ class Survey:
 
 class _Shard(NamedTuple):
     columns: dict[str, Column]
+    """Of numbers and of texts."""
+    is_scored: dict[str, Bool[np.ndarray, "rows"]]
+    """By column, those of bytes, too."""
     is_kept: Bool[np.ndarray, "rows"]
     first: Any
     """See ``Decision.first``."""
@@ -140,12 +144,12 @@ def survey(rules: Sequence[Rule], scored: ScoredSet, decision: Decision, *, seed
     }
     for shard in _walk(rules, scored, decision, seed) if histograms else ():
         for name, histogram in histograms.items():
-            if _is_number(shard.columns[name].values.type):
+            if name in shard.columns and _is_number(shard.columns[name].values.type):
                 histogram.add(shard.columns[name].numbers, shard.is_kept)
     return Survey(
         galleries,
         histograms,
-        {name: found for name, found in groups.items() if found and len(found) < MOST_VALUES},
+        {name: found for name, found in groups.items() if _is_grouping(found)},
         sorted(pick.place for pick in drawn.picks),
         _overlap(patterns, len(rules)),
     )
@@ -165,12 +169,12 @@ def lots_of(places: Int64[np.ndarray, "rows"], seed: int) -> Float64[np.ndarray,
 def _walk(
     rules: Sequence[Rule], scored: ScoredSet, decision: Decision, seed: int
 ) -> Iterator[_Shard]:
-    names, start = list(dict.fromkeys(p.column for rule in rules for p in rule.parts)), 0
+    names, start = list(parts_of(rules)), 0
     for n, keys in enumerate(scored.keys):
-        table = pq.read_table(scored.path(n), columns=names)
-        everything = np.ones(len(keys), bool)
+        columns, is_scored = _columns(scored, n, names, start)
         yield _Shard(
-            {name: Column(table[name].combine_chunks(), everything, keys, start) for name in names},
+            columns,
+            is_scored,
             decision.copies[n] > 0,
             decision.first[n],
             decision.failing[n],
@@ -178,6 +182,26 @@ def _walk(
             start,
         )
         start += len(keys)
+
+
+def _columns(
+    scored: ScoredSet, n: int, names: Sequence[str], start: int
+) -> tuple[dict[str, Column], dict[str, Bool[np.ndarray, "rows"]]]:
+    """Return the numbers and texts of a shard; hashes and features are large and not read."""
+    schema, keys = pq.read_schema(scored.path(n)), scored.keys[n]
+    shown = [name for name in names if _is_shown(schema.field(name).type)]
+    others = [status_name(name) for name in names if name not in shown]
+    table = pq.read_table(scored.path(n), columns=[*shown, *others])
+    everything = np.ones(len(keys), bool)
+    columns = {
+        name: Column(table[name].combine_chunks(), everything, keys, start) for name in shown
+    }
+    is_scored = {name: column.is_scored for name, column in columns.items()}
+    for name in names:
+        if name not in shown:
+            status = table[status_name(name)].to_pylist()
+            is_scored[name] = np.array([told == OK for told in status], bool)
+    return columns, is_scored
 
 
 def _thresholds(
@@ -210,18 +234,19 @@ def _pick(
     shard: _Shard,
     thresholds: Mapping[str, tuple[float, float]],
 ) -> None:
-    columns = [shard.columns[part.column] for part in rule.parts]
+    names = [part.column for part in rule.parts]
     lots = (shard.lots + number * GOLDEN) % 1  # so that rules show different samples
-    is_failed = ~np.logical_and.reduce([column.is_scored for column in columns])
-    values = columns[0].values if len(columns) == 1 else None
+    is_failed = ~np.logical_and.reduce([shard.is_scored[name] for name in names])
+    column = shard.columns.get(names[0]) if len(names) == 1 else None
+    values = column.values if column else None
     kept = (shard.first < 0) | (shard.first > number)
     dropped = (shard.first == number) & ~is_failed
     gallery.kept.offer(kept, lots, shard.start, values)
     gallery.dropped.offer(dropped, lots, shard.start, values)
-    if values is None or not thresholds:
+    if column is None or not thresholds:
         return
     ((low, high),) = thresholds.values()
-    numbers = columns[0].numbers
+    numbers = column.numbers
     far = np.fmin(abs(numbers - low), abs(numbers - high))
     is_near, lots = np.isfinite(far), (lots + 0.5) % 1
     gallery.just_kept.offer(kept & is_near, lots, shard.start, values, far)
@@ -229,9 +254,14 @@ def _pick(
 
 
 def _group(groups: Counter[tuple[str, bool]], column: Column, is_kept: np.ndarray) -> None:
-    if len(groups) < MOST_VALUES:
-        texts = column.values.to_pylist()
-        groups.update(zip((str(text) for text in texts), is_kept.tolist(), strict=True))
+    if len(groups) <= 2 * MOST_TEXTS:
+        texts = (text or "(not scored)" for text in column.values.to_pylist())
+        groups.update(zip(texts, is_kept.tolist(), strict=True))
+
+
+def _is_grouping(groups: Counter[tuple[str, bool]]) -> bool:
+    number = len({text for text, _ in groups})
+    return 0 < number <= min(MOST_TEXTS, groups.total() / 2)
 
 
 def _overlap(patterns: Mapping[int, int], count: int) -> list[list[int]]:
@@ -242,6 +272,10 @@ def _overlap(patterns: Mapping[int, int], count: int) -> list[list[int]]:
             for other in rules:
                 table[one][other] += samples
     return table
+
+
+def _is_shown(kind: pa.DataType) -> bool:
+    return _is_number(kind) or pa.types.is_string(kind) or pa.types.is_null(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -103,7 +103,8 @@ class Retrieval:
             """Return the figures that are no means, if the set's queries were of these images."""
             again = {name: mean_of(PerImage(*(of[drawn] for of in means[name]))) for name in means}
             ranks = both[WAYS[0]].ranks[drawn]
-            return self._sums(again) | {f"{WAYS[0]}/median_rank": median_rank(ranks)}
+            median = median_rank(ranks) if ranks.any() else torch.nan
+            return self._sums(again) | {f"{WAYS[0]}/median_rank": median}
 
         parts = (_histogram(true, false), _misses(image, texts, both[WAYS[0]].ranks))
         return named(self.name, Result(figures, means, resample, parts))

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/accumulate.py                            # 4,096 in pieces of 256
     python tests/benchmarks/accumulate.py --batch 2048 --piece 64
+    python tests/benchmarks/accumulate.py --quick                    # does it run?
 
 Forward and backward of two tiny transformers with patch dropout and the softmax loss, in fp32 on
 one thread. Each measurement is of a new process: CPU time, which other work on the machine changes
@@ -56,8 +57,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs")
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--piece", type=int, default=256, help="pictures and captions at a time")
+    parser.add_argument("--quick", action="store_true", help="one pair of 64 in pieces of 16")
     parser.add_argument("--as-child", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick:
+        options.pairs, options.batch, options.piece = 1, 64, 16
+    return options
 
 
 def child(batch: int, piece: int) -> dict[str, float]:

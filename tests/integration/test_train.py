@@ -144,6 +144,17 @@ def test_a_run_goes_on_where_its_data_was_moved_to_and_on_no_other(data, tmp_pat
         train(tmp_path / "run", other, "--steps", "2")
 
 
+def test_a_run_is_validated_on_one_set_wherever_it_lies(data, tmp_path):
+    run, usual = tmp_path / "run", ("--steps", "2", "--data.validation")
+    held, other = (colours(tmp_path / name, n, first=96) for name, n in (("a", 24), ("b", 30)))
+    train(run, data, *usual, str(held))
+    train(run, data, "--steps", "2")  # a run may do without
+    (tmp_path / "moved").mkdir()
+    train(run, data, *usual, str(shutil.move(held, tmp_path / "moved")))
+    with pytest.raises(UserError, match="validation shards are not those"):
+        train(run, data, *usual, str(other))
+
+
 STOP_AT_STEP_8 = """
 import os, sys, torch
 torch.set_num_threads(1)

@@ -92,15 +92,17 @@ def test_histograms_count_every_score_and_know_the_thresholds(curated):
             naive = Counter(int(np.searchsorted(found["edges"], v, side="right")) for v in values)
             assert counts == [naive[place + 1] for place in range(len(counts))]
     sides = sorted(row["image_side"] for row in scores.values() if row["image_side"] is not None)
-    assert report["histograms"]["caption_words"]["thresholds"] == [3, 5]
+    assert report["histograms"]["caption_words"]["thresholds"] == {"min": [3], "max": [5]}
     top = max(24, sides[len(sides) - int(0.8 * len(sides))])
-    assert report["histograms"]["image_side"]["thresholds"] == [top, 40]
+    assert report["histograms"]["image_side"]["thresholds"] == {"min": [top, 40], "max": []}
+    document = (folder / "clean" / "report.html").read_text()
+    assert "lines at 2.5 and 5.5" in document  # between what stays and what does not
 
 
 def test_examples_are_what_they_are_said_to_be(curated):
     folder, report = curated
     scores, decisions = read(folder, "scores"), read(folder, "decisions")
-    low = report["histograms"]["image_side"]["thresholds"][0]
+    low = report["histograms"]["image_side"]["thresholds"]["min"][0]
     for place, (rule, examples) in enumerate(zip(KEEP, report["examples"], strict=True)):
         later = (None, *KEEP[place + 1 :])
         assert all(decisions[e["key"]]["first"] == rule for e in examples["dropped"])
@@ -200,6 +202,23 @@ def test_figures_of_a_dear_rule_are_estimates_and_say_so(tmp_path, monkeypatch):
     assert "estimate" in text
     assert "drawn by the seed" in text
     assert "about" in (tmp_path / "clean" / "README.md").read_text()
+
+
+def test_what_share_of_each_language_is_kept_but_not_of_each_name(tmp_path):
+    texts = ["the red house is near the river and the old mill", "das rote Haus steht am Fluss"]
+    samples = (Sample(f"{n}", picture(), texts[n % 3 == 0], {"uid": f"u{n}"}) for n in range(30))
+    write_shards(samples, tmp_path / "raw", samples_per_shard=13)
+    (tmp_path / "list").mkdir()
+    shards = [f"{n:06d}.tar" for n in (0, 1, 2)]
+    listed = {"shard": [shards[n // 13] for n in range(30)], "key": [str(n) for n in range(30)]}
+    pq.write_table(pa.table(listed), tmp_path / "list" / "keep.parquet")
+    keep = ("language", f"listed(path={str(tmp_path / 'list')!r})")
+    report = filter_shards(str(tmp_path / "raw"), tmp_path / "clean", keep=keep, engine=INLINE)
+    assert set(report["retention"]) == {"words of the caption", "language"}
+    assert report["retention"]["language"]["groups"] == [
+        {"group": "en", "samples": 20, "kept": 20},
+        {"group": "de", "samples": 10, "kept": 0},
+    ]
 
 
 def test_tables_without_pictures_have_a_report_too(tmp_path):

@@ -1,6 +1,7 @@
 """DataComp's basic filter over the same tables, by its own steps and by ours, without language."""
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def compared(folder: Path, environment: Path, rows: int) -> list[Table]:
         pairs.append((theirs, ours[0]))
         note(f"DataComp {theirs:.2f} s, vlp {ours[0]:.2f} s, {kept} kept")
         assert np.array_equal(np.load(out / UIDS), np.load(folder / "datacomp.npy"))
-        remove(out)
+        shutil.rmtree(out)  # so that no score is found there
     ratios = [theirs / ours for theirs, ours in pairs]
     sides = [statistics.median(side) for side in zip(*pairs, strict=True)]
     spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
@@ -46,13 +47,6 @@ def compared(folder: Path, environment: Path, rows: int) -> list[Table]:
     )
     columns = ("DataComp", "vlp", "ratio", "spread")
     return [Table(title, columns, [(*sides, statistics.median(ratios), spread)])]
-
-
-def remove(out: Path) -> None:
-    """Remove an output, so that no score is found there."""
-    import shutil
-
-    shutil.rmtree(out)
 
 
 def made(folder: Path) -> Path:

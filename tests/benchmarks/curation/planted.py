@@ -13,16 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from curation.tables import Table, fates, note
+from drawn.photographs import photograph
 
 from data_pipelines import toy
-from data_pipelines.drawing import OUTLINES
+from data_pipelines.drawing import OUTLINES, jpeg
 from data_pipelines.shards import write_shards
+from vlp.image import decode
 from vlp.types import Sample
 
 CHOSEN_ON, SEEDS = 0, (1, 2, 3)
 SHARES = toy.DEFECTS
+FEW = {**SHARES, "text_only_image": 0.1}
+"""Of a smaller draw, since text is read in tenths of a second."""
 CLEAN_SEED = 1000
 """The checkpoint learns from another draw, without defects."""
+NUM_PHOTOGRAPHS = 200
 WHOLE = ("decodable", "image_side(min=32)")
 """Rules that stand before those that need a picture."""
 
@@ -63,20 +68,27 @@ class Trial(NamedTuple):
     thresholds: Sequence[float] | None = None
     column: str | None = None
     """Column whose numbers the thresholds are chosen between, if they are not given."""
+    world: str = "toy"
 
 
 def planted(folder: Path, model: Path, size: int) -> list[Table]:
     """Return precision and recall of each filter for its defect, and of clip_score."""
-    worlds = {seed: drawn(folder / f"raw{seed}", seed, size) for seed in (CHOSEN_ON, *SEEDS)}
+    seeds = (CHOSEN_ON, *SEEDS)
+    worlds = {seed: drawn(folder / f"raw{seed}", seed, size) for seed in seeds}
+    few = {seed: drawn(folder / f"few{seed}", seed, size // 5, shares=FEW) for seed in seeds}
+    photographs = {seed: of_photographs(folder / f"photographs{seed}", seed) for seed in seeds}
+    drawings = {"toy": worlds, "toy, few": few, "photographs": photographs}
     rows = []
     for trial in trials(folder, model):
-        rule = trial.rule.format(chosen(trial, worlds[CHOSEN_ON]))
-        scores = [measured(trial, rule, worlds[seed]) for seed in SEEDS]
+        own = drawings[trial.world]
+        rule = trial.rule.format(chosen(trial, own[CHOSEN_ON]))
+        scores = [measured(trial, rule, own[seed]) for seed in SEEDS]
         note(f"{trial.defect} by {rule}: {scores}")
         rows.append(
             (
                 trial.defect,
-                rule.replace(str(folder), "").replace(str(model), "run"),
+                trial.world,
+                rule.replace(f"{folder}/", ""),
                 sum(score.planted for score in scores),
                 spread([score.precision for score in scores]),
                 spread([score.recall for score in scores]),
@@ -86,7 +98,7 @@ def planted(folder: Path, model: Path, size: int) -> list[Table]:
         f"Planted defects, draws of {size:,} pairs, thresholds chosen on seed {CHOSEN_ON}; mean, "
         f"and range, of seeds {', '.join(map(str, SEEDS))}."
     )
-    columns = ("defect", "rule", "planted", "precision", "recall")
+    columns = ("defect", "world", "rule", "planted", "precision", "recall")
     return [Table(title, columns, rows), swapped(model, worlds)]
 
 
@@ -96,6 +108,24 @@ def drawn(raw: Path, seed: int, size: int, shares: Mapping[str, float] = SHARES)
     if not raw.is_dir():
         write_shards(iter(samples), raw, samples_per_shard=500)
     return World(raw, {one.key: one for one in samples})
+
+
+def of_photographs(raw: Path, seed: int) -> World:
+    """Write photograph-like pictures, and of a tenth a copy, smaller and compressed again."""
+    samples = {}
+    for number in range(NUM_PHOTOGRAPHS):
+        data = photograph(1000 * seed + number)
+        metadata = {toy.MARK: None, "shapes": [number]}
+        samples[f"{number:04d}"] = Sample(f"{number:04d}", data, f"photograph {number}", metadata)
+        if number % 10 == 0:
+            small = decode(data)
+            small.thumbnail((320, 320))
+            copy = Sample(f"{number:04d}b", jpeg(small, quality=60), "copy", dict(metadata))
+            copy.metadata[toy.MARK] = "near_duplicate"
+            samples[copy.key] = copy
+    if not raw.is_dir():
+        write_shards(iter(samples.values()), raw, samples_per_shard=500)
+    return World(raw, samples)
 
 
 def trials(folder: Path, model: Path) -> list[Trial]:
@@ -110,9 +140,10 @@ def trials(folder: Path, model: Path) -> list[Trial]:
         Trial("exact_duplicate", WHOLE, "exact_duplicate(by='pair')"),
         Trial("boilerplate_caption", (), f"metaclip_balance(entries={str(shapes)!r}, t=1000000)"),
         Trial("boilerplate_caption", (), "caption_words(min={})", column="caption_words"),
-        Trial("near_duplicate", exact, "pdq_duplicate(radius={}, quality=0)", range(0, 65, 4)),
-        Trial("near_duplicate", exact, semantic, np.geomspace(1e-4, 0.5, 25).round(5).tolist()),
-        Trial("text_only_image", WHOLE, "text_area(max={})", column="text_area"),
+        Trial("near_duplicate", exact, "pdq_duplicate(radius={}, quality=0)", range(0, 65, 8)),
+        Trial("near_duplicate", exact, semantic, np.geomspace(1e-3, 0.3, 12).round(4).tolist()),
+        Trial("near_duplicate", (), "pdq_duplicate(radius={})", (31,), world="photographs"),
+        Trial("text_only_image", WHOLE, "text_area(max={})", column="text_area", world="toy, few"),
     ]
 
 
@@ -125,8 +156,9 @@ def chosen(trial: Trial, world: World) -> float | str:
         column = trial.column or ""
         numbers = fates(world.raw, scores_of(world), [*trial.before, column]).values(column)
         values = np.unique([number for number in numbers.values() if number is not None])
-        middles = (values[1:] + values[:-1]) / 2
-        thresholds = middles[:: 1 + len(middles) // 40].round(4).tolist()
+        is_whole = bool((values == values.round()).all())
+        middles = values[1:] if is_whole else ((values[1:] + values[:-1]) / 2).round(4)
+        thresholds = middles[:: 1 + len(middles) // 40].tolist()
     scores = {t: measured(trial, trial.rule.format(t), world) for t in thresholds}
     best = max(score.f1 for score in scores.values())
     return statistics.median_low([t for t, score in scores.items() if score.f1 == best])

@@ -1,5 +1,6 @@
 """How many samples each filter scores in a second of one core, reading and decoding included."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from itertools import cycle
@@ -97,8 +98,6 @@ def rate_of(part: Filter, shards: Sequence[Any], seconds: float) -> float:
 
 def rate_of_table(tables: Path, scores: Path) -> float:
     """Return rows per second of CPU, from the tables to scores on the disk."""
-    import shutil
-
     shutil.rmtree(scores, ignore_errors=True)
     filters = {text.partition("(")[0]: build(FAMILY, text) for text in SIDECARS}
     start = time.process_time()

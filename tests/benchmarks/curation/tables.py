@@ -1,12 +1,11 @@
 """What the parts of the benchmark of filters hand back, and how they run filters."""
 
-import os
+import io
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from data_pipelines.curation.scores import ScoredSet, open_scores
 from data_pipelines.engine import Engine
 from data_pipelines.filter import filter_shards
 from data_pipelines.sources import find_shards
+from vlp.cli import run
 from vlp.console import show_table, speaking
 
 TIMEOUT_SECONDS = 1500
@@ -79,18 +79,10 @@ def fates(raw: Path, scores: Path, texts: Sequence[str]) -> Fates:
     return Fates(first, scored)
 
 
-def vlp(*words: str | Path) -> str:
-    """Run a command in a process of its own, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vlp", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    if done.returncode:
-        raise SystemExit(f"vlp {' '.join(map(str, words))} stopped:\n{done.stderr[-3000:]}")
-    return done.stdout
+def vlp(*words: str | Path) -> Any:
+    """Run a command in this process, and return its result; nothing is printed."""
+    with redirect_stdout(io.StringIO()):
+        return run([*map(str, words), "--quiet"])
 
 
 @contextmanager

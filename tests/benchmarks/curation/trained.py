@@ -1,11 +1,11 @@
 """What training makes of a filtered set: against all of it, and as many samples of it by chance."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from curation.planted import drawn, spread
 from curation.tables import Table, curated, note, vlp
 
@@ -78,8 +78,6 @@ def subsets(folder: Path, model: Path, size: int, seed: int) -> dict[str, Path]:
 
 def by_chance(raw: Path, number: int, seed: int) -> Iterator:
     """Yield samples of a set, drawn without looking at them."""
-    import numpy as np
-
     shards = open_shards(raw)
     chosen = np.random.default_rng([seed, 7]).permutation(len(shards))[:number]
     return (shards[int(place)] for place in sorted(chosen))
@@ -97,8 +95,7 @@ def figures_of(folder: Path, shards: Path, seen: int, seed: int) -> dict[str, fl
 
 
 def evaluated(run: Path, shards: Path, *tasks: str) -> dict[str, float]:
-    told = vlp("eval", run, shards, "--tasks", *tasks, "--json")
-    return json.loads(told)["metrics"]
+    return vlp("eval", run, shards, "--tasks", *tasks)["metrics"]
 
 
 def held_out(folder: Path) -> Sequence[Path]:
