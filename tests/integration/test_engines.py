@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_support import Work
+from engine_support import Work, group, is_running, wait_until
 
 from data_pipelines.engine import Engine
 from vlp.errors import UserError
@@ -130,32 +130,6 @@ def started(folder, kind="pool"):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def group(session):
-    """Return the processes of a session that are there yet."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if path.joinpath("stat").read_text().rpartition(")")[2].split()[3] == str(session):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return [pid for pid in found if is_running(pid)]
 
 
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
