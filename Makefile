@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow bench install install-dev install-extras clean
+.PHONY: quickstart test test-slow bench install install-dev install-slow clean
 
 quickstart: install
 	$(RUN)/vlp quickstart quickstart
@@ -14,7 +14,7 @@ test: install-dev
 	$(RUN)/pyright --pythonpath $(RUN)/python
 	$(RUN)/pytest -m "not slow" -n 2
 
-test-slow: install-extras
+test-slow: install-slow
 	$(RUN)/pytest -m "slow or extra"
 
 bench: install-dev
@@ -24,7 +24,7 @@ install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
 
-install-extras: $(VENV)/.installed-extras
+install-slow: $(VENV)/.installed-slow
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,8 +35,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-$(VENV)/.installed-extras: $(VENV)/.installed-dev
-	$(RUN)/pip install --quiet --editable ".[extras]"
+$(VENV)/.installed-slow: $(VENV)/.installed-dev
+	$(RUN)/pip install --quiet --editable ".[dev,filters,ray,slow]"
 	touch $@
 
 clean:

@@ -35,7 +35,7 @@ class Engine:
     workers: int | None = None
     """How many tasks at once; None: one for each GPU, or else for each core."""
     address: str | None = None
-    """Of a Ray cluster, as ``ray://head:10001`` or ``auto``; None starts one on this machine."""
+    """Of a Ray cluster, as ``head:6379``, or ``auto`` on one of its nodes; None starts one here."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -180,9 +180,8 @@ class Actors(Crew):
                 logging_level="ERROR",
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"Ray cannot be reached at {engine.address}: {first_line(error)}."
-            ) from None
+            where = f"reached at {engine.address}" if engine.address else "started here"
+            raise UserError(f"Ray cannot be {where}: {first_line(error)}.") from None
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if on_gpu else 0
         room = gpus or int(resources["CPU"])

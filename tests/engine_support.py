@@ -25,10 +25,11 @@ class Work:
     """How often the process of task 3 is killed before the task is done."""
     slow: float = 0.0
     """Seconds that the first task takes."""
+    pause: float = 0.0
+    """Seconds that each takes."""
 
     def __call__(self, task: int) -> float:
-        if task == 0:
-            time.sleep(self.slow)
+        time.sleep(self.slow if task == 0 else self.pause)
         if task in self.fails:
             raise ValueError(f"{task} is a bad number.\nAnd more.")
         if task in self.refuses:

@@ -96,8 +96,26 @@ def test_failed_tasks_are_named_once_the_others_are_done(engine, expected, tmp_p
     assert written == {"0.bin", "1.bin", "3.bin", "5.bin", "6.bin"}
 
 
+@pytest.mark.slow
+def test_tasks_of_a_node_that_is_lost_are_done_by_others(expected, tmp_path, capfd):
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    (tmp_path / "out").mkdir()
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        engine, work = Engine(kind="ray", address=cluster.address), Work(tmp_path / "out", pause=3)
+        results = engine.run(work, range(7), what="compute", on_gpu=True)
+        first = [next(results), next(results)]  # so both nodes have begun
+        cluster.remove_node(node, allow_graceful=False)
+        assert [*first, *results] == expected[0]
+    finally:
+        cluster.shutdown()
+    assert contents(tmp_path / "out") == expected[1]
+    assert "was lost" in capfd.readouterr().err
+
+
 def test_no_tasks_need_no_workers():
-    assert done(Engine(kind="ray", address="ray://nowhere:1"), Work(Path()), 0) == []
+    assert done(Engine(kind="ray", address="nowhere:1"), Work(Path()), 0) == []
 
 
 @pytest.mark.parametrize("engine", ENGINES)
