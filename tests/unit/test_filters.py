@@ -38,6 +38,7 @@ OPTIONS = {
     "evaluation_image": "against={shards!r}",
     "image_clusters": "model={model!r}, target={target!r}, clusters=3",
     "listed": "path={keep_list!r}",
+    "masked_clip_score": "model={model!r}, top=0.5",
     "metaclip_balance": "entries={entries!r}, t=2",
     "metadata_number": "field='number', top=0.3",
     "onnx_score": "path={onnx!r}, size=8, top=0.3",
