@@ -206,7 +206,7 @@ def test_a_share_of_the_pool_is_of_all_samples_though_the_filter_is_dear(raw, tm
         *(Rule(f"dear {n}", (Part("dear", part),)) for n, part in enumerate(both)),
     ]
     found, samples, scored = decided(rules, raw, tmp_path / "scores")
-    assert len(both[0].asked | both[1].asked) == 60
+    assert len(set().union(*(part.asked for part in both))) == 60
     assert samples["dear"] is None
     assert not any(step.is_estimate for step in found.steps)
     failed = sum(int(scored.failed("dear", n).sum()) for n in range(3))
@@ -250,8 +250,6 @@ class Constant(FirstOfEqual):
 
 def test_a_value_that_is_no_number_fails(tmp_path):
     class Broken(Filter):
-        is_pointwise = True
-
         def score(self, candidates):
             return [float("nan") if one.key == "a" else 1.0 for one in candidates]
 
