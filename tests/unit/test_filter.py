@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from curation_support import filtered, many, plain, sample
 
-from data_pipelines import filter
+from data_pipelines import filter as filtering
 from data_pipelines.curation import materialise, scores
 from data_pipelines.engine import Engine
 from data_pipelines.filter import filter_shards
@@ -217,16 +217,17 @@ def test_shards_that_a_stopped_run_left_are_not_those_of_an_input_that_has_chang
     tmp_path, monkeypatch
 ):
     raw, clean = tmp_path / "raw", tmp_path / "clean"
-    real = filter.materialise
+    real = filtering.materialise
 
     def stopping(*arguments, **options):
         real(*arguments, **options)
         raise KeyboardInterrupt
 
     write_shards([sample("a", "one two three")], raw)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(filter, "materialise", stopping)
-        filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
+    with monkeypatch.context() as patched:
+        patched.setattr(filtering, "materialise", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
     write_shards([sample("a", "four five six, and longer")], raw)
     filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
     assert [one.text for one in open_shards(clean)] == ["four five six, and longer"]
