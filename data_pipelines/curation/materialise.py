@@ -127,7 +127,8 @@ class CopyShard:
 
 def decision_hash(sources: Sequence[Path], decision: Decision, *options: object) -> str:
     """Return 16 hex digits that say which shards a decision and options lead to."""
-    digest = hashlib.sha256(json.dumps([*map(str, sources), *options], default=str).encode())
+    told = [*((str(source), origin(source)) for source in sources), *options]
+    digest = hashlib.sha256(json.dumps(told, default=str).encode())
     for copies in decision.copies:
         digest.update(copies.tobytes())
     return digest.hexdigest()[:16]
