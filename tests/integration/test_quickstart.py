@@ -36,7 +36,7 @@ def test_colours_by_shapes_are_named_zero_shot(tour):
 
 
 def test_the_true_caption_of_two_is_chosen_more_often_than_by_chance(tour):
-    """0.5 is chance, for whoever reads the captions alone as well; swaps are hard, words are not."""
+    """Chance is 0.5, for whoever reads the captions alone as well."""
     assert tour[1]["metrics"]["compositional/accuracy"] > 0.55
 
 
