@@ -208,8 +208,9 @@ def mapped(folder: Path, kind: str) -> list[np.ndarray]:
     Raises:
         UserError: There are none, or one is damaged.
     """
+    found = (numbered(folder / name, ".npy") for name in FOLDERS[kind])
     parts = []
-    for path in (path for name in FOLDERS[kind] for path in numbered(folder / name, ".npy")):
+    for path in next(filter(None, found), []):
         try:
             part = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
