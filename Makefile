@@ -15,7 +15,7 @@ test: install-dev
 	$(RUN)/pytest -m "not slow" -n 2
 
 test-slow: install-slow
-	$(RUN)/pytest -m slow
+	$(RUN)/pytest -m "slow or extra"
 
 bench: install-dev
 	for script in tests/benchmarks/*.py; do $(RUN)/python $$script || exit 1; done

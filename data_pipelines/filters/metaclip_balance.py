@@ -74,6 +74,8 @@ class MetaclipBalance(Filter):
         share = t / np.maximum(counts, t)
         for column in columns:
             rows, entries = column.entries
+            is_left = column.left[rows]  # only their entries have been counted
+            rows, entries = rows[is_left], entries[is_left]
             ids = np.array([hash64(key) for key in column.keys], np.uint64)
             is_drawn = uniform(ids[rows], entries, self.seed) < share[entries]
             is_kept = np.zeros(len(column.left), bool)

@@ -200,13 +200,14 @@ def test_a_dear_filter_is_asked_about_what_is_left_and_a_seeded_sample(raw, tmp_
 
 
 def test_a_share_of_the_pool_is_of_all_samples_though_the_filter_is_dear(raw, tmp_path):
-    both = [Encoded(top=0.5, seed=1, asked=set()), Encoded(min=0, seed=1, asked=set())]
+    asked = set()
+    both = [Encoded(top=0.5, seed=1, asked=asked), Encoded(min=0, seed=1, asked=asked)]
     rules = [
         Rule("cheap", (Part("cheap", Drawn(min=8)),)),
         *(Rule(f"dear {n}", (Part("dear", part),)) for n, part in enumerate(both)),
     ]
     found, samples, scored = decided(rules, raw, tmp_path / "scores")
-    assert len(both[0].asked | both[1].asked) == 60
+    assert len(asked) == 60
     assert samples["dear"] is None
     assert not any(step.is_estimate for step in found.steps)
     failed = sum(int(scored.failed("dear", n).sum()) for n in range(3))
@@ -250,7 +251,9 @@ class Constant(FirstOfEqual):
 
 def test_a_value_that_is_no_number_fails(tmp_path):
     class Broken(Filter):
-        is_pointwise = True
+        @property
+        def is_pointwise(self):
+            return True
 
         def score(self, candidates):
             return [float("nan") if one.key == "a" else 1.0 for one in candidates]

@@ -201,6 +201,11 @@ def test_another_seed_draws_others_and_shards_change_nothing(entries):
     assert flat(swapped[::-1]) == one
 
 
+def test_entries_that_only_dropped_samples_match_are_not_counted(entries):
+    lists = [[0, 1], [19], [1]]
+    assert kept(MetaclipBalance(entries=entries, t=9), lists, left=[[1, 0, 1]]) == [[1, 0, 1]]
+
+
 def test_draws_are_spread_evenly_and_do_not_follow_each_other():
     ids = np.arange(100_000, dtype=np.uint64)
     one, other = (uniform(ids, np.full(len(ids), entry), 0) for entry in (0, 1))
