@@ -203,8 +203,9 @@ def numbered(folder: Path, suffix: str) -> list[Path]:
 
 
 def _mapped(folder: Path, kind: str) -> list[np.ndarray]:
+    found = (numbered(folder / name, ".npy") for name in FOLDERS[kind])
     parts = []
-    for path in (path for name in FOLDERS[kind] for path in numbered(folder / name, ".npy")):
+    for path in next(filter(None, found), []):
         try:
             part = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:

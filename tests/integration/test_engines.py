@@ -162,7 +162,7 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path):
     wait_until(lambda: not group(run.pid), 5)
 
 
-@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_ctrl_c_ends_a_run_and_its_workers_at_once_and_quietly(seed, tmp_path):
     moment = random.Random(seed).uniform(0.3, 4)
     print(f"seed {seed}: Ctrl-C after {moment:.2f} s")
