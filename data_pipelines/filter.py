@@ -66,15 +66,11 @@ def filter_shards(
         UserError: There is no rule, a rule cannot be read, or nothing is left.
     """
     rules = read_rules(keep)
-    if samples_per_shard < 1:
-        raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
-    if blur_boxes and keep_list:
-        raise UserError("A keep-list changes no picture. Leave out --keep-list, or --blur-boxes.")
+    _check(samples_per_shard, keep_list=keep_list, blur_boxes=blur_boxes)
     sources, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
-    options |= {"blur_boxes": blur_boxes} if blur_boxes else {}
-    config = {"raw": str(raw), "keep": list(keep), **options}
+    config = {"raw": str(raw), "keep": list(keep), "blur_boxes": blur_boxes, **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
@@ -98,6 +94,13 @@ def filter_shards(
     if not blur_boxes:
         _advise(report, keep_list=keep_list)
     return report
+
+
+def _check(samples_per_shard: int, *, keep_list: bool, blur_boxes: str | None) -> None:
+    if samples_per_shard < 1:
+        raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
+    if blur_boxes and keep_list:
+        raise UserError("A keep-list changes no picture. Leave out --keep-list, or --blur-boxes.")
 
 
 def _open(raw: str, *, keep_list: bool) -> tuple[list[Path], Faults]:
