@@ -70,8 +70,7 @@ def filter_shards(
     sources, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
-    options |= {"blur_boxes": blur_boxes} if blur_boxes else {}
-    config = {"raw": str(raw), "keep": list(keep), **options}
+    config = {"raw": str(raw), "keep": list(keep), "blur_boxes": blur_boxes, **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
