@@ -9,12 +9,11 @@ whatever the workers.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,7 @@ from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.manifest import MANIFEST
-from vlp.output import output_folder, write_json
+from vlp.output import output_folder, whole_file, write_json
 
 Dtype = Literal["fp32", "fp16"]
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
@@ -144,10 +143,12 @@ class EmbedPart:
             arrays = self._arrays(encoded)
             for name, rows in arrays.items():
                 array = rows.numpy().astype(DTYPES[self.dtype])
-                _write(self._path(name, task.number), partial(np.save, arr=array))
+                with whole_file(self._path(name, task.number)) as file:
+                    np.save(file, array)
             told = {"origin": origin, "arrays": [*arrays], "faults": encoded.faults.as_dict()}
             table = _metadata(encoded, picture).replace_schema_metadata({TOLD: json.dumps(told)})
-            _write(path, partial(pq.write_table, table))
+            with whole_file(path) as file:
+                pq.write_table(table, file)
         told = _told_of(path)
         files = [self._path(name, task.number) for name in (*told["arrays"], METADATA)]
         hashes = {file.relative_to(self.folder).as_posix(): _size_and_hash(file) for file in files}
@@ -206,15 +207,6 @@ def _metadata(encoded: EncodedSet, picture: Callable[[int], Picture]) -> pa.Tabl
             "size": pa.array([one.size for one in pictures], pa.int64()),
         }
     )
-
-
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        write(file)
-    part.replace(path)
 
 
 def _told_of(path: Path) -> dict[str, Any]:

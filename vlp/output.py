@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from vlp.errors import UserError
 
@@ -232,10 +232,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, then rename it."""
+    """Write a file that is whole or not there."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; on the disk, it takes the name ``path`` when the block ends well.
+
+    Its temporary name is this process's own, so that of two who write it the last one wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
