@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -171,6 +171,28 @@ def _check_apart(path: Path, inputs: Sequence[Path]) -> None:
                 f"The output {path} is the input {source}, holds it or lies in it. "
                 f"Give another output folder."
             )
+
+
+def take_over(earlier: Path, part: Path, names: Iterable[str]) -> None:
+    """Put files of an earlier output into one that is begun, where it has none of their names.
+
+    They are linked, or else copied; who reads them tells whether they are still valid.
+
+    Args:
+        earlier: The folder.
+        part: What ``output_folder`` yields.
+        names: Of files, or of folders of files.
+    """
+    for name in names:
+        path = earlier.absolute() / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            target = part / file.relative_to(earlier.absolute())
+            if file.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(file, target)
+                except OSError:  # another file system, or one without links
+                    shutil.copy2(file, target)
 
 
 def remove_output(path: Path) -> None:
