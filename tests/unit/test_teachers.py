@@ -110,7 +110,7 @@ def test_a_run_does_not_go_on_with_another_teacher():
 def folder(shards, model, tmp_path):
     """Return the features of the shards, whose first sample has NaN and whose second 0."""
     embed(str(model), str(shards), tmp_path / "features")
-    path = tmp_path / "features" / "image_emb" / "image_emb_0.npy"
+    path = tmp_path / "features" / "img_emb" / "img_emb_0.npy"
     rows = np.load(path)
     rows[0], rows[1] = np.nan, 0
     np.save(path, rows)
