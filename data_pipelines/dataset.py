@@ -25,7 +25,7 @@ class Dataset:
     read: Callable[[int], Sample]
     """Row to sample; raises SampleFault. May be called by several threads at once."""
     files: Sequence[Path]
-    """What it is read from. Files such as ``classnames.txt`` are looked for beside them."""
+    """Files and folders that it is read from; ``classnames.txt`` is looked for there, too."""
     identity: str
     """16 hex digits of its rows and files, as far as names, sizes and times of change tell."""
     classes: Classes | None = None

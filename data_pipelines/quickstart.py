@@ -21,17 +21,19 @@ if TYPE_CHECKING:  # loads torch, and `vlp --help` must not
 MIN_SAMPLES = 200
 """Fewer would not fill a batch of the recipe ``toy`` once the filters are through."""
 NUM_SCENES = 600
+NUM_PAIRS = 180
 NUM_CLASSES = 64
 DRAWINGS_PER_CLASS = 4
 KEEP = ("caption_words(min=3)", "image_side(min=32)", "exact_duplicate")
 QUERIES = ("a red circle", "a large striped green heart", "a yellow star above a red square")
 NUM_HITS = 6
-FOLDERS = ("toy", "raw", "scenes", "shapes", "clean", "run", "features", "index")
+FOLDERS = ("toy", "raw", "scenes", "shapes", "pairs", "clean", "run", "features", "index")
 """What the tour writes, and removes before it is taken again; other files in its folder stay."""
 METRICS = (
     "retrieval/image_to_text/recall@1",
     "retrieval/text_to_image/recall@1",
     "zero_shot/acc@1",
+    "compositional/accuracy",
 )
 NAMES = ("red circle", "red square", "blue circle", "green star", "black moon")
 """What `vlp classify` chooses from; the picture shows the first."""
@@ -105,11 +107,13 @@ def run(out: Path, *, samples: int, seed: int, overwrite: bool) -> dict[str, Any
 def _draw(folder: Path, samples: int, seed: int) -> None:
     """Write the toy world as loose files, as `vlp pack` takes them."""
     from data_pipelines import toy
+    from data_pipelines.toy_compositions import draw_compositions
 
     say(f"Drawing {samples} pairs to train on and {NUM_SCENES} scenes to evaluate on ...")
     _write_files(toy.draw_training(samples, seed), folder / "train")
     _write_files(toy.draw_evaluation(NUM_SCENES, seed), folder / "scenes")
     _write_files(toy.draw_single_shapes(DRAWINGS_PER_CLASS, seed), folder / "shapes")
+    _write_files(draw_compositions(NUM_PAIRS, seed), folder / "pairs")
     write_json(folder / "classes.json", toy.zero_shot_classes())
 
 
@@ -124,7 +128,8 @@ def _write_files(samples: "Iterable[Sample]", folder: Path) -> None:
 
 def _make_clean_shards(tour: Tour) -> dict[str, dict[str, int]]:
     """Pack, look and filter; return how many pairs of each kind were drawn and how many kept."""
-    for name, shards in (("train", "raw"), ("scenes", "scenes"), ("shapes", "shapes")):
+    for name in ("train", "scenes", "shapes", "pairs"):
+        shards = "raw" if name == "train" else name
         tour.vlp("pack", tour.out / "toy" / name, tour.out / shards)
     tour.vlp("inspect", tour.out / "raw", "--sheet", tour.out / "raw.png")
     tour.vlp("filter", tour.out / "raw", tour.out / "clean", "--keep", *KEEP)
@@ -141,14 +146,15 @@ def _count_planted(shards: Path) -> Counter[str]:
 
 
 def _train_and_evaluate(tour: Tour) -> dict[str, float]:
-    """Return recall on scenes and accuracy on single shapes, neither seen in training."""
+    """Return recall on scenes, accuracy on single shapes and on pairs, none seen in training."""
     run_folder, scenes = tour.out / "run", tour.out / "scenes"
     data = ("--data.shards", tour.out / "clean", "--data.validation", scenes)
     tour.vlp("train", "toy", *data, "--out", run_folder)
     retrieval = tour.vlp("eval", run_folder, scenes, "--tasks", "retrieval")
     task = f"zero_shot(classes={str(tour.out / 'toy' / 'classes.json')!r})"
     zero_shot = tour.vlp("eval", run_folder, tour.out / "shapes", "--tasks", task)
-    metrics = retrieval["metrics"] | zero_shot["metrics"]
+    pairs = tour.vlp("eval", run_folder, tour.out / "pairs", "--tasks", "compositional")
+    metrics = retrieval["metrics"] | zero_shot["metrics"] | pairs["metrics"]
     return {name: metrics[name] for name in METRICS}
 
 
@@ -176,12 +182,13 @@ def _show_figures(result: dict[str, Any]) -> None:
     """Show a line for each step: its seconds and what came of it."""
     pairs, metrics, best = result["pairs"], result["metrics"], result["classify"][0]
     (drawn, planted), (kept, missed) = (_count(pairs, when) for when in ("drawn", "kept"))
-    to_text, to_image, accuracy = (f"{metrics[name]:.3f}" for name in METRICS)
+    to_text, to_image, accuracy, chosen = (f"{metrics[name]:.3f}" for name in METRICS)
     outcomes = {
         "draw": f"{drawn} pairs, {planted} of them with a planted defect",
         "filter": f"{kept} pairs kept, {missed} of them with a planted defect",
         "eval": f"recall@1 {to_text} to text, {to_image} to image (chance {1 / NUM_SCENES:.4f}); "
-        f"zero-shot accuracy {accuracy} (chance {1 / NUM_CLASSES:.4f})",
+        f"zero-shot accuracy {accuracy} (chance {1 / NUM_CLASSES:.4f}); "
+        f"true caption of two {chosen} (chance 0.5)",
         "classify": f"{best['class']}, {best['probability']:.0%}",
     }
     rows = [(step, f"{s:.1f}", outcomes.get(step, "")) for step, s in result["seconds"].items()]

@@ -4,6 +4,7 @@ A shard is indexed once by its headers, so any sample is one seek away; members 
 stand in any order and need not be neighbours.
 """
 
+import io
 import json
 import os
 import posixpath
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Int64
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shard_counts import count_samples
 from data_pipelines.sources import Source, find_shards
-from data_pipelines.tar_index import Entry, open_index, open_shard
+from data_pipelines.tar_index import CAPTION_EXTENSIONS, Entry, open_index, open_shard
 from vlp.errors import UserError
 from vlp.sample import Sample
 
@@ -112,16 +113,23 @@ def name_shards(source: Source) -> ShardSet:
     return ShardSet(shards, np.zeros(len(shards), np.int64), np.ones(len(shards), bool))
 
 
-def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True) -> Sample:
+def read(
+    entry: Entry,
+    *,
+    with_metadata: bool = True,
+    needs_caption: bool = True,
+    needs_image: bool = True,
+) -> Sample:
     """Return one sample: its image still encoded, its caption and its metadata.
 
     The caption is ``.txt``, or ``caption`` of ``.json`` (img2dataset). A sample with a class
-    (``.cls``) may have none.
+    (``.cls``) or several (``.npy`` of CLIP_benchmark, a truth value for each) may have none.
 
     Args:
         entry: Where the sample lies.
         with_metadata: Read ``.json`` and ``.cls`` although there is a ``.txt``.
         needs_caption: A sample without a caption is a fault.
+        needs_image: Read the image; else it is of no bytes.
 
     Raises:
         SampleFault: The shard cannot be read, the caption is missing or no UTF-8, the metadata is
@@ -130,13 +138,12 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
     extension = entry.extension()
     assert extension is not None, "an entry without an image is never indexed"
     has_text = "txt" in entry.members and not with_metadata
-    found = read_members(
-        entry, (extension, "txt") if has_text else (extension, "txt", "json", "cls")
-    )
+    images = (extension,) if needs_image else ()
+    found = read_members(entry, (*images, "txt") if has_text else (*images, *CAPTION_EXTENSIONS))
     text, metadata = text_of(found)
     if needs_caption and not text and "cls" not in metadata:
         raise SampleFault("caption is empty" if "txt" in found else "no caption")
-    return Sample(entry.key, found[extension], text, metadata)
+    return Sample(entry.key, found[extension] if needs_image else b"", text, metadata)
 
 
 def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:
@@ -149,6 +156,8 @@ def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:
         metadata = json.loads(members.get("json", b"{}"))
         if not isinstance(metadata, dict):
             raise SampleFault("metadata is no JSON object")
+        if "npy" in members:
+            metadata |= _numbers(members["npy"], is_label="cls" not in members)
         if "cls" in members:
             metadata["cls"] = _class_number(members["cls"])
         text = members["txt"].decode() if "txt" in members else _caption_of(metadata)
@@ -279,6 +288,21 @@ def _class_number(data: bytes) -> int:
         return int(data)
     except ValueError:
         raise SampleFault("class is no whole number") from None
+
+
+def _numbers(data: bytes, *, is_label: bool) -> dict[str, Any]:
+    """Return what CLIP_benchmark keeps in an array.
+
+    It is a truth value for each class, of which ``cls`` has those that are true; or, beside a
+    label, facts such as WILDS' region, ``npy_0``, ``npy_1`` and so on.
+    """
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False).reshape(-1)
+    except (ValueError, OSError, EOFError):
+        raise SampleFault("classes are no array") from None
+    if is_label:
+        return {"cls": array.nonzero()[0].tolist()}
+    return {f"npy_{place}": value for place, value in enumerate(array.tolist())}
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:

@@ -22,9 +22,9 @@ from data_pipelines.shard_cache import ensure, url_of
 from vlp.errors import UserError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-CAPTION_EXTENSIONS = ("txt", "json", "cls")
+CAPTION_EXTENSIONS = ("txt", "json", "cls", "npy")
 ORIGIN = b"vlp_index"
-FORM = "2"
+FORM = "3"
 """Of the index; another form is not read."""
 OPENINGS = 20
 """To open a shard that others' shards push out of the cache."""

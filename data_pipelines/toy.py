@@ -1,7 +1,9 @@
 """A drawn world of shapes and captions, for the tour and for tests: all of it follows from a seed.
 
-A quarter of all scenes that can be described is held out. Training scenes are never drawn from
-that quarter and evaluation scenes only from it, whatever their seeds. A caption of evaluation says
+A quarter of all scenes that can be described is held out, and so is every scene with one of four
+pairs of colour and shape: each colour and each shape is seen in training, but these never together.
+Training scenes are never drawn from what is held out and evaluation scenes only from it, whatever
+their seeds. A caption of evaluation says
 all of its scene, sizes included; one that leaves something out leaves out the sizes, and is given
 in training only. So no image and no caption of the evaluation sets is ever in training.
 """
@@ -67,6 +69,8 @@ PHRASES = {
     "below": ("below", "under"),
 }
 """The ways to say that one shape lies left of, right of, above or below another."""
+NEW_PAIRS = ("red moon", "green cross", "purple star", "brown square")
+"""Colours and shapes that are never seen together in training."""
 OPENINGS = ("", "there is ", "a picture of ")
 TRAINING, PLAN, DEFECT, SCENES, SINGLE_SHAPES = range(1, 6)
 """Random streams, each with its own numbers for the same seed."""
@@ -89,13 +93,18 @@ class Scene(NamedTuple):
         return [f"{shape.colour} {shape.shape}" for shape in self.shapes]
 
     @property
+    def shows_new_pair(self) -> bool:
+        """Whether a shape has a colour that no shape of its kind has in training."""
+        return any(f"{shape.colour} {shape.shape}" in NEW_PAIRS for shape in self.shapes)
+
+    @property
     def is_held_out(self) -> bool:
         """Whether only evaluation may show this scene.
 
         Adding the places of the attributes in their lists holds out a quarter of all scenes and
         two of the eight single shapes of every colour and shape.
         """
-        return sum(_places(shape) for shape in self.shapes) % 4 == 0
+        return self.shows_new_pair or sum(_places(shape) for shape in self.shapes) % 4 == 0
 
 
 def draw_training(

@@ -2,7 +2,8 @@
 
 Every caption is true of one picture and false of the other, as in Winoground (Thrush et al. 2022):
 whoever reads the captions alone is right for exactly half of the pictures. Both scenes are held
-out, so no training has seen either.
+out, so no training has seen either; in every second pair, nor a colour and a shape together that
+one of them shows.
 """
 
 import itertools
@@ -21,13 +22,14 @@ COMPOSITIONS = 6
 def draw_compositions(pairs: int, seed: int) -> Iterator[Sample]:
     """Yield two samples for each pair, the kinds of ``CHANGES`` in turn.
 
-    ``kind`` in the metadata says what was changed, ``pair`` which two belong together, and
-    ``false_captions`` holds the caption of the other.
+    ``kind`` in the metadata says what was changed, after ``new_`` where a scene shows one of
+    ``NEW_PAIRS``; ``pair`` which two belong together; ``false_captions`` the caption of the other.
     """
-    kinds = itertools.cycle(CHANGES)
-    for number, kind in zip(range(pairs), kinds, strict=False):
+    kinds = itertools.cycle(itertools.product(CHANGES, (False, True)))
+    for number, (change, is_new) in zip(range(pairs), kinds, strict=False):
         rng = np.random.default_rng([seed, COMPOSITIONS, number])
-        scenes = _draw_pair(rng, kind)
+        scenes = _draw_pair(rng, change, is_new)
+        kind = f"new_{change}" if is_new else change
         wording = int(rng.integers(2**32))
         captions = [caption_of(scene, np.random.default_rng(wording)) for scene in scenes]
         for place, scene in enumerate(scenes):
@@ -37,13 +39,14 @@ def draw_compositions(pairs: int, seed: int) -> Iterator[Sample]:
             yield sample
 
 
-def _draw_pair(rng: np.random.Generator, kind: str) -> tuple[Scene, Scene]:
+def _draw_pair(rng: np.random.Generator, change: str, is_new: bool) -> tuple[Scene, Scene]:
     """Return a random scene of two shapes and what a change makes of it; both are held out."""
     while True:
         scene = draw_scene(rng, is_held_out=True, layout=str(rng.choice(["row", "column"])))
-        other = Scene(scene.layout, CHANGES[kind](*scene.shapes))
+        other = Scene(scene.layout, CHANGES[change](*scene.shapes))
         is_clear = len(set(other.classes)) == 2 and other.description != scene.description
-        if is_clear and other.is_held_out:
+        shows_new = scene.shows_new_pair or other.shows_new_pair
+        if is_clear and other.is_held_out and shows_new == is_new:
             return scene, other
 
 

@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vlp.errors import UserError
-
 
 def confusion_matrix(
     labels: Int64[Tensor, "images"], predicted: Int64[Tensor, "images"], num_classes: int
@@ -120,13 +118,7 @@ def jaccard_of_labels(
 
 
 def _precision_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, best score first, the precision of each class at its place and the recall it adds.
-
-    Raises:
-        UserError: No image has a label.
-    """
-    if not labels.any():
-        raise UserError("No image has a label, so there is no precision.")
+    """Return, best score first, the precision of each class at its place and the recall it adds."""
     ordered, order = scores.sort(dim=0, descending=True)  # [images, classes]
     hits = labels.gather(0, order).double()
     places = torch.arange(1, len(scores) + 1, device=scores.device)[:, None]  # [images, 1]

@@ -6,23 +6,54 @@ from typing import Any
 
 def eval_(
     model: str,
-    shards: str,
+    dataset: str,
     /,
     tasks: tuple[str, ...] = ("retrieval",),
+    preset: str | None = None,
     out: Path | None = None,
+    features: Path | None = None,
+    draws: int = 1000,
+    seed: int = 0,
     batch_size: int = 256,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a model on shards: zero-shot classification, retrieval.
+    """Evaluate a model on a dataset: classification, retrieval, probes, geometry, with intervals.
 
     Args:
         model: Run folder, checkpoint folder, or a model that open_clip knows.
-        shards: Shards to read, or a folder in CLIP_benchmark's layout.
+        dataset: Shards, a folder of classes, a table, COCO's or Flickr30k's Karpathy JSON, or
+            ``torchvision:NAME:FOLDER`` and ``hf:FOLDER`` for datasets on this machine.
         tasks: Evaluators, such as ``retrieval`` or ``"zero_shot(classes='classes.json')"``.
-        out: Folder for ``metrics.json``; without it the figures are only printed.
+        preset: A benchmark in place of tasks, ``datacomp38``: the dataset is then the folder that
+            DataComp's ``download_evalsets.py`` wrote, or one with some of the 38.
+        out: Folder for ``metrics.json``, ``report.html``, ``table.md`` and what `vlp compare`
+            reads; without it the figures are only printed.
+        features: Folder that keeps the features: the next evaluation of the same model and dataset
+            encodes nothing.
+        draws: Of the images with replacement, for the intervals; 0: none.
+        seed: Of the draws.
         batch_size: Samples encoded at once.
         overwrite: Replace what another command or config wrote.
     """
-    from eval.run import evaluate
+    from eval.run import How, evaluate
 
-    return evaluate(model, shards, tasks=tasks, out=out, batch_size=batch_size, overwrite=overwrite)
+    how = How(features=features, draws=draws, seed=seed, batch_size=batch_size, overwrite=overwrite)
+    if preset:
+        from eval.benchmark import evaluate_preset
+
+        return evaluate_preset(model, Path(dataset), preset, out=out, how=how)
+    return evaluate(model, dataset, tasks=tasks, out=out, how=how)
+
+
+def compare(evaluations: tuple[Path, ...], /, figures: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Say which differences between evaluated models stand, and what noise they cover.
+
+    Args:
+        evaluations: Folders that `vlp eval --out` wrote, of the same dataset. Those of runs that
+            differ in nothing but the seed are one model.
+        figures: Patterns of the figures that are compared, such as ``*/recall@1``; without it the
+            main ones.
+    """
+    from eval.compare import compare as compare_evaluations
+
+    return compare_evaluations(evaluations, figures=figures)

@@ -57,9 +57,8 @@ def classes_of(dataset: Dataset) -> Classes:
         return dataset.classes
     names, templates = (find_beside(dataset.files, name) for name in (NAMES, TEMPLATES))
     if names is None:
-        where = dataset.files[0].parent if dataset.files else dataset.name
         raise UserError(
-            f"zero_shot has no classes: there is no {NAMES} in {where} or above it. "
+            f"zero_shot has no classes: there is no {NAMES} in {dataset.name} or above it. "
             f"Write zero_shot(classes='classes.json') or 'classes.txt'."
         )
     return Classes(

@@ -99,6 +99,8 @@ class Result:
     searched or ranked among stays the whole set."""
     parts: tuple[Part, ...] = ()
     """What the report draws."""
+    num_images: int | None = None
+    """Images that the figures are over, where an evaluator reads others than the set's."""
 
 
 def named(name: str, result: Result) -> Result:
@@ -113,6 +115,7 @@ def named(name: str, result: Result) -> Result:
         {f"{name}/{key}": value for key, value in result.per_image.items()},
         resample if result.resample is not None else None,
         tuple(part._replace(name=f"{name}/{part.name}") for part in result.parts),
+        result.num_images,
     )
 
 

@@ -1,26 +1,36 @@
-"""Evaluate a model: encode the shards once, run every evaluator on the features."""
+"""Evaluate a model: encode a dataset once, run every evaluator on the features."""
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from data_pipelines.embed import EncodedSet, encode_dataset
+from data_pipelines.dataset import Dataset
+from data_pipelines.encoded import EncodedSet
+from eval.bootstrap import DRAWS, SEED, replicate
+from eval.features import describe, encode_once, read_memory, write_memory
 from eval.open_dataset import open_dataset
+from eval.processes import Processes, joined
+from eval.record import Evaluation, summarise, write_evaluation
 from eval.result import Result
 from vlp import spec
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import say, show_table
-from vlp.encode import to_best_device
+from vlp.encode import remembering, to_best_device
 from vlp.encoder import DualEncoder
-from vlp.environment import versions
 from vlp.errors import UserError
-from vlp.output import check_output, output_folder, write_json
+from vlp.output import check_output
 
-METRICS = "metrics.json"
-CHANCE = {"recall@1": "chance@1", "acc@1": "chance", "mean_per_class_recall": "chance"}
+CHANCE = {
+    "recall@1": "chance@1",
+    "acc@1": "chance",
+    "mean_per_class_recall": "chance",
+    "mean_average_precision": "chance",
+    "accuracy": "chance",
+}
 """The figure beside each that says what a guess would get."""
 
 
@@ -42,49 +52,100 @@ class Evaluator(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How an evaluation is run; none of it is part of what is asked."""
+
+    features: Path | None = None
+    """Folder that keeps the features for the next evaluation."""
+    draws: int = DRAWS
+    """Of the images, for the intervals."""
+    seed: int = SEED
+    batch_size: int = 256
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"The batch size is {self.batch_size}. Give at least 1.")
+        if self.draws < 0:
+            raise UserError(f"draws is {self.draws}. Give 1000, or 0 for no intervals.")
+
+
 def evaluate(
     model: str,
-    shards: str,
+    source: str,
     *,
     tasks: Sequence[str],
     out: Path | None = None,
-    batch_size: int = 256,
-    overwrite: bool = False,
+    how: How | None = None,
 ) -> dict[str, Any]:
-    """Run the tasks on a model and shards, print a table, and write ``metrics.json`` into ``out``.
+    """Run the tasks on a model and a dataset, print a table, and write the evaluation to ``out``.
 
-    Whatever can be wrong with the tasks is found before anything is encoded.
+    Whatever can be wrong with the tasks is found before anything is encoded. Processes that
+    ``torchrun`` started encode a part each; the first one runs the evaluators.
 
     Raises:
-        UserError: A task, the model, the shards or the output folder cannot be used.
+        UserError: A task, the model, the dataset or an output folder cannot be used.
     """
-    if batch_size < 1:
-        raise UserError(f"The batch size is {batch_size}. Give at least 1.")
-    evaluators = build_evaluators(tasks)
-    source = open_dataset(shards)
-    for evaluator in evaluators:
-        getattr(evaluator, "check", lambda _: None)(source)
-    encoder = to_best_device(load_encoder(model))
-    config = {
-        "model": model,
-        "model_hash": encoder_hash(encoder),
-        "shards": shards,
-        "tasks": list(tasks),
-    }
-    inputs = [*source.files, *paths_of(model, shards)]
-    if out:
-        check_output(out, "eval", config, inputs=inputs, overwrite=overwrite)
+    how = how or How()
+    with joined() as processes:
+        evaluators = build_evaluators(tasks)
+        dataset = open_dataset(source)
+        check_evaluators(evaluators, dataset)
+        encoder = to_best_device(load_encoder(model))
+        config = {"model": model, "model_hash": encoder_hash(encoder), "dataset": source}
+        config |= {"tasks": list(tasks), "draws": how.draws, "seed": how.seed}
+        inputs = [*dataset.files, *paths_of(model)]
+        if out:
+            check_output(out, "eval", config, inputs=inputs, overwrite=how.overwrite)
+        found = run_tasks(encoder, dataset, evaluators, how, processes)
+        if found is None:
+            return {}
+        summary = summarise(found, config)
+        show_evaluation(summary)
+        if out:
+            write_evaluation(out, found, summary, config, inputs=inputs, overwrite=how.overwrite)
+        return summary
+
+
+def run_tasks(
+    encoder: DualEncoder,
+    dataset: Dataset,
+    evaluators: Sequence[Evaluator],
+    how: How,
+    processes: Processes,
+) -> Evaluation | None:
+    """Return what the evaluators find on a dataset; None on every process but the first."""
     start = time.perf_counter()
-    pooled = needs_pooled(evaluators)
-    encoded = encode_dataset(encoder, source, pooled=pooled, batch_size=batch_size)
-    figures = run_evaluators(encoder, encoded, evaluators)
-    seconds = round(time.perf_counter() - start, 2)
-    result = {"metrics": figures, **config, "samples": len(encoded.samples), "seconds": seconds}
-    result |= {"versions": versions(), "faults": encoded.faults.as_dict()}
-    _show(result)
-    if out:
-        _write(out, result, config, inputs=inputs, overwrite=overwrite)
-    return result
+    encoded = encode_once(
+        encoder,
+        dataset,
+        how.features,
+        processes=processes,
+        pooled=needs_pooled(evaluators),
+        batch_size=how.batch_size,
+        overwrite=how.overwrite,
+    )
+    if not processes.is_first:
+        return None
+    seconds = {"encode": time.perf_counter() - start}
+    check_features(encoded)
+    memory, results = read_memory(encoder, how.features), {}
+    with remembering(memory):
+        for evaluator in evaluators:
+            start = time.perf_counter()
+            results[evaluator.name] = evaluator(encoder, encoded)
+            seconds[evaluator.name] = time.perf_counter() - start
+    if how.features:
+        write_memory(memory, how.features)
+    start = time.perf_counter()
+    count = len(encoded.samples)
+    replicates = {}
+    for result in results.values():
+        replicates |= replicate(result, count, draws=how.draws, seed=how.seed)
+    seconds["intervals"] = time.perf_counter() - start
+    about = describe(encoder, dataset) | {"processes": processes.count}
+    return Evaluation(encoded, results, seconds, about, replicates)
 
 
 def build_evaluators(tasks: Sequence[str]) -> list[Evaluator]:
@@ -107,6 +168,12 @@ def build_evaluators(tasks: Sequence[str]) -> list[Evaluator]:
     return evaluators
 
 
+def check_evaluators(evaluators: Sequence[Evaluator], dataset: Dataset) -> None:
+    """Raise UserError where an evaluator sees that it cannot run on a dataset."""
+    for evaluator in evaluators:
+        getattr(evaluator, "check", lambda _: None)(dataset)
+
+
 def run_evaluators(
     encoder: DualEncoder, encoded: EncodedSet, evaluators: Sequence[Evaluator]
 ) -> dict[str, float]:
@@ -116,6 +183,15 @@ def run_evaluators(
         UserError: Nothing was encoded, a feature is not finite, or an evaluator lacks something.
     """
     assert not encoder.training, "dropout would blur the features"
+    check_features(encoded)
+    figures: dict[str, float] = {}
+    for evaluator in evaluators:
+        figures |= evaluator(encoder, encoded).figures
+    return figures
+
+
+def check_features(encoded: EncodedSet) -> None:
+    """Raise UserError unless there are features, and all are finite."""
     if not encoded.samples:
         raise UserError(
             f"There is no sample to evaluate: none could be read ({encoded.faults.summary()})."
@@ -126,10 +202,6 @@ def run_evaluators(
                 f"The model gives {kind} features that are NaN or infinite: its weights are "
                 f"broken. Give an earlier checkpoint."
             )
-    figures: dict[str, float] = {}
-    for evaluator in evaluators:
-        figures |= evaluator(encoder, encoded).figures
-    return figures
 
 
 def needs_pooled(evaluators: Sequence[Evaluator]) -> bool:
@@ -137,25 +209,22 @@ def needs_pooled(evaluators: Sequence[Evaluator]) -> bool:
     return any(getattr(evaluator, "needs_pooled", False) for evaluator in evaluators)
 
 
-def _write(out: Path, result: dict[str, Any], config: dict[str, Any], **options: Any) -> None:
-    with output_folder(out, "eval", config, **options) as folder:
-        write_json(folder / METRICS, result)
-    say(f"Wrote {out / METRICS}.")
-
-
-def _show(result: Mapping[str, Any]) -> None:
-    """Print each figure beside what a guess would get; shares are in [0, 1], ranks start at 1."""
-    figures, rows = result["metrics"], []
+def show_evaluation(summary: Mapping[str, Any]) -> None:
+    """Print each figure beside its interval and what a guess would get."""
+    figures, rows = summary["metrics"], []
     for name, value in figures.items():
         folder, _, last = name.rpartition("/")
         if last not in CHANCE.values():
             chance = figures.get(f"{folder}/{CHANCE.get(last)}")
-            rows.append((name, _short(value), "" if chance is None else _short(chance)))
-    show_table(("metric", "value", "chance"), rows)
-    say(f"{result['samples']} samples of {result['shards']} in {result['seconds']} s.")
-    for reason, found in result["faults"].items():
+            bounds = summary["intervals"].get(name)
+            between = "" if bounds is None else f"{bounds[0]:.4g} to {bounds[1]:.4g}"
+            rows.append((name, _short(value), between, "" if chance is None else _short(chance)))
+    show_table(("metric", "value", "95 % interval", "chance"), rows)
+    total = sum(summary["seconds"].values())
+    say(f"{summary['samples']} samples of {summary['dataset']} in {total:.1f} s.")
+    for reason, found in summary["faults"].items():
         say(f"Left out {found['count']}: {reason}, such as {found['examples'][0]}.")
 
 
 def _short(value: float) -> str:
-    return str(int(value)) if value.is_integer() else f"{value:.4g}"
+    return str(int(value)) if float(value).is_integer() else f"{value:.4g}"

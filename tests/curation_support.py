@@ -5,12 +5,16 @@ import random
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
+from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Column, Columns
 from data_pipelines.engine import Engine
 from data_pipelines.filter import filter_shards
 from data_pipelines.shards import open_shards, write_shards
+from vlp.output import RECORD, write_json
 from vlp.sample import Sample
 
 
@@ -77,3 +81,56 @@ def filtered(folder, samples, *keep, per_shard=10, out="clean", **options):
     options = {"engine": Engine(kind="inline"), **options}
     report = filter_shards(str(raw), folder / out, keep=keep, **options)
     return sorted(one.key for one in open_shards(folder / out)), report
+
+
+def candidates(samples):
+    """Return samples as filters look at them."""
+    return [Candidate.of(one) for one in samples]
+
+
+def scored(part, *samples):
+    """Return what a filter says of samples."""
+    return list(part.score(candidates(samples)))
+
+
+def unit_rows(count, dim=8, seed=0):
+    """Return random features of unit length."""
+    rows = np.random.default_rng(seed).standard_normal((count, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def stored_features(folder, rows, captions=None, **config):
+    """Write features as `vlp embed` does, the text's as the image's turned around."""
+    for kind, own in (("image", rows), ("text", rows[:, ::-1])):
+        (folder / f"{kind}_emb").mkdir(parents=True)
+        np.save(folder / f"{kind}_emb" / f"{kind}_emb_0.npy", own)
+    (folder / "metadata").mkdir()
+    keys = [str(n) for n in range(len(rows))]
+    table = pa.table({"key": keys, "caption": captions or ["a red square"] * len(rows)})
+    pq.write_table(table, folder / "metadata" / "metadata_0.parquet")
+    write_json(folder / RECORD, {"command": "embed", "config": config})
+    return str(folder)
+
+
+def red_model(path, shape=("n", 3, "high", "wide")):
+    """Write an ONNX model: the mean of the first channel, and its negative."""
+    onnx = pytest.importorskip("onnx")
+    floats = onnx.TensorProto.FLOAT
+    weights = np.array([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]], np.float32)
+    axes = np.array([2, 3] if shape[1] == 3 else [1, 2])
+    nodes = [
+        onnx.helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),  # [n, 3]
+        onnx.helper.make_node("MatMul", ["mean", "weights"], ["scores"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "red",
+        [onnx.helper.make_tensor_value_info("pixels", floats, list(shape))],
+        [onnx.helper.make_tensor_value_info("scores", floats, [shape[0], 2])],
+        [
+            onnx.numpy_helper.from_array(weights, "weights"),
+            onnx.numpy_helper.from_array(axes, "axes"),
+        ],
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)

@@ -33,6 +33,7 @@ DOORS = {
         "training/optimization/optimizers.py",
     ),
     "transformers": ("vlp/encoder.py", "vlp/export.py"),
+    "datasets": ("eval/datasets/hugging_face.py",),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),

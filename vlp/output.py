@@ -18,6 +18,8 @@ from vlp.errors import UserError
 LOCK = ".lock"
 BEGUN = ".begun"
 """In a folder under its temporary name, which command began it."""
+UNFINISHED = ".*.part"
+"""What a file is called until it is whole; who writes it may be killed, and another begin anew."""
 RECORD = "config.json"
 """Name of the record of who wrote a folder; another where ``config.json`` is one of its files."""
 
@@ -63,8 +65,8 @@ def output_folder(
             if not keeps:
                 shutil.rmtree(part, ignore_errors=True)
             raise
-        for name in (LOCK, BEGUN):
-            (part / name).unlink()
+        for left in (part / LOCK, part / BEGUN, *part.rglob(UNFINISHED)):
+            left.unlink()
         write_record(part, command, config, record)
         _rename(part, path)
 

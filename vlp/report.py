@@ -50,14 +50,22 @@ def write_page(path: Path, document: Markup) -> None:
     write_bytes(path, document.encode(errors="replace"))
 
 
-def section(title: str, *parts: Markup, note: str = "") -> Markup:
-    """Return parts under a heading; nothing where there is no part to show."""
+def section(title: str, *parts: Markup, note: str = "", id: str = "") -> Markup:  # noqa: A002
+    """Return parts under a heading; nothing where there is no part to show.
+
+    Args:
+        title: The heading.
+        parts: What stands under it.
+        note: A sentence between them.
+        id: What the section is found by, as ``#id``.
+    """
     shown = [part for part in parts if part]
     if not shown:
         return Markup()
     head = Markup("<h2>{}</h2>").format(title)
     about = Markup('<p class="note">{}</p>').format(note) if note else Markup()
-    return Markup("<section>{}{}{}</section>").format(head, about, Markup("\n").join(shown))
+    start = Markup('<section id="{}">').format(id) if id else Markup("<section>")
+    return start + head + about + Markup("\n").join(shown) + Markup("</section>")
 
 
 def folded(title: str, *parts: Markup) -> Markup:

@@ -119,7 +119,7 @@ def left_on_disk(columns: Columns, form: Callable[[int], np.dtype]) -> Iterator[
                 width = column.bytes.shape[1]
                 file.write(column.bytes[rows].tobytes())
                 places.append(column.first + rows)
-                ids.append(np.array([hash64(column.keys[row]) for row in rows], np.uint64))
+                ids.append(np.array([hash64(column.keys[row]) for row in rows.tolist()], np.uint64))
         file.flush()
         is_any = any(map(len, places))
         records = np.memmap(file, form(width), "r") if is_any else np.empty(0, form(8))

@@ -55,6 +55,19 @@ PRESETS: dict[str, Preset] = {
         "characters, shorter side at least 200 pixels, aspect at most 3",
         {},
     ),
+    "datacomp_1b": Preset(
+        (
+            "language",
+            "caption_words(min=2)",
+            "caption_characters(min=6)",
+            "image_clusters(model={model}, target={target})",
+            "clip_score(model={model}, top=0.3)",
+        ),
+        "Gadre et al. 2023, DataComp-1B: captions in English of more than 1 word and 5 characters, "
+        "pictures in clusters near ImageNet-1k's, the highest 30 % of the pool by OpenAI's "
+        "ViT-L/14",
+        {},
+    ),
     "laion": Preset(
         (
             "caption_characters(min=5)",

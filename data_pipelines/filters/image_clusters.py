@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -10,8 +11,9 @@ from jaxtyping import Bool
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.duplicates import is_at
-from data_pipelines.curation.encoded import EncodedFilter, Rows, left_on_disk, stored
+from data_pipelines.curation.encoded import EncodedFilter, Rows, left_on_disk
 from vlp.errors import UserError
+from vlp.features import model_hash_of, stack
 
 PER_CLUSTER = 128
 MOST_CLUSTERS = 100_000
@@ -28,7 +30,8 @@ class ImageClusters(EncodedFilter):
 
     deciding: ClassVar[tuple[str, ...]] = ("target", "clusters", "seed")
     target: str
-    """Folder that `vlp embed` wrote of the target set, with the same model."""
+    """Folder that `vlp embed` wrote of the target set, with the same model; ``--only images``
+    will do."""
     clusters: int | None = None
     """None: one for each 128 samples, at most 100,000, as for DataComp's small pool."""
     seed: int = 0
@@ -42,8 +45,8 @@ class ImageClusters(EncodedFilter):
     def identity(self) -> str:
         """Return what tells the model or the stored features from others."""
         told = EncodedFilter.identity(self)
-        own = stored(self.features).model_hash if self.features else told
-        target = stored(self.target).model_hash
+        own = model_hash_of(Path(self.features)) if self.features else told
+        target = model_hash_of(Path(self.target))
         if own and target and own != target:
             raise UserError(
                 f"The features of {self.target} are of another model than "
@@ -69,11 +72,11 @@ class ImageClusters(EncodedFilter):
             return np.zeros(0, bool)
         wanted = self.clusters or min(MOST_CLUSTERS, len(rows) // PER_CLUSTER)
         centroids = kmeans(rows, max(1, min(wanted, len(rows))), seed=self.seed)
-        target = stored(self.target)
-        if target.dim != centroids.shape[1]:
+        target, dim = stack(Path(self.target), "image"), centroids.shape[1]
+        if target.dim != dim:
             raise UserError(
                 f"The features of {self.target} have {target.dim} numbers, those of the samples "
-                f"{centroids.shape[1]}. Run `vlp embed` again with the same model."
+                f"{dim}. Run `vlp embed` again with the same model."
             )
-        near = [np.unique(assign(part, centroids)[0]) for part in target.image]
-        return np.isin(assign(rows, centroids)[0], np.concatenate(near))
+        near = np.unique(assign(target, centroids)[0])
+        return np.isin(assign(rows, centroids)[0], near)

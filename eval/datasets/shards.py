@@ -21,8 +21,8 @@ def open_shard_dataset(source: str) -> Dataset:
 
 
 def find_beside(files: Iterable[Path], name: str) -> Path | None:
-    """Return the file of this name in a folder of these files or the folder above, or None."""
-    folders = dict.fromkeys(file.parent for file in files)
+    """Return the file of this name in one of these folders, or beside a file, or above; or None."""
+    folders = dict.fromkeys(file if file.is_dir() else file.parent for file in files)
     places = (place for folder in folders for place in (folder, folder.absolute().parent))
     return next((place / name for place in places if (place / name).is_file()), None)
 

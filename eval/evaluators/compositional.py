@@ -1,17 +1,18 @@
 """Does a model read more than a bag of words: a true caption among captions that nearly fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.choices import Item, Margins, captions_of, choose, of_items
 from eval.compositional_sets import READERS, ItemSet, items_of_samples, read_item_set
-from eval.result import Result, named, per_image
+from eval.result import PerImage, Result, mean_of, named, per_image
 from vlp.console import say
 from vlp.encode import encode_images, encode_texts
 from vlp.encoder import DualEncoder
@@ -78,25 +79,18 @@ class Compositional:
     def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return accuracies, ties and what a guess gets."""
         if self.benchmark is None:
-            items, images, families = items_of_samples(encoded.samples), encoded.image, {}
+            items, families, images = items_of_samples(encoded.samples), {}, encoded.image
         else:
-            items, pictures, families = _parts(self._published)
-            images = encode_images(encoder, (picture.open() for picture in pictures))
+            items, families = self._published.items, self._published.families
+            images = encode_images(encoder, (of.open() for of in self._published.pictures))
         texts = encode_texts(encoder, captions_of(items))
-        margins = choose(images, texts, items)
-        blind = choose(_mean(images), texts, items)
-        found = accuracies(items, margins)
-        for family, kinds in families.items():
-            found[family] = sum(found[f"{kind}/accuracy"] for kind in kinds) / len(kinds)
-        found["ties"] = (margins.caption == 0).double().mean().item()
-        found["text_only"] = (blind.caption > 0).double().mean().item()
-        found["chance"] = _chance(items)
-        found["items"] = float(len(items))
-        means = {}
-        if self.benchmark is None:  # a benchmark's pictures are not the set's
-            right = margins.caption > 0
-            means["accuracy"] = per_image(right, margins.image, num_images=len(images))
-        return named(self.name, Result(found, means))
+        choices = Choices(items, choose(images, texts, items), len(images), families)
+        blind = choose(images.mean(0).expand_as(images), texts, items)
+        means = choices.means() | {"text_only": choices.mean(blind.caption > 0)}
+        figures = {name: mean_of(of) for name, of in means.items()}
+        figures |= choices.resample(torch.arange(len(images)))
+        figures |= {"chance": _chance(items), "items": float(len(items))}
+        return named(self.name, Result(figures, means, choices.resample, num_images=len(images)))
 
     @cached_property
     def _published(self) -> ItemSet:
@@ -107,42 +101,62 @@ class Compositional:
         return read_item_set(self.benchmark, self.files, self.images)
 
 
-def accuracies(items: Sequence[Item], margins: Margins) -> dict[str, float]:
-    """Return the accuracy of all choices, of each kind where there are few, and of whole items."""
-    right = margins.caption > 0
-    by_kind: dict[str, list[bool]] = {}
-    for item, is_right in zip(margins.item.tolist(), right.tolist(), strict=True):
-        by_kind.setdefault(items[item].kind, []).append(is_right)
-    shares = {kind: sum(of) / len(of) for kind, of in by_kind.items()}
-    found = {"accuracy": right.double().mean().item()}
-    found["macro_accuracy"] = sum(shares.values()) / len(shares)
-    if 1 < len(shares) <= FEW:
-        found |= {f"{kind}/accuracy": share for kind, share in shares.items()}
-    has_two = ~margins.picture.isnan()
-    if has_two.any():
-        found |= _winoground_scores(margins, has_two)
-    return found
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen, as means over pictures."""
 
+    items: Sequence[Item]
+    margins: Margins
+    num_images: int
+    families: Mapping[str, Sequence[str]]
+    """Kinds whose mean is a figure, by its name."""
 
-def _winoground_scores(margins: Margins, has_two: Tensor) -> dict[str, float]:
-    """Return the shares of items of two pictures whose captions, pictures or both all fit."""
-    item = torch.unique(margins.item[has_two], return_inverse=True)[1]
-    text = of_items(margins.caption[has_two] > 0, item)
-    image = of_items(margins.picture[has_two] > 0, item)
-    scores = {"text_score": text, "image_score": image, "group_score": text & image}
-    return {name: of.double().mean().item() for name, of in scores.items()}
+    def means(self) -> dict[str, PerImage]:
+        """Return the shares of all choices, of each kind where there are few, and of items."""
+        right = self.margins.caption > 0
+        found = {"accuracy": self.mean(right), "ties": self.mean(self.margins.caption == 0)}
+        if 1 < len(self._kinds) <= FEW:
+            for number, kind in enumerate(self._kinds):
+                rows = (self._kind_of_rows == number).nonzero()[:, 0]
+                found[f"{kind}/accuracy"] = self.mean(right, rows)
+        has_two = (~self.margins.picture.isnan()).nonzero()[:, 0]
+        if len(has_two):
+            # An item is right where all of its choices are; each of its pictures counts for half.
+            text = of_items(right, self.margins.item)
+            image = of_items(~(self.margins.picture <= 0), self.margins.item)
+            scores = {"text_score": text, "image_score": image, "group_score": text & image}
+            for name, of in scores.items():
+                found[name] = self.mean(of[self.margins.item], has_two)
+        return found
+
+    def mean(self, values: Tensor, rows: Tensor | None = None) -> PerImage:
+        """Return the mean of a value of each choice, or of some, as one over pictures."""
+        rows = torch.arange(len(values)) if rows is None else rows
+        return per_image(values[rows], self.margins.image[rows], num_images=self.num_images)
+
+    def resample(self, drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
+        """Return the means over kinds, if the pictures were these."""
+        weights = torch.bincount(drawn, minlength=self.num_images)[self.margins.image].double()
+        count = torch.bincount(self._kind_of_rows, weights=weights)
+        right = torch.bincount(self._kind_of_rows, weights=weights * (self.margins.caption > 0))
+        shares = right / count  # [kinds]; NaN for a kind of which no picture was drawn
+        found = {"macro_accuracy": shares.nanmean().item()}
+        for family, kinds in self.families.items():
+            places = [self._kinds.index(kind) for kind in kinds]
+            found[family] = shares[places].nanmean().item()
+        return found
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        return list(dict.fromkeys(item.kind for item in self.items))
+
+    @cached_property
+    def _kind_of_rows(self) -> Tensor:
+        place = {kind: number for number, kind in enumerate(self._kinds)}
+        return torch.tensor([place[item.kind] for item in self.items])[self.margins.item]
 
 
 def _chance(items: Sequence[Item]) -> float:
     """Return the accuracy of one choice at random."""
     choices = [1 / len(item.captions) for item in items for _ in item.images]
     return sum(choices) / len(choices)
-
-
-def _mean(images: Tensor) -> Tensor:
-    """Return the mean image in place of each."""
-    return images.mean(0).expand_as(images)
-
-
-def _parts(found: ItemSet) -> tuple:
-    return found.items, found.pictures, found.families

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.evaluators.retrieval import WAYS, Retrieval, Texts, over_images, ranks_both_ways
-from eval.evaluators.zero_shot import ZeroShot
-from eval.metrics import class_ranks, recall_at_k
+from eval.evaluators.zero_shot import Labelled, ZeroShot
+from eval.metrics import class_ranks
 from eval.prefixes import area_by_octave, funnel_search, prefix, prefix_lengths, shortest_enough
-from eval.result import Curve, PerImage, Result, named, per_image
+from eval.result import Curve, PerImage, Result, mean_of, named, per_image
 from vlp import spec
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
@@ -36,7 +36,7 @@ class Matryoshka:
     multiplications as a share of that one's.
     """
 
-    tasks: Sequence[str] = ("retrieval",)
+    tasks: str | Sequence[str] = ("retrieval",)
     """``retrieval``, ``"zero_shot(classes='classes.json')"``, or both, written as if alone."""
     lengths: Sequence[int] | None = None
     """Prefix lengths; None for 8, 16, 32, ... The whole length is always among them."""
@@ -46,6 +46,10 @@ class Matryoshka:
     def __post_init__(self) -> None:
         if self.lengths is not None and not all(type(m) is int and m > 0 for m in self.lengths):
             raise UserError(f"matryoshka takes lengths from 1, got {self.lengths!r}.")
+        if not self._tasks:
+            raise UserError(
+                "matryoshka has no task to ask of prefixes. Write tasks=('retrieval',)."
+            )
         for task in self._tasks:
             if not isinstance(task, Retrieval | ZeroShot):
                 raise UserError(
@@ -59,33 +63,31 @@ class Matryoshka:
 
     def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return the figures of each prefix, of all of them, and of the funnel."""
-        means: dict[str, dict[int, PerImage]] = {}
-        curves: dict[str, dict[int, float]] = {}
-        found: dict[str, float] = {}
         lengths = self._lengths_of(encoder.dim)
+        means: dict[str, dict[int, PerImage]] = {}
+        figures: dict[str, float] = {}
         for task in self._tasks:
             if isinstance(task, Retrieval):
                 texts = task.texts(encoder, encoded)
-                asked = {m: _recalls(encoded.image, texts, m) for m in lengths}
-                found |= _funnel(encoded.image, texts, lengths)
+                means |= _recalls(encoded.image, texts, lengths)
+                figures |= _funnel(encoded.image, texts, lengths)
             else:
-                asked = {m: _accuracy(task, encoder, encoded, m) for m in lengths}
-            for length, of in asked.items():
-                for name, (value, mean) in of.items():
-                    curves.setdefault(name, {})[length] = value
-                    means.setdefault(name, {})[length] = mean
-        figures = {f"{m}/{name}": value for name, of in curves.items() for m, value in of.items()}
+                found = task.labelled(encoder, encoded)
+                means["acc@1"] = _accuracies(encoded.image, found, lengths)
         per = {f"{m}/{name}": mean for name, of in means.items() for m, mean in of.items()}
+        curves = {name: {m: mean_of(mean) for m, mean in of.items()} for name, of in means.items()}
         for name, curve in curves.items():
+            figures |= {f"{m}/{name}": value for m, value in curve.items()}
             figures[f"{name}_area"] = area_by_octave(curve)
             figures[f"{name}_shortest"] = float(shortest_enough(curve))
-        series = {name: sorted((float(m), v) for m, v in of.items()) for name, of in curves.items()}
+        series = {name: [(float(m), v) for m, v in of.items()] for name, of in curves.items()}
         part = Curve("prefixes", "Figures of prefixes of the features", series, "prefix length")
-        return named(self.name, Result(figures | found, per, parts=(part,)))
+        return named(self.name, Result(figures, per, parts=(part,)))
 
     @cached_property
     def _tasks(self) -> list[Any]:
-        return [spec.build("eval.evaluators", task) for task in self.tasks]
+        tasks = (self.tasks,) if isinstance(self.tasks, str) else self.tasks
+        return [spec.build("eval.evaluators", task) for task in tasks]
 
     def _lengths_of(self, dim: int) -> list[int]:
         if self.lengths is None:
@@ -98,25 +100,26 @@ class Matryoshka:
         return sorted({*self.lengths, dim})
 
 
-def _recalls(image: Tensor, texts: Texts, length: int) -> dict[str, tuple[float, PerImage]]:
-    both = ranks_both_ways(prefix(image, length), prefix(texts.features, length), texts.matches)
-    return {
-        f"{way}/recall@1": (
-            recall_at_k(of.ranks, 1),
-            over_images((of.ranks <= 1).double(), way, texts.matches, len(image)),
-        )
-        for way, of in both.items()
-    }
+def _recalls(image: Tensor, texts: Texts, lengths: Sequence[int]) -> dict[str, dict[int, PerImage]]:
+    """Return recall at 1 of each way and length."""
+    found: dict[str, dict[int, PerImage]] = {f"{way}/recall@1": {} for way in WAYS}
+    for length in lengths:
+        cut = prefix(image, length), prefix(texts.features, length)
+        for way, of in ranks_both_ways(*cut, texts.matches).items():
+            hits = (of.ranks == 1).double()
+            mean = over_images(hits, way, texts.matches, len(image))
+            found[f"{way}/recall@1"][length] = mean
+    return found
 
 
-def _accuracy(
-    task: ZeroShot, encoder: DualEncoder, encoded: EncodedSet, length: int
-) -> dict[str, tuple[float, PerImage]]:
-    found = task.labelled(encoder, encoded)
-    features = prefix(encoded.image[found.rows], length)
-    right = class_ranks(features, prefix(found.weights, length), found.labels) == 1
-    mean = per_image(right, found.rows, num_images=len(encoded.samples))
-    return {"acc@1": (right.double().mean().item(), mean)}
+def _accuracies(image: Tensor, found: Labelled, lengths: Sequence[int]) -> dict[int, PerImage]:
+    """Return the accuracy of each length."""
+    accuracies = {}
+    for length in lengths:
+        cut = prefix(image[found.rows], length), prefix(found.weights, length)
+        right = class_ranks(*cut, found.labels) == 1
+        accuracies[length] = per_image(right, found.rows, num_images=len(image))
+    return accuracies
 
 
 def _funnel(image: Tensor, texts: Texts, lengths: Sequence[int]) -> dict[str, float]:

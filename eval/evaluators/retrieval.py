@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data_pipelines.captions import caption_key
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.metrics import (
     best_match_ranks,
     chance_recall_at_1,
@@ -95,7 +95,8 @@ class Retrieval:
             for name, values in self._per_query(found).items():
                 means[f"{way}/{name}"] = over_images(values, way, texts.matches, num_images)
         figures |= self._sums(figures)
-        figures["auc"] = roc_auc(true, false)
+        if len(false):  # none where all captions are equal
+            figures["auc"] = roc_auc(true, false)
         figures |= {"images": float(num_images), "texts": float(len(texts.captions))}
         figures |= self._folds(image, texts)
 
@@ -103,7 +104,8 @@ class Retrieval:
             """Return the figures that are no means, if the set's queries were of these images."""
             again = {name: mean_of(PerImage(*(of[drawn] for of in means[name]))) for name in means}
             ranks = both[WAYS[0]].ranks[drawn]
-            return self._sums(again) | {f"{WAYS[0]}/median_rank": median_rank(ranks)}
+            median = median_rank(ranks) if ranks.any() else torch.nan
+            return self._sums(again) | {f"{WAYS[0]}/median_rank": median}
 
         parts = (_histogram(true, false), _misses(image, texts, both[WAYS[0]].ranks))
         return named(self.name, Result(figures, means, resample, parts))
@@ -209,6 +211,7 @@ def _histogram(true: Tensor, false: Tensor) -> Part:
     some = {
         name: of[:: max(1, len(of) // DRAWN)]
         for name, of in (("of a match", true), ("of other pairs", false))
+        if len(of)
     }
     return Histogram("similarities", "Similarities", some, "cosine")
 

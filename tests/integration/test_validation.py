@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch.nn.modules.batchnorm import _BatchNorm
 from training_support import colours, rows, spoil, train
 
-from data_pipelines.embed import EncodedSet, encode_shards
+from data_pipelines.encoded import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
 from training.objective import build_objective
 from training.run_folder.report import REPORT

@@ -7,11 +7,12 @@ from encoded_support import encoded_set, sample, written
 from tests_support import picture
 
 from data_pipelines import toy
-from data_pipelines.embed import encode_dataset
+from data_pipelines.encoded import encode_dataset
 from data_pipelines.toy_compositions import CHANGES, draw_compositions
 from eval.choices import Item, captions_of, choose
 from eval.compositional_sets import LEFT_OUT, SUGAR_CREPE, items_of_samples, read_item_set
 from eval.evaluators.compositional import Compositional
+from eval.result import mean_of
 from vlp.encode import encode_images, encode_texts
 from vlp.errors import UserError
 from vlp.image import open_image
@@ -114,7 +115,8 @@ def test_winoground_scores_are_those_of_its_paper(pictures, tmp_path, encoder):
 
 def test_sugar_crepe_gives_seven_kinds_three_means_macro_and_micro(sugar, pictures, encoder):
     task = Compositional(benchmark="sugar_crepe", files=str(sugar), images=str(pictures), name="s")
-    found = task(encoder, encoded_set([sample(0)], torch.ones(1, 64))).figures
+    result = task(encoder, encoded_set([sample(0)], torch.ones(1, 64)))
+    found = result.figures
     assert found["s/items"] == 15
     hits = {}
     for kind in SUGAR_CREPE:
@@ -133,6 +135,12 @@ def test_sugar_crepe_gives_seven_kinds_three_means_macro_and_micro(sugar, pictur
         assert found[f"s/{family}"] == pytest.approx(mean)
     assert found["s/macro_accuracy"] == pytest.approx(sum(shares.values()) / 7)
     assert found["s/accuracy"] == pytest.approx(sum(sum(of) for of in hits.values()) / 15)
+    assert result.num_images == 6
+    again = result.resample(torch.arange(6))
+    again |= {name: mean_of(of) for name, of in result.per_image.items()}
+    for name, value in again.items():
+        assert value == pytest.approx(found[name]), name
+    assert set(found) - set(again) == {"s/chance", "s/items"}
 
 
 def test_a_single_file_of_sugar_crepe_is_a_set_of_its_own(sugar, pictures):
@@ -184,14 +192,16 @@ def test_toy_pairs_are_held_out_and_differ_by_one_change(pairs):
         ]
         assert all(scene.is_held_out for scene in scenes)
         assert scenes[0].description != scenes[1].description
-        changed = CHANGES[first.metadata["kind"]](*scenes[0].shapes)
+        kind = first.metadata["kind"]
+        assert kind.startswith("new_") == any(scene.shows_new_pair for scene in scenes)
+        changed = CHANGES[kind.removeprefix("new_")](*scenes[0].shapes)
         assert changed == scenes[1].shapes
         assert first.metadata["false_captions"] == [second.text]
         assert second.metadata["false_captions"] == [first.text]
         words = [sorted(s.text.split()) for s in (first, second)]
-        assert (words[0] == words[1]) == first.metadata["kind"].startswith("swap")
+        assert (words[0] == words[1]) == ("swap" in kind)
     kinds = [s.metadata["kind"] for s in pairs]
-    assert {kinds.count(kind) for kind in CHANGES} == {20}
+    assert {kinds.count(f"{new}{kind}") for new in ("", "new_") for kind in CHANGES} == {10}
     again = list(draw_compositions(10, seed=0))
     assert [s.image for s in again] == [s.image for s in pairs[:20]]
 

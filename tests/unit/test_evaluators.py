@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from data_pipelines.embed import encode_dataset
+from data_pipelines.encoded import encode_dataset
 from eval.evaluators.retrieval import Retrieval
 from eval.evaluators.zero_shot import ZeroShot
 from eval.open_dataset import open_dataset
-from eval.run import build_evaluators, evaluate, run_evaluators
+from eval.run import How, build_evaluators, evaluate, run_evaluators
 from vlp.encode import encode_texts
 from vlp.errors import UserError
 from vlp.spec import names
@@ -186,7 +186,7 @@ def test_evaluate_writes_what_it_returns_and_replaces_only_its_own(model, shards
         tmp_path / "shards" / "000001.tar",
         {"bad": {"png": b"no picture", "txt": "a broken file"}, "alone": {"png": drawn("red")}},
     )
-    found = evaluate(str(model), shards, tasks=["retrieval"], out=out, batch_size=4)
+    found = evaluate(str(model), shards, tasks=["retrieval"], out=out, how=How(batch_size=4))
     assert json.loads((out / "metrics.json").read_text()) == found
     assert found["samples"] == 12
     assert {reason: fault["count"] for reason, fault in found["faults"].items()} == {
@@ -197,7 +197,7 @@ def test_evaluate_writes_what_it_returns_and_replaces_only_its_own(model, shards
     evaluate(str(model), shards, tasks=["retrieval"], out=out)
     with pytest.raises(UserError, match="written with another config: tasks was"):
         evaluate(str(model), shards, tasks=["retrieval(k=(1,))"], out=out)
-    evaluate(str(model), shards, tasks=["retrieval(k=(1,))"], out=out, overwrite=True)
+    evaluate(str(model), shards, tasks=["retrieval(k=(1,))"], out=out, how=How(overwrite=True))
 
 
 @pytest.mark.parametrize("name", names("eval.evaluators"))
@@ -211,7 +211,7 @@ def test_every_evaluator_is_built_by_its_name_and_carries_it(name):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ((), "There is no task. Known: compositional, "),
+        ((), "There is no task. Known: associations, "),
         (("retrieva",), "Did you mean retrieval"),
         (("retrieval(k=0)",), r"got k=0. Write k=\(1, 5, 10\)"),
         (("retrieval(k=(5, -1))",), "whole numbers from 1"),

@@ -125,6 +125,14 @@ def test_a_caption_that_may_be_of_either_side_is_never_given_in_evaluation(train
     assert len(brief) > COUNT / 10
 
 
+def test_some_colours_and_shapes_never_meet_in_training_and_each_is_seen_with_others():
+    seen = set().union(*(classes(s) for s in toy.draw_training(3000, seed=3, shares=CLEAN)))
+    every = {f"{colour} {shape}" for colour in COLOURS for shape in OUTLINES}
+    assert every - seen == set(toy.NEW_PAIRS)
+    shown = set(quickstart.NAMES) | {" ".join(q.split()[-2:]) for q in quickstart.QUERIES}
+    assert not shown & set(toy.NEW_PAIRS)
+
+
 def test_evaluation_scenes_have_unique_captions_and_images(scenes):
     assert len(scenes) == 500
     assert len({sample.text for sample in scenes}) == 500

@@ -116,6 +116,7 @@ def test_drawing_every_image_once_gives_the_figures_again(encoder, encoded):
     counted = {"temperature", "chance", "samples", "left_out"}
     assert {name.removeprefix("zero_shot/") for name in set(result.figures) - set(again)} == counted
     right = [row for row in range(COUNT) if result.per_image["zero_shot/acc@1"].values[row] == 1]
+    assert result.resample(torch.tensor([9])) == {}  # it has no class
     only_right = result.resample(torch.tensor(right))
     assert only_right["zero_shot/mean_per_class_recall"] == 1
 

@@ -10,9 +10,7 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
-import sysconfig
 import tarfile
 import time
 from argparse import Namespace
@@ -48,24 +46,6 @@ def main() -> None:
     else:
         start = open_clip_start(shards, workers, options["batch_size"])
         print(json.dumps({**measure(start, workers, seconds), "versions": versions()}))
-
-
-def environment(folder: Path) -> Path:
-    """Return the Python to run this file in, made once; torch and the rest are lent by a path."""
-    python, made_of = folder / "bin" / "python", folder / "made_of.txt"
-    lent = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    wanted = "\n".join((*PACKAGES, *lent))
-    if made_of.is_file() and made_of.read_text() == wanted:
-        return python
-    print(f"Making open_clip's environment in {folder}", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
-    subprocess.run(install, check=True)
-    # A path named in a .pth file is searched after the environment's own packages.
-    own = next(folder.glob("lib/python*/site-packages"))
-    (own / "lent.pth").write_text("\n".join(lent) + "\n")
-    made_of.write_text(wanted)
-    return python
 
 
 def measure(

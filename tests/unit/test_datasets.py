@@ -1,0 +1,262 @@
+"""Every kind of dataset: its path says what it is, and all that it holds is read."""
+
+import io
+import json
+import struct
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tests_support import COLOURS, picture
+
+from data_pipelines.dataset import Dataset
+from data_pipelines.encoded import encode_dataset
+from eval.open_dataset import open_dataset
+from eval.prompts import class_of_samples, classes_of, classes_of_samples
+from vlp.errors import UserError
+from vlp.image import decode
+
+NAMES = list(COLOURS)
+PICTURES = {f"{name}{i}": picture(name, noise=i) for i in range(2) for name in NAMES[:3]}
+"""Two pictures of three colours each."""
+PLACES = [NAMES.index(key[:-1]) for key in PICTURES]
+LINES = {key: [f"a {key[:-1]} field", f"number {key[-1]}"] for key in PICTURES}
+
+
+def write_pictures(folder: Path) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, data in PICTURES.items():
+        (folder / f"{key}.png").write_bytes(data)
+    return [f"{key}.png" for key in PICTURES]
+
+
+def image_folder(folder: Path) -> str:
+    for key, data in PICTURES.items():
+        path = folder / "val" / f"n{NAMES.index(key[:-1])}" / f"{key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
+    return str(folder / "val")
+
+
+def csv_of_labels(folder: Path) -> str:
+    files = write_pictures(folder / "pictures")
+    rows = [f"pictures/{f},{place}" for f, place in zip(files, PLACES, strict=True)]
+    (folder / "labels.csv").write_text("\n".join(["image,label", *rows]))
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
+    return str(folder / "labels.csv")
+
+
+def csv_of_captions(folder: Path) -> str:
+    files = write_pictures(folder)
+    rows = [f"{f},{line}" for f, key in zip(files, LINES, strict=True) for line in LINES[key]]
+    (folder / "captions.csv").write_text("\n".join(["filepath,caption", *rows]))
+    return str(folder / "captions.csv")
+
+
+def jsonl_of_captions(folder: Path) -> str:
+    files = write_pictures(folder)
+    rows = [
+        json.dumps({"image": f, "caption": LINES[key]}) for f, key in zip(files, LINES, strict=True)
+    ]
+    (folder / "captions.jsonl").write_text("\n".join(rows))
+    return str(folder / "captions.jsonl")
+
+
+def parquet_with_pictures(folder: Path) -> str:
+    cells = [{"bytes": data, "path": None} for data in PICTURES.values()]
+    pq.write_table(
+        pa.table({"image": cells, "caption": list(LINES.values())}), folder / "a.parquet"
+    )
+    return str(folder / "a.parquet")
+
+
+def karpathy(folder: Path) -> str:
+    write_pictures(folder / "val2014")
+    images = [
+        {
+            "filename": f"{key}.png",
+            "filepath": "val2014",
+            "split": "test",
+            "sentences": [{"raw": line} for line in LINES[key]],
+        }
+        for key in PICTURES
+    ]
+    other = {**images[0], "split": "train", "filename": "elsewhere.png"}
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": [other, *images]}))
+    return str(folder / "dataset_coco.json")
+
+
+def coco(folder: Path) -> str:
+    write_pictures(folder / "images")
+    told = {
+        "images": [{"id": i, "file_name": f"{key}.png"} for i, key in enumerate(PICTURES)],
+        "annotations": [
+            {"image_id": i, "caption": f"{line}\n"}
+            for i, key in enumerate(LINES)
+            for line in LINES[key]
+        ],
+    }
+    (folder / "captions_val2017.json").write_text(json.dumps(told))
+    return str(folder / "captions_val2017.json")
+
+
+def clip_benchmark(folder: Path, **members: list[bytes]) -> str:
+    (folder / "test").mkdir()
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for row, data in enumerate(PICTURES.values()):
+            for extension, content in {
+                "png": data,
+                **{k: v[row] for k, v in members.items()},
+            }.items():
+                info = tarfile.TarInfo(f"{row}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return str(folder / "test")
+
+
+def clip_benchmark_of_labels(folder: Path) -> str:
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
+    return clip_benchmark(folder, cls=[str(place).encode() for place in PLACES])
+
+
+def clip_benchmark_of_captions(folder: Path) -> str:
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    return clip_benchmark(folder, txt=["\n".join(lines).encode() for lines in LINES.values()])
+
+
+def mnist(folder: Path) -> str:
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(6 * 28 * 28, dtype=np.uint8).tobytes()
+    for part in ("t10k", "train"):
+        images, labels = raw / f"{part}-images-idx3-ubyte", raw / f"{part}-labels-idx1-ubyte"
+        images.write_bytes(struct.pack(">IIII", 2051, 6, 28, 28) + pixels)
+        labels.write_bytes(struct.pack(">II", 2049, 6) + bytes(PLACES))
+    return f"torchvision:MNIST:{folder}"
+
+
+def hugging_face(folder: Path) -> str:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES[:3])}
+    )
+    cells = [{"bytes": data, "path": None} for data in PICTURES.values()]
+    made = datasets.Dataset.from_dict({"image": cells, "label": PLACES}, features=features)
+    made.save_to_disk(folder / "saved")
+    return f"hf:{folder / 'saved'}"
+
+
+LABELLED = [image_folder, csv_of_labels, clip_benchmark_of_labels, mnist, hugging_face]
+CAPTIONED = [
+    *(csv_of_captions, jsonl_of_captions, parquet_with_pictures),
+    *(karpathy, coco, clip_benchmark_of_captions),
+]
+
+
+def by_picture(dataset: Dataset) -> dict[str, int]:
+    """Return the row of each of our pictures, found by its pixels."""
+    pixels = {decode(data).tobytes(): key for key, data in PICTURES.items()}
+    return {pixels[decode(dataset.read(row).image).tobytes()]: row for row in range(len(dataset))}
+
+
+@pytest.mark.parametrize("make", [*LABELLED, *CAPTIONED])
+def test_a_dataset_is_read_by_its_rows_and_known_by_what_it_holds(make, tmp_path, encoder):
+    dataset = open_dataset(make(tmp_path))
+    assert len(dataset) == len(set(dataset.keys)) == len(PICTURES)
+    if make is not mnist:
+        assert set(by_picture(dataset)) == set(PICTURES)
+    again = open_dataset(dataset.name)
+    assert again.identity == dataset.identity
+    encoded = encode_dataset(encoder, dataset)
+    assert not encoded.faults.as_dict()
+    assert [sample.key for sample in encoded.samples] == list(dataset.keys)
+
+
+@pytest.mark.parametrize("make", LABELLED)
+def test_labels_are_classes_of_the_dataset(make, tmp_path):
+    dataset = open_dataset(make(tmp_path))
+    samples = [dataset.read(row) for row in range(len(dataset))]
+    found = class_of_samples(classes_of(dataset), samples)
+    if make is mnist:
+        assert found == PLACES
+        return
+    rows = by_picture(dataset)
+    assert [found[rows[key]] for key in PICTURES] == PLACES
+    assert [n.split(" ")[-1] for n in classes_of(dataset).names] == NAMES[:3]
+
+
+@pytest.mark.parametrize("make", CAPTIONED)
+def test_every_line_is_a_caption(make, tmp_path):
+    dataset = open_dataset(make(tmp_path))
+    assert dataset.has_lines
+    rows = by_picture(dataset)
+    assert {key: dataset.read(row).text.splitlines() for key, row in rows.items()} == LINES
+
+
+def test_several_labels_of_clip_benchmark_are_a_list(tmp_path):
+    hot = []
+    for place in PLACES:
+        buffer = io.BytesIO()
+        np.save(buffer, np.eye(3)[place] + np.eye(3)[0])
+        hot.append(buffer.getvalue())
+    (tmp_path / "classnames.txt").write_text("red\ngreen\nblue\n")
+    dataset = open_dataset(clip_benchmark(tmp_path, npy=hot))
+    samples = [dataset.read(row) for row in range(len(dataset))]
+    found = classes_of_samples(classes_of(dataset), samples)
+    assert found == [sorted({0, place}) for place in PLACES]
+
+
+def test_another_label_or_picture_is_another_dataset(tmp_path):
+    source = csv_of_labels(tmp_path)
+    before = open_dataset(source).identity
+    Path(source).write_text(Path(source).read_text()[:-1] + "0")
+    changed = open_dataset(source).identity
+    (tmp_path / "pictures" / "red0.png").write_bytes(picture("black", noise=7))
+    assert len({before, changed, open_dataset(source).identity}) == 3
+
+
+def test_splits_are_chosen_behind_a_colon(tmp_path):
+    source = karpathy(tmp_path)
+    Image.new("RGB", (9, 9)).save(tmp_path / "val2014" / "elsewhere.png")
+    assert open_dataset(f"{source}:train").keys == ["elsewhere"]
+    with pytest.raises(UserError, match=r"no split 'tset'. Did you mean test"):
+        open_dataset(f"{source}:tset")
+
+
+def test_what_cannot_be_a_dataset_is_told_in_a_line(tmp_path):
+    source = karpathy(tmp_path / "a" if (tmp_path / "a").mkdir() is None else tmp_path)
+    (tmp_path / "a" / "val2014" / "red0.png").unlink()
+    folder = Path(image_folder(tmp_path / "b"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "wrong.json").write_text('{"images": [{}]}')
+    (tmp_path / "c" / "wrong.csv").write_text("picture,label\na.png,1\n")
+    cases = {
+        source: r"names 6 pictures, and 1 are missing, such as .*red0\.png",
+        str(folder.parent): r"class folder .*val holds no picture. Did you mean .*val",
+        str(tmp_path / "c"): "holds no shards and no folders of classes",
+        f"{tmp_path}/c/wrong.json": "is no caption file",
+        f"{tmp_path}/c/wrong.csv": "no column of pictures: it has picture, label. Call one 'image'",
+        f"{tmp_path}/c/none.csv": "There is no table",
+        "torchvision:CIFAR10:/nowhere": "There is no folder /nowhere",
+        f"torchvision:CIFAR10:{tmp_path}": "Cannot open CIFAR10.*Nothing is downloaded",
+        f"torchvision:CIFAR11:{tmp_path}": "Did you mean CIFAR10",
+        f"hf:{tmp_path}": "Nothing is downloaded",
+    }
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            open_dataset(name)
+
+
+def test_an_empty_class_and_names_of_other_classes_are_told(tmp_path):
+    folder = Path(image_folder(tmp_path))
+    (tmp_path / "classnames.txt").write_text("red\ngreen\n")
+    with pytest.raises(UserError, match=r"has 2 names and .* has 3 class folders"):
+        open_dataset(str(folder))
+    (folder / "n9").mkdir()
+    with pytest.raises(UserError, match=r"n9 holds no picture. Remove it, or add its pictures"):
+        open_dataset(str(folder))
