@@ -22,7 +22,7 @@ from data_pipelines.engine import Engine
 from data_pipelines.faults import Faults
 from data_pipelines.keep_list import write_keep_list
 from data_pipelines.shards import open_shards
-from vlp.console import say
+from vlp.console import say, show, warn
 from vlp.errors import UserError
 from vlp.output import output_folder
 
@@ -66,21 +66,15 @@ def filter_shards(
         UserError: There is no rule, a rule cannot be read, or nothing is left.
     """
     rules = read_rules(keep)
-    if samples_per_shard < 1:
-        raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
-    if blur_boxes and keep_list:
-        raise UserError("A keep-list changes no picture. Leave out --keep-list, or --blur-boxes.")
+    _check(samples_per_shard, keep_list=keep_list, blur_boxes=blur_boxes)
     sources, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
-    options |= {"blur_boxes": blur_boxes} if blur_boxes else {}
-    config = {"raw": str(raw), "keep": list(keep), **options}
+    config = {"raw": str(raw), "keep": list(keep), "blur_boxes": blur_boxes, **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
-        _take_over(clean / SCORES, part / SCORES)
-        scored = open_scores(sources, part / SCORES)
-        _clear(part, scored)
+        scored = _begin(clean, part, sources)
         engine = _engine_for(rules, scored, engine or Engine())
         say(f"Scoring {scored.num_samples:,} samples of {raw} ...")
         samples = score_in_rounds(engine, rules, scored, seed=seed)
@@ -91,13 +85,19 @@ def filter_shards(
         if keep_list:
             write_keep_list(sources, scored.keys, decision.copies, part)
         else:
-            blur = Blur(blur_boxes) if blur_boxes else None
-            _write_shards(engine, curation, part, samples_per_shard=samples_per_shard, blur=blur)
+            _write_shards(engine, curation, part, samples_per_shard, blur_boxes)
         report = write_report(curation, part)
     show_funnel(report)
     if not blur_boxes:
         _advise(report, keep_list=keep_list)
     return report
+
+
+def _check(samples_per_shard: int, *, keep_list: bool, blur_boxes: str | None) -> None:
+    if samples_per_shard < 1:
+        raise UserError(f"samples_per_shard is {samples_per_shard}. Give 1 or more.")
+    if blur_boxes and keep_list:
+        raise UserError("A keep-list changes no picture. Leave out --keep-list, or --blur-boxes.")
 
 
 def _open(raw: str, *, keep_list: bool) -> tuple[list[Path], Faults]:
@@ -113,26 +113,28 @@ def _open(raw: str, *, keep_list: bool) -> tuple[list[Path], Faults]:
     return tables, Faults()
 
 
-def _take_over(earlier: Path, folder: Path) -> None:
-    """Begin with the scores of an earlier run where this one has none; they are checked later."""
-    for path in earlier.rglob("*.parquet") if earlier.is_dir() else ():
-        target = folder / path.relative_to(earlier)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, target)
-            except OSError:  # another file system, or one without links
-                shutil.copy2(path, target)
+def _begin(clean: Path, part: Path, sources: Sequence[Path]) -> ScoredSet:
+    """Return the scores to begin with: of a run that was stopped, else of an earlier one.
 
-
-def _clear(part: Path, scored: ScoredSet) -> None:
-    """Remove scores of other shards, and files that a run was writing when it was stopped."""
-    own = {scored.path(n) for n in range(len(scored.sources))}
+    Whether they are still valid is checked when they are needed. Scores of other shards go, and
+    files that were being written.
+    """
+    scored = open_scores(sources, part / SCORES)
+    own = {scored.path(n) for n in range(len(sources))}
     for path in sorted((part / SCORES).rglob("*")):
         if path.is_file() and path not in own:
             path.unlink()
     for half in part.glob(f"{SHARDS}/.*.part"):
         half.unlink()
+    for target in own:
+        earlier = clean.absolute() / target.relative_to(part)
+        if earlier.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(earlier, target)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(earlier, target)
+    return scored
 
 
 def _engine_for(rules: Sequence[Rule], scored: ScoredSet, engine: Engine) -> Engine:
@@ -144,10 +146,15 @@ def _engine_for(rules: Sequence[Rule], scored: ScoredSet, engine: Engine) -> Eng
 
 
 def _write_shards(
-    engine: Engine, curation: Curation, part: Path, *, samples_per_shard: int, blur: Blur | None
+    engine: Engine,
+    curation: Curation,
+    part: Path,
+    samples_per_shard: int,
+    blur_boxes: str | None,
 ) -> None:
     """Write the shards where a run that is stopped finds those that are whole, then move them."""
     scored, decision, seed = curation.scored, curation.decision, curation.seed
+    blur = Blur(blur_boxes) if blur_boxes else None
     how = {"samples_per_shard": samples_per_shard, "seed": seed, "blur": blur}
     told = decision_hash(scored.sources, decision, how)
     folder = part / f".shards-{told}"
@@ -155,10 +162,18 @@ def _write_shards(
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
-    materialise(engine, scored, decision, folder, **how)
+    written = materialise(engine, scored, decision, folder, **how)
     for path in sorted(folder.iterdir()):
         path.rename(part / path.name)
     folder.rmdir()
+    if blur:
+        _tell_blurred(blur, sum(shard.blurred for shard in written))
+
+
+def _tell_blurred(blur: Blur, count: int) -> None:
+    if not count:
+        warn(f"No sample that is kept has boxes in its field {blur.field!r}: nothing is blurred.")
+    show(f"Pictures with boxes that were blurred: {count}.")
 
 
 def _nothing_left(curation: Curation) -> str:

@@ -14,7 +14,7 @@ from data_pipelines.curation.cascade import score_in_rounds
 from data_pipelines.curation.columns import cutoff
 from data_pipelines.curation.decide import decide
 from data_pipelines.curation.rules import BoundedFilter, Cost, Filter, Part, Rule
-from data_pipelines.curation.scores import open_scores
+from data_pipelines.curation.scores import open_scores, score
 from data_pipelines.engine import Engine
 from data_pipelines.faults import SampleFault
 from data_pipelines.filters.caption_words import CaptionWords
@@ -181,6 +181,24 @@ def test_a_cascade_keeps_what_scoring_everything_would(raw, tmp_path, monkeypatc
     assert [step[3:] for step in found.steps] == [step[3:] for step in everything.steps]
 
 
+@pytest.mark.parametrize("needs_picture", [False, True])
+def test_filters_score_in_the_order_of_their_rules(raw, tmp_path, needs_picture):
+    order = []
+
+    class Noting(Drawn):
+        def score(self, candidates):
+            order.append(self.seed)
+            return [0] * len(candidates)
+
+    Noting.needs_picture = needs_picture
+    filters = {f"noting {n}": Noting(min=0, seed=n) for n in range(9)}
+    rows = [np.ones(25, bool)]
+    score(
+        Engine(kind="inline"), open_scores(raw[:1], tmp_path), filters, dict.fromkeys(filters, rows)
+    )
+    assert list(dict.fromkeys(order)) == list(range(9))
+
+
 def test_a_dear_filter_is_asked_about_what_is_left_and_a_seeded_sample(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(cascade, "SAMPLED", 0.2)
     dear, cheap = Read(min=5, seed=1, asked=set()), Drawn(min=8, seed=2)
@@ -200,13 +218,14 @@ def test_a_dear_filter_is_asked_about_what_is_left_and_a_seeded_sample(raw, tmp_
 
 
 def test_a_share_of_the_pool_is_of_all_samples_though_the_filter_is_dear(raw, tmp_path):
-    both = [Encoded(top=0.5, seed=1, asked=set()), Encoded(min=0, seed=1, asked=set())]
+    asked = set()
+    both = [Encoded(top=0.5, seed=1, asked=asked), Encoded(min=0, seed=1, asked=asked)]
     rules = [
         Rule("cheap", (Part("cheap", Drawn(min=8)),)),
         *(Rule(f"dear {n}", (Part("dear", part),)) for n, part in enumerate(both)),
     ]
     found, samples, scored = decided(rules, raw, tmp_path / "scores")
-    assert len(set().union(*(part.asked for part in both))) == 60
+    assert len(asked) == 60
     assert samples["dear"] is None
     assert not any(step.is_estimate for step in found.steps)
     failed = sum(int(scored.failed("dear", n).sum()) for n in range(3))
@@ -250,6 +269,10 @@ class Constant(FirstOfEqual):
 
 def test_a_value_that_is_no_number_fails(tmp_path):
     class Broken(Filter):
+        @property
+        def is_pointwise(self):
+            return True
+
         def score(self, candidates):
             return [float("nan") if one.key == "a" else 1.0 for one in candidates]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -12,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from curation_support import filtered, many, plain, sample
+from curation_support import filtered, many, sample
 
+from data_pipelines import filter as filtering
 from data_pipelines.curation import materialise, scores
 from data_pipelines.engine import Engine
 from data_pipelines.filter import filter_shards
@@ -115,69 +115,6 @@ def test_a_shard_that_is_written_anew_is_not_read_by_its_old_index(tmp_path):
         assert [one.text for one in open_shards(tmp_path / "clean")] == [text]
 
 
-def test_what_cannot_be_scored_is_failed_not_filtered_and_outside_the_pool(tmp_path):
-    samples = [
-        sample("broken", image=b"\xff\xd8 no picture"),
-        sample("large"),
-        sample("small", image=plain(200, 200)),
-        sample("empty", image=b""),
-    ]
-    keys, report = filtered(tmp_path, samples, "image_side(top=0.5)", "caption_words")
-    assert keys == ["large"]  # half of the two that have a size
-    assert {reason: fault["count"] for reason, fault in report["failed"].items()} == {
-        "image format is not known": 1,
-        "image is empty": 1,
-    }
-    told = [(step["alone"], step["failed"], step["dropped"]) for step in report["rules"]]
-    assert told == [(1, 2, 1), (0, 0, 0)]
-
-
-def test_scores_have_a_row_for_every_sample_with_a_status_of_each_filter(tmp_path):
-    samples = [sample("a"), sample("b", image=b"broken")]
-    filtered(
-        tmp_path, samples, "image_side", "caption_words(min=1)", "caption_words(max=9)", per_shard=9
-    )
-    table = pq.read_table(tmp_path / "clean" / "scores" / "000000.parquet").to_pydict()
-    assert table == {
-        "key": ["a", "b"],
-        "caption_words": [3, 3],
-        "caption_words status": ["ok", "ok"],
-        "image_side": [300, None],
-        "image_side status": ["ok", "failed: image format is not known"],
-    }
-
-
-def test_other_thresholds_and_orders_do_not_score_again(tmp_path, monkeypatch):
-    filtered(tmp_path, many(), "caption_words(min=2)", "image_side(min=1)", out="one")
-    keep = ("image_side(min=21)", "caption_words(min=1, top=0.5)")
-    kept, fresh = filtered(tmp_path, many(), *keep, out="fresh")
-    assert fresh["timing"]["scores_reused"] == 0
-    monkeypatch.setattr(scores, "_values", None)  # whoever scores now fails
-    again, report = filtered(tmp_path, many(), *keep, out="one", overwrite=True)
-    assert report["timing"]["scores_reused"] == 4
-    assert (again, report["rules"]) == (kept, fresh["rules"])
-    assert contents(tmp_path / "one") == contents(tmp_path / "fresh")
-
-
-@pytest.mark.parametrize("keep", ["image_side(min=1, max_aspect=2.0)", "exact_duplicate"])
-def test_another_way_to_score_scores_again_and_leaves_other_columns_alone(tmp_path, keep):
-    filtered(tmp_path, many(), "image_side(min=1)")
-    _, report = filtered(tmp_path, many(), keep, overwrite=True)
-    assert report["timing"]["scores_reused"] == 0
-    columns = pq.read_schema(tmp_path / "clean" / "scores" / "000000.parquet").names
-    assert len(columns) == 5  # key, and of both filters values and status
-    _, report = filtered(tmp_path, many(), "image_side(min=2)", overwrite=True)
-    assert report["timing"]["scores_reused"] == 4
-
-
-def test_only_a_changed_shard_is_scored_again(tmp_path):
-    filtered(tmp_path, many(6), "caption_words(min=1)", per_shard=2)
-    os.utime(tmp_path / "raw2" / "000001.tar", ns=(1, 1))
-    (tmp_path / "clean" / "scores" / "000002.parquet").write_bytes(b"damaged")
-    _, report = filtered(tmp_path, many(6), "caption_words(min=1)", per_shard=2)
-    assert report["timing"]["scores_reused"] == 1
-
-
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_a_run_that_stops_at_any_write_goes_on_to_the_same_bytes(
     tmp_path, monkeypatch, whole, stop
@@ -210,6 +147,26 @@ def test_a_run_that_stops_at_any_write_goes_on_to_the_same_bytes(
     folders = (tmp_path / "clean", whole / "whole")
     names = [sorted(p.name for p in folder.rglob("*")) for folder in folders]
     assert names[0] == names[1]
+
+
+def test_shards_that_a_stopped_run_left_are_not_those_of_an_input_that_has_changed(
+    tmp_path, monkeypatch
+):
+    raw, clean = tmp_path / "raw", tmp_path / "clean"
+    real = filtering.materialise
+
+    def stopping(*arguments, **options):
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    write_shards([sample("a", "one two three")], raw)
+    with monkeypatch.context() as patched:
+        patched.setattr(filtering, "materialise", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
+    write_shards([sample("a", "four five six, and longer")], raw)
+    filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
+    assert [one.text for one in open_shards(clean)] == ["four five six, and longer"]
 
 
 def test_a_keep_list_says_the_same_as_shards_and_holds_uids_where_all_have_one(tmp_path):
@@ -277,30 +234,6 @@ def test_a_sample_that_a_list_names_several_times_is_written_as_often(tmp_path):
     pq.write_table(pa.table(rows | {"copies": [30, 1]}), tmp_path / "keep.parquet")
     with pytest.raises(UserError, match="makes 900 copies of a sample"):
         filter_shards(str(tmp_path / "raw"), tmp_path / "twice", keep=[*keep, *keep], engine=INLINE)
-
-
-def test_the_marks_of_the_toy_world_are_hidden_from_filters_and_kept_in_the_shards(tmp_path):
-    samples = [sample("k", planted="tiny_image", a=1)]
-    with pytest.raises(UserError, match="can be scored: 1 no number in planted"):
-        filtered(tmp_path, samples, "metadata_number(field='planted', min=0)")
-    filtered(tmp_path, samples, "metadata_number(field='a', min=0)")
-    (only,) = open_shards(tmp_path / "clean")
-    assert only.metadata == {"planted": "tiny_image", "a": 1}
-
-
-def test_a_filter_from_outside_the_repository_is_one_file(tmp_path, monkeypatch):
-    (tmp_path / "my_filters").mkdir()
-    (tmp_path / "my_filters" / "vowels.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from data_pipelines.curation.rules import BoundedFilter\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Vowels(BoundedFilter):\n"
-        "    def score(self, candidates):\n"
-        "        return [sum(one.text.count(v) for v in 'aeiou') for one in candidates]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    samples = [sample("a", "aerie"), sample("b", "rhythm")]
-    assert filtered(tmp_path, samples, "my_filters.vowels(min=1)")[0] == ["a"]
 
 
 def test_a_set_in_which_everything_is_broken_says_so(tmp_path):

@@ -1,6 +1,7 @@
 """Rules as a person writes them: what a filter, a preset and a list of them become, and refuse."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,13 @@ def test_no_rule_and_no_such_filter_name_all_that_there_are():
             read_rules(keep)
         for name in (*names(FAMILY), "any_of", *PRESETS):
             assert re.search(rf"\b{name}\b", str(error.value))
+
+
+@pytest.mark.parametrize("kind", [names(FAMILY), list(PRESETS)], ids=["filters", "presets"])
+def test_the_tables_in_the_docs_name_all_and_no_others(kind):
+    told = (Path(__file__).parents[2] / "docs" / "filters.md").read_text()
+    rows = re.findall(r"(?m)^\| `(\w+)", told)
+    assert set(kind) <= set(rows) <= {*names(FAMILY), *PRESETS}
 
 
 @pytest.mark.parametrize(

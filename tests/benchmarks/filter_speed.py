@@ -1,0 +1,111 @@
+"""Samples a second of one core that filters score: rows of a table, and pictures in a shard.
+
+    python tests/benchmarks/filter_speed.py [--model RUN]
+
+CPU time, so that other work on the machine does not count; what is asked for is scored as
+``vlp filter`` does, with reading and writing.
+"""
+
+import argparse
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data_pipelines.curation.rules import parts_of, read_rules
+from data_pipelines.curation.scores import ScoreShard, Task, keys_of
+from data_pipelines.shards import write_shards
+from vlp.sample import Sample
+
+ROWS, PICTURES = 40_000, 500
+WORDS = ["red", "dog", "cat", "house", "on", "the", "table", "with", "a", "of", "in", "snow"]
+OF_TABLE = (
+    ("caption_words", "caption_characters", "image_side"),
+    ("metadata_number(field='clip_l14_similarity_score', top=0.3)",),
+    ("exact_duplicate(by='caption')",),
+    ("language",),
+    ("caption_words(min=3)", "caption_characters(min=6)", "image_side(min=200)", "language"),
+)
+OF_SHARD = (
+    ("image_side",),
+    ("caption_words", "image_bytes"),
+    ("opted_out",),
+    ("exact_duplicate",),
+    ("decodable",),
+    ("one_colour",),
+    ("pdq_duplicate",),
+)
+
+
+def table(path: Path, rng: np.random.Generator) -> Path:
+    """Write a table with DataComp's columns."""
+    columns = {
+        "uid": [f"{n:032x}" for n in range(ROWS)],
+        "url": ["https://example.com/" + "x" * 60] * ROWS,
+        "text": captions(ROWS, rng),
+        "original_width": rng.integers(100, 900, ROWS),
+        "original_height": rng.integers(100, 900, ROWS),
+        "clip_b32_similarity_score": rng.random(ROWS),
+        "clip_l14_similarity_score": rng.random(ROWS),
+        "face_bboxes": [[[0.1, 0.2, 0.3, 0.4]]] * ROWS,
+        "sha256": ["a" * 64] * ROWS,
+    }
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def shard(folder: Path, rng: np.random.Generator) -> Path:
+    """Write a shard of JPEGs of 640 x 512 pixels."""
+    images = []
+    for _ in range(8):
+        coarse = Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype(np.uint8))
+        data = io.BytesIO()
+        coarse.resize((640, 512), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
+        images.append(data.getvalue())
+    samples = (
+        Sample(f"{n:06d}", images[n % 8], text, {"n": n})
+        for n, text in enumerate(captions(PICTURES, rng))
+    )
+    write_shards(samples, folder, samples_per_shard=PICTURES)
+    return folder / "000000.tar"
+
+
+def captions(count: int, rng: np.random.Generator) -> list[str]:
+    """Return captions of 1 to 11 words."""
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(count)]
+
+
+def speed(source: Path, scores: Path, keep: tuple[str, ...]) -> float:
+    """Return the samples a second that some rules' filters score together."""
+    parts, keys = parts_of(read_rules(keep)), keys_of(source)
+    work = ScoreShard(parts, {name: part.identity() for name, part in parts.items()})
+    start = time.process_time()
+    work(Task(source, scores, {name: np.ones(len(keys), bool) for name in parts}))
+    return len(keys) / (time.process_time() - start)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="also clip_score by this model")
+    model = parser.parse_args().model
+    of_shard = (*OF_SHARD, *([(f"clip_score(model={model!r}, top=0.3)",)] if model else []))
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sources = {table(folder / "table.parquet", rng): OF_TABLE, shard(folder, rng): of_shard}
+        print("| of | filters | samples/s |\n|---|---|---|")
+        for source, rules in sources.items():
+            for number, keep in enumerate(rules):
+                speed(source, folder / "warm" / f"{number}.parquet", keep)  # models load
+                found = speed(source, folder / source.suffix / f"{number}.parquet", keep)
+                print(f"| {source.suffix[1:]} | {' '.join(keep)} | {found:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
