@@ -112,7 +112,8 @@ def evaluate_preset(
             found = _evaluate_one(encoder, member, places[member.key], how, processes)
             if found is None:
                 continue
-            summary = summarise(found, {**config, "dataset": str(places[member.key])})
+            told = {**config, "dataset": str(places[member.key]), "tasks": [member.task]}
+            summary = summarise(found, told)
             figure = str(member.figure)
             value = summary["metrics"][figure]
             scored[member.key] = Scored(value, found.replicates.get(figure), summary["sample_ids"])
