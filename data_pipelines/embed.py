@@ -76,17 +76,14 @@ def embed(
     Raises:
         UserError: There is no such model or source, or no sample can be read.
     """
-    for name, value in (
-        ("batch size", batch_size),
-        ("number of samples_per_part", samples_per_part),
-    ):
-        if value < 1:
-            raise UserError(f"The {name} is {value}. Give at least 1.")
+    for name, size in (("batch_size", batch_size), ("samples_per_part", samples_per_part)):
+        if size < 1:
+            raise UserError(f"{name} is {size}. Give at least 1.")
     found = cut(source, size=samples_per_part, only=only, image=image, caption=caption)
     encoder = load_encoder(model)
     # A whole path, so that `vlp search` finds the model from any folder.
-    name = str(Path(model).resolve()) if Path(model).is_dir() else model
-    made = {"model": name, "model_hash": encoder_hash(encoder), "only": only, "pooled": pooled}
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    made = {"model": model, "model_hash": encoder_hash(encoder), "only": only, "pooled": pooled}
     made |= {"dtype": dtype, "batch_size": batch_size}
     scale = encoder.logit_scale.exp().item()  # for who learns from these features
     config = {**made, "scale": scale, "shards": source, "samples_per_part": samples_per_part}

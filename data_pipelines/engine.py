@@ -35,7 +35,7 @@ class Engine:
     workers: int | None = None
     """How many tasks at once; None: one for each GPU, or else for each core."""
     address: str | None = None
-    """Of a Ray cluster, as ``ray://head:10001`` or ``auto``; None starts one on this machine."""
+    """Of a Ray cluster, as ``head:6379``, or ``auto`` on one of its nodes; None starts one here."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -97,6 +97,8 @@ class _Run(Generic[Task, Result]):
     advance: Callable[[], None]
     waiting: deque[int] = field(default_factory=deque)
     """Tasks that no worker is at, in the order in which they are begun."""
+    idle: list[int] = field(default_factory=list)
+    """Workers that are ready and have nothing to do."""
     at: dict[int, int] = field(default_factory=dict)
     """By worker, its task."""
     lost: Counter[int | None] = field(default_factory=Counter)
@@ -128,9 +130,8 @@ class _Run(Generic[Task, Result]):
         if isinstance(said, Lost):
             self._begin_anew(worker, task, said)
             return False
-        if self.waiting:
-            self.at[worker] = self.waiting.popleft()
-            self.crew.give(worker, self.tasks[self.at[worker]])
+        self.idle.append(worker)
+        self._give_out()
         if task is None:
             return False
         if isinstance(said, Failed):
@@ -139,6 +140,12 @@ class _Run(Generic[Task, Result]):
             self.done[task] = said.result
         self.advance()
         return True
+
+    def _give_out(self) -> None:
+        while self.idle and self.waiting:
+            worker = self.idle.pop()
+            self.at[worker] = self.waiting.popleft()
+            self.crew.give(worker, self.tasks[self.at[worker]])
 
     def _begin_anew(self, worker: int, task: int | None, said: Lost) -> None:
         self.lost[task] += 1
@@ -149,9 +156,10 @@ class _Run(Generic[Task, Result]):
                 f"--workers need less of it."
             )
         warn(f"{whose} {said.how}; another begins anew.")
+        self.crew.start(worker)
         if task is not None:
             self.waiting.appendleft(task)
-        self.crew.start(worker)
+            self._give_out()  # a cluster may have no room for the other worker
 
     def _failure(self) -> RuntimeError:
         """Return one error that names the failed tasks, and shows where the first did."""
@@ -180,9 +188,8 @@ class Actors(Crew):
                 logging_level="ERROR",
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"Ray cannot be reached at {engine.address}: {first_line(error)}."
-            ) from None
+            where = f"reached at {engine.address}" if engine.address else "started here"
+            raise UserError(f"Ray cannot be {where}: {first_line(error)}.") from None
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if on_gpu else 0
         room = gpus or int(resources["CPU"])

@@ -22,7 +22,7 @@ from data_pipelines.engine import Engine
 from data_pipelines.faults import Faults
 from data_pipelines.keep_list import write_keep_list
 from data_pipelines.shards import open_shards
-from vlp.console import say
+from vlp.console import say, show, warn
 from vlp.errors import UserError
 from vlp.output import output_folder
 
@@ -70,8 +70,7 @@ def filter_shards(
     sources, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
-    options |= {"blur_boxes": blur_boxes} if blur_boxes else {}
-    config = {"raw": str(raw), "keep": list(keep), **options}
+    config = {"raw": str(raw), "keep": list(keep), "blur_boxes": blur_boxes, **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
@@ -163,10 +162,18 @@ def _write_shards(
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
-    materialise(engine, scored, decision, folder, **how)
+    written = materialise(engine, scored, decision, folder, **how)
     for path in sorted(folder.iterdir()):
         path.rename(part / path.name)
     folder.rmdir()
+    if blur:
+        _tell_blurred(blur, sum(shard.blurred for shard in written))
+
+
+def _tell_blurred(blur: Blur, count: int) -> None:
+    if not count:
+        warn(f"No sample that is kept has boxes in its field {blur.field!r}: nothing is blurred.")
+    show(f"Pictures with boxes that were blurred: {count}.")
 
 
 def _nothing_left(curation: Curation) -> str:

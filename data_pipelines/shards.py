@@ -156,10 +156,10 @@ def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:
         metadata = json.loads(members.get("json", b"{}"))
         if not isinstance(metadata, dict):
             raise SampleFault("metadata is no JSON object")
+        if "npy" in members:
+            metadata |= _numbers(members["npy"], is_label="cls" not in members)
         if "cls" in members:
             metadata["cls"] = _class_number(members["cls"])
-        elif "npy" in members:
-            metadata["cls"] = _class_numbers(members["npy"])
         text = members["txt"].decode() if "txt" in members else _caption_of(metadata)
     except UnicodeDecodeError:
         raise SampleFault("caption or metadata is no UTF-8") from None
@@ -290,12 +290,19 @@ def _class_number(data: bytes) -> int:
         raise SampleFault("class is no whole number") from None
 
 
-def _class_numbers(data: bytes) -> list[int]:
-    """Return the classes that are true in an array of a truth value for each."""
+def _numbers(data: bytes, *, is_label: bool) -> dict[str, Any]:
+    """Return what CLIP_benchmark keeps in an array.
+
+    It is a truth value for each class, of which ``cls`` has those that are true; or, beside a
+    label, facts such as WILDS' region, ``npy_0``, ``npy_1`` and so on.
+    """
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False).reshape(-1).nonzero()[0].tolist()
+        array = np.load(io.BytesIO(data), allow_pickle=False).reshape(-1)
     except (ValueError, OSError, EOFError):
         raise SampleFault("classes are no array") from None
+    if is_label:
+        return {"cls": array.nonzero()[0].tolist()}
+    return {f"npy_{place}": value for place, value in enumerate(array.tolist())}
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:

@@ -128,11 +128,11 @@ class Worker:
 
     def _begin(self, _: None) -> None:
         if self._on_gpu:
-            one_thread().__enter__()
-        if self._gpu is not None:
             import torch
 
-            torch.cuda.set_device(self._gpu)
+            torch.set_num_threads(1)
+            if self._gpu is not None:
+                torch.cuda.set_device(self._gpu)
         self._work = pickle.loads(self._pickled)
 
 

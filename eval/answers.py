@@ -86,11 +86,11 @@ class OneLabel:
             "f1": f1_per_class(count).nanmean().item(),
             "jaccard": jaccard_per_class(count).nanmean().item(),
         }
-        if self.groups is not None:
-            by_group = self._by_group(images)
+        for k in (1, 5) if self.groups is not None and len(self.names) >= 5 else (1,):
+            by_group = self._by_group(images, k)
             known = by_group[~by_group.isnan()]
             if len(known):
-                found["worst_group_acc@1"] = known.min().item()
+                found[f"worst_group_acc@{k}"] = known.min().item()
         for prefix, of in (("", self._own), ("fitted_", self._fitted[0])):
             bins = reliability(of.confidence[images], of.correct[images])
             found[f"{prefix}ece"] = expected_calibration_error(bins)
@@ -114,10 +114,12 @@ class OneLabel:
     def _fitted(self) -> tuple[Confidence, float]:
         return cross_fitted(self.logits)
 
-    def _by_group(self, images: Tensor) -> Tensor:
-        assert self.groups is not None
+    def _by_group(self, images: Tensor, k: int = 1) -> Tensor:
+        """Return the share of each group whose class is among the k most similar."""
+        if self.groups is None:
+            return torch.empty(0)
         images = images[self.groups[images] >= 0]
-        return accuracy_by_group(self._ranks[images] == 1, self.groups[images])
+        return accuracy_by_group(self._ranks[images] <= k, self.groups[images])
 
     def _parts(self) -> tuple[Part, ...]:
         labels, everything = self.logits.labels, torch.arange(len(self.rows))

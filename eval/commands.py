@@ -9,6 +9,7 @@ def eval_(
     dataset: str,
     /,
     tasks: tuple[str, ...] = ("retrieval",),
+    preset: str | None = None,
     out: Path | None = None,
     features: Path | None = None,
     draws: int = 1000,
@@ -23,6 +24,8 @@ def eval_(
         dataset: Shards, a folder of classes, a table, COCO's or Flickr30k's Karpathy JSON, or
             ``torchvision:NAME:FOLDER`` and ``hf:FOLDER`` for datasets on this machine.
         tasks: Evaluators, such as ``retrieval`` or ``"zero_shot(classes='classes.json')"``.
+        preset: A benchmark in place of tasks, ``datacomp38``: the dataset is then the folder that
+            DataComp's ``download_evalsets.py`` wrote, or one with some of the 38.
         out: Folder for ``metrics.json``, ``report.html``, ``table.md`` and what `vlp compare`
             reads; without it the figures are only printed.
         features: Folder that keeps the features: the next evaluation of the same model and dataset
@@ -35,6 +38,10 @@ def eval_(
     from eval.run import How, evaluate
 
     how = How(features=features, draws=draws, seed=seed, batch_size=batch_size, overwrite=overwrite)
+    if preset:
+        from eval.benchmark import evaluate_preset
+
+        return evaluate_preset(model, Path(dataset), preset, out=out, how=how)
     return evaluate(model, dataset, tasks=tasks, out=out, how=how)
 
 

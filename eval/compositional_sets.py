@@ -80,13 +80,39 @@ def read_item_set(benchmark: str, files: str, images: str) -> ItemSet:
         ) from None
     if not found.items:
         raise UserError(f"{path} holds no item of {benchmark}.")
-    missing = [picture.path for picture in found.pictures if not picture.path.is_file()]
+    check_pictures(found.pictures, path, folder)
+    return found
+
+
+def check_pictures(pictures: Sequence[Picture], path: Path, folder: Path) -> None:
+    """Raise UserError where a file names pictures that the folder lacks."""
+    missing = [picture.path for picture in pictures if not picture.path.is_file()]
     if missing:
         raise UserError(
             f"{path} names {len(missing)} pictures that are not in {folder}, such as "
             f"{missing[0].name}. Give the folder that holds them as images=."
         )
-    return found
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or of one with a JSON value on each line.
+
+    Raises:
+        UserError: There is no such file, or it is no JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(
+            f"Cannot read {path}: {why}. Give the benchmark's file as files=."
+        ) from None
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}. Give the benchmark's file.") from None
 
 
 def items_of_samples(samples: Sequence[Sample]) -> list[Item]:
@@ -121,7 +147,7 @@ def items_of_samples(samples: Sequence[Sample]) -> list[Item]:
 def _sugar_crepe(path: Path, folder: Path) -> ItemSet:
     """Hsieh et al. 2023: one file for each of seven kinds, or a folder of them."""
     files = [path / f"{kind}.json" for kind in SUGAR_CREPE] if path.is_dir() else [path]
-    rows = [(file.stem, entry) for file in files for entry in _read(file).values()]
+    rows = [(file.stem, entry) for file in files for entry in read_json(file).values()]
     items, pictures = _singles(
         (Picture(folder / entry["filename"]), (entry["caption"], entry["negative_caption"]), kind)
         for kind, entry in rows
@@ -155,7 +181,7 @@ def _visual_genome(
     without: frozenset[str] = frozenset(),
     min_items: int = 1,
 ) -> ItemSet:
-    entries = _read(path)
+    entries = read_json(path)
     count = Counter(kind_of(entry) for entry in entries)
     return ItemSet(
         *_singles(
@@ -183,7 +209,7 @@ def _order(path: Path, folder: Path) -> ItemSet:
     return ItemSet(
         *_singles(
             (Picture(folder / entry["image"]), tuple(entry["caption_options"]), "order")
-            for entry in _read(path)
+            for entry in read_json(path)
         )
     )
 
@@ -191,7 +217,7 @@ def _order(path: Path, folder: Path) -> ItemSet:
 def _winoground(path: Path, folder: Path) -> ItemSet:
     """Thrush et al. 2022: two pictures and two captions of the same words; JSON lines or a list."""
     items, pictures = [], {}
-    for entry in _read(path):
+    for entry in read_json(path):
         names = [entry["image_0"], entry["image_1"]]
         files = [folder / (name if Path(name).suffix else f"{name}.png") for name in names]
         places = tuple(pictures.setdefault(Picture(file), len(pictures)) for file in files)
@@ -218,20 +244,3 @@ def _singles(rows: Any) -> tuple[list[Item], list[Picture]]:
         for picture, captions, kind in rows
     ]
     return items, list(pictures)
-
-
-def _read(path: Path) -> Any:
-    """Return the content of a JSON file, or of one with a JSON value on each line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UserError(
-            f"Cannot read {path}: {why}. Give the benchmark's file as files=."
-        ) from None
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}. Give the benchmark's file.") from None

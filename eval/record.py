@@ -66,7 +66,7 @@ def summarise(found: Evaluation, config: Mapping[str, Any]) -> dict[str, Any]:
         **config,
         **found.about,
         "samples": len(found.encoded.samples),
-        "sample_ids": _hash([sample.key for sample in found.encoded.samples]),
+        "sample_ids": hash_of([sample.key for sample in found.encoded.samples]),
         "seconds": {name: round(seconds, 3) for name, seconds in found.seconds.items()},
         "training": training_of(str(config["model"])),
         "faults": found.encoded.faults.as_dict(),
@@ -88,8 +88,7 @@ def write_evaluation(
     """Write an evaluation into a folder."""
     with output_folder(out, "eval", config, inputs=inputs, overwrite=overwrite) as folder:
         write_json(folder / METRICS, summary)
-        draws = {name: values.numpy() for name, values in found.replicates.items()}
-        np.savez_compressed(folder / REPLICATES, **draws)  # type: ignore[arg-type]
+        write_draws(folder, found.replicates)
         pq.write_table(_images(found), folder / IMAGES)
         write_page(folder / REPORT, report(found.encoded, found.results, summary))
         write_bytes(folder / TABLE, markdown_table(summary).encode())
@@ -104,8 +103,20 @@ def training_of(model: str) -> dict[str, Any] | None:
         if record is not None and record["command"] == "train":
             config = {k: v for k, v in record["config"].items() if k not in BY_CHANCE}
             text = json.dumps(config, sort_keys=True, default=str)
-            return {"seed": record["config"].get("seed"), "config": _hash([text])}
+            return {"seed": record["config"].get("seed"), "config": hash_of([text])}
     return None
+
+
+def hash_of(texts: Sequence[str]) -> str:
+    """Return 16 hex digits of texts in their order."""
+    joined = "\0".join(texts).encode(errors="surrogatepass")
+    return hashlib.sha256(joined).hexdigest()[:16]
+
+
+def write_draws(folder: Path, replicates: Mapping[str, Float64[Tensor, "draws"]]) -> None:
+    """Write what figures are for each draw of the images."""
+    draws = {name: values.numpy() for name, values in replicates.items()}
+    np.savez_compressed(folder / REPLICATES, **draws)  # type: ignore[arg-type]
 
 
 def _images(found: Evaluation) -> pa.Table:
@@ -117,8 +128,3 @@ def _images(found: Evaluation) -> pa.Table:
             if len(values) == count:
                 columns[name] = np.where(weights > 0, values.double(), np.nan)
     return pa.table(columns)
-
-
-def _hash(texts: Sequence[str]) -> str:
-    joined = "\0".join(texts).encode(errors="surrogatepass")
-    return hashlib.sha256(joined).hexdigest()[:16]

@@ -24,7 +24,13 @@ from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.output import check_output
 
-CHANCE = {"recall@1": "chance@1", "acc@1": "chance", "mean_per_class_recall": "chance"}
+CHANCE = {
+    "recall@1": "chance@1",
+    "acc@1": "chance",
+    "mean_per_class_recall": "chance",
+    "mean_average_precision": "chance",
+    "accuracy": "chance",
+}
 """The figure beside each that says what a guess would get."""
 
 

@@ -1,4 +1,4 @@
-"""Work that engines are tested with: it computes, fails, refuses, or kills its own process."""
+"""Work that engines are tested with, and what is left of the processes that do it."""
 
 import errno
 import os
@@ -25,10 +25,11 @@ class Work:
     """How often the process of task 3 is killed before the task is done."""
     slow: float = 0.0
     """Seconds that the first task takes."""
+    pause: float = 0.0
+    """Seconds that each takes."""
 
     def __call__(self, task: int) -> float:
-        if task == 0:
-            time.sleep(self.slow)
+        time.sleep(self.slow if task == 0 else self.pause)
         if task in self.fails:
             raise ValueError(f"{task} is a bad number.\nAnd more.")
         if task in self.refuses:
@@ -60,6 +61,32 @@ class Sleep:
     def __call__(self, task: int) -> None:
         (self.folder / str(os.getpid())).touch()
         time.sleep(60)
+
+
+def wait_until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def is_running(pid):
+    """Return whether a process is there that has not ended."""
+    return bool(_state(pid)) and _state(pid)[0] != "Z"
+
+
+def group(session):
+    """Return the processes of a session that are there yet."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if _state(pid)[3:4] == [str(session)] and is_running(pid)]
+
+
+def _state(pid):
+    """Return state, parent, group and session of a process; nothing of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

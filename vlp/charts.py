@@ -1,6 +1,6 @@
 """Counts as drawings: histograms, bars, and tables whose cells are shaded."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -71,22 +71,30 @@ def bars(title: str, rows: Iterable[tuple[str, float, str]]) -> Markup:
     )
 
 
-def matrix(corner: str, names: Sequence[str], rows: Iterable[Sequence[int | None]]) -> Markup:
+def matrix(
+    corner: str,
+    names: Sequence[str],
+    rows: Iterable[Sequence[int | None]],
+    *,
+    estimates: Collection[int] = (),
+) -> Markup:
     """Return a table with a numbered column for each row, cells shaded by their share of the row.
 
     Args:
         corner: What the rows are.
         names: Of the rows.
         rows: Counts; None is not known. A row is compared with its count on the diagonal.
+        estimates: Rows whose counts are estimates: these have a ``~``.
     """
-    lines = []
+    lines, rough = [], set(estimates)
     for place, row in enumerate(rows):
         whole = row[place] or 0
         cells = [
             Markup('<td class="number" style="--share:{:.2f}">{}</td>').format(
-                count / whole if count and whole else 0, "" if count is None else number(count)
+                count / whole if count and whole else 0,
+                "" if count is None else f"{'~' * bool({place, other} & rough)}{number(count)}",
             )
-            for count in row
+            for other, count in enumerate(row)
         ]
         lines.append(
             Markup("<tr><td>{} {}</td>{}</tr>\n").format(

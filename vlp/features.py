@@ -110,7 +110,7 @@ def open_features(folder: Path) -> StoredFeatures:
     Raises:
         UserError: Files are missing or damaged, of different lengths, or a sample is there twice.
     """
-    image, text = (mapped(folder, kind) for kind in KINDS)
+    image, text = (_mapped(folder, kind) for kind in KINDS)
     keys, captions = _metadata_hashes(folder)
     lengths = [[len(part) for part in parts] for parts in (image, text)]
     widths = {part.shape[1] for part in (*image, *text)}
@@ -170,7 +170,7 @@ def stack(folder: Path, kind: str) -> Stacked:
     Raises:
         UserError: There are none, or they are damaged.
     """
-    return Stacked(mapped(folder, kind))
+    return Stacked(_mapped(folder, kind))
 
 
 def read_metadata(folder: Path) -> pa.Table:
@@ -202,14 +202,10 @@ def numbered(folder: Path, suffix: str) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.stem), path.stem))
 
 
-def mapped(folder: Path, kind: str) -> list[np.ndarray]:
-    """Return the parts of the ``image`` or ``text`` features of a folder, read when asked for.
-
-    Raises:
-        UserError: There are none, or one is damaged.
-    """
+def _mapped(folder: Path, kind: str) -> list[np.ndarray]:
+    found = (numbered(folder / name, ".npy") for name in FOLDERS[kind])
     parts = []
-    for path in (path for name in FOLDERS[kind] for path in numbered(folder / name, ".npy")):
+    for path in next(filter(None, found), []):
         try:
             part = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:

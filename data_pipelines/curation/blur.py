@@ -53,7 +53,7 @@ class Blur:
         Raises:
             UserError: A box is none, or the picture cannot be decoded or encoded.
         """
-        boxes = self._boxes(members, place)
+        boxes = self.boxes(members, place)
         extension = next((name for name in members if name in IMAGE_EXTENSIONS), None)
         if not boxes or extension is None:
             return members
@@ -73,7 +73,12 @@ class Blur:
         picture.save(data, name, **options)
         return {**members, extension: data.getvalue()}
 
-    def _boxes(self, members: dict[str, Any], place: str) -> list[Box]:
+    def boxes(self, members: dict[str, Any], place: str) -> list[Box]:
+        """Return the boxes of a sample, by its ``.json``.
+
+        Raises:
+            UserError: A box is none.
+        """
         found = json.loads(members.get("json") or b"{}").get(self.field) or []
         try:
             boxes = [Box(*map(float, box)) for box in found]

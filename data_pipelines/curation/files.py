@@ -4,7 +4,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from vlp.errors import UserError, first_line
+from vlp.errors import UserError
 
 
 @lru_cache
@@ -16,8 +16,10 @@ def read_lines(path: str) -> tuple[str, ...]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path}: {first_line(error)}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8. Give a text file.") from None
     lines = tuple(line for own in text.split("\n") if (line := own.strip()))
     if not lines:
         raise UserError(f"{path} is empty. Give a text file with an entry on each line.")
@@ -35,4 +37,4 @@ def file_hash(path: str) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {first_line(error)}.") from None
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None

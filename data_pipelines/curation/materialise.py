@@ -16,8 +16,8 @@ from data_pipelines.curation.candidates import hash64
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.scores import ScoredSet
 from data_pipelines.engine import Engine
-from data_pipelines.shards import copied_members, safe_key, write_shard
-from data_pipelines.tar_index import TarIndex, open_index, origin
+from data_pipelines.shards import copied_members, read_members, safe_key, write_shard
+from data_pipelines.tar_index import Entry, TarIndex, open_index, origin
 from vlp.manifest import MANIFEST, flush
 from vlp.output import write_json
 
@@ -53,6 +53,8 @@ class Written(NamedTuple):
     samples: int
     bytes: int
     sha256: str
+    blurred: int
+    """Pictures with boxes."""
 
 
 def materialise(
@@ -102,21 +104,31 @@ class CopyShard:
         with task.target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = task.target.stat().st_size
-        return Written(task.target.name, len(task.rows), size, digest)
+        blurred = self._num_blurred(task.rows)
+        return Written(task.target.name, len(task.rows), size, digest, blurred)
 
     def _members(self, rows: Sequence[Row]) -> Iterator[dict[str, str | bytes]]:
+        for row, entry in zip(rows, self._entries(rows), strict=True):
+            members = copied_members(entry, _key(entry.key, row.number))
+            yield self.blur(members, _place(entry)) if self.blur else members
+
+    def _num_blurred(self, rows: Sequence[Row]) -> int:
+        """Return how many pictures have boxes, also in a shard that an earlier run wrote."""
+        if not self.blur:
+            return 0
+        found = ((read_members(e, ("json",)), _place(e)) for e in self._entries(rows))
+        return sum(bool(self.blur.boxes(members, place)) for members, place in found)
+
+    def _entries(self, rows: Sequence[Row]) -> Iterator[Entry]:
         shards = {row.shard: self.sources[row.shard] for row in rows}
         indexes = {n: _index(shard, origin(shard)) for n, shard in shards.items()}
-        for row in rows:
-            entry = indexes[row.shard][row.row]
-            members = copied_members(entry, _key(entry.key, row.number))
-            place = f"{entry.shard.name}, {entry.key}"
-            yield self.blur(members, place) if self.blur else members
+        return (indexes[row.shard][row.row] for row in rows)
 
 
 def decision_hash(sources: Sequence[Path], decision: Decision, *options: object) -> str:
     """Return 16 hex digits that say which shards a decision and options lead to."""
-    digest = hashlib.sha256(json.dumps([*map(str, sources), *options], default=str).encode())
+    told = [*((str(source), origin(source)) for source in sources), *options]
+    digest = hashlib.sha256(json.dumps(told, default=str).encode())
     for copies in decision.copies:
         digest.update(copies.tobytes())
     return digest.hexdigest()[:16]
@@ -154,6 +166,10 @@ def _numbered(places: Sequence[tuple[int, int]], keys: Sequence[Sequence[str]]) 
             numbers[value] = number
         rows.append(Row(n, row, number))
     return rows
+
+
+def _place(entry: Entry) -> str:
+    return f"{entry.shard.name}, {entry.key}"
 
 
 def _key(key: str, number: int) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
+from PIL import Image, ImageDraw
 
 from data_pipelines.curation.candidates import Candidate
 from vlp.errors import UserError, needs
@@ -40,6 +42,30 @@ def read_texts(candidate: Candidate) -> list[Text]:
                 texts.append(Text(text, float(confidence), [tuple(corner) for corner in box]))
         candidate.features["rapidocr", "texts"] = texts
     return candidate.features["rapidocr", "texts"]
+
+
+def text_mask(candidate: Candidate) -> Bool[np.ndarray, "height width"]:
+    """Return which pixels of the picture of a candidate lie in a line of text."""
+    mask = Image.new("1", candidate.picture.size)
+    for text in read_texts(candidate):
+        ImageDraw.Draw(mask).polygon(text.corners, fill=1)
+    return np.asarray(mask)
+
+
+def without_texts(candidate: Candidate) -> Image.Image:
+    """Return the picture of a candidate, each line of text filled with the mean colour about it."""
+    masked = candidate.picture.copy()
+    pixels, is_text = np.asarray(candidate.picture), text_mask(candidate)
+    for text in read_texts(candidate):
+        xs, ys = zip(*text.corners, strict=True)
+        margin = max(2, round((max(ys) - min(ys)) / 4))
+        rows = slice(max(0, int(min(ys)) - margin), int(max(ys)) + margin + 1)
+        columns = slice(max(0, int(min(xs)) - margin), int(max(xs)) + margin + 1)
+        near = pixels[rows, columns][~is_text[rows, columns]]  # [pixels, 3]
+        colour = near.mean(axis=0) if len(near) else pixels.mean(axis=(0, 1))
+        fill = tuple(round(level) for level in colour.tolist())
+        ImageDraw.Draw(masked).polygon(text.corners, fill=fill)
+    return masked
 
 
 def reader_identity() -> str:

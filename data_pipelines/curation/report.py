@@ -64,6 +64,7 @@ def write_report(curation: Curation, folder: Path) -> dict[str, Any]:
         "shards_in": len(scored.sources),
         "shards_out": len(list(folder.glob("*.tar"))),
         "rules": [step._asdict() for step in decision.steps],
+        "sampled": _num_sampled(curation),
         "overlap": _overlap(seen.overlap, curation),
         "histograms": {name: found.as_dict() for name, found in seen.histograms.items()},
         "retention": _retention(curation, seen),
@@ -80,6 +81,12 @@ def write_report(curation: Curation, folder: Path) -> dict[str, Any]:
     return report
 
 
+def _num_sampled(curation: Curation) -> int:
+    """Return how many samples dear filters were asked about whatever other rules say."""
+    sample = next((own for own in curation.samples.values() if own is not None), [])
+    return sum(int(own.sum()) for own in sample)
+
+
 def _overlap(counts: list[list[int]], curation: Curation) -> list[list[int | None]]:
     """Return how many samples two rules would both drop; of dear rules, an estimate.
 
@@ -87,8 +94,7 @@ def _overlap(counts: list[list[int]], curation: Curation) -> list[list[int | Non
     drop are marked inside that sample.
     """
     steps = curation.decision.steps
-    sample = next((own for own in curation.samples.values() if own is not None), [])
-    drawn, total = sum(int(own.sum()) for own in sample), sum(map(len, curation.scored.keys))
+    drawn, total = _num_sampled(curation), curation.scored.num_samples
 
     def told(one: int, other: int) -> int | None:
         if steps[one].alone is None or steps[other].alone is None:

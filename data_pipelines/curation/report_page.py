@@ -18,10 +18,6 @@ from vlp.report import beside, folded, gallery, number, page, section, table, ti
 Report = Mapping[str, Any]
 GROUPS = 20
 """Groups, such as languages, that are drawn: the most common ones."""
-ESTIMATED = (
-    f"Figures marked as estimates come from {SAMPLED:.0%} of the samples, drawn by the seed: this "
-    "score is dear, and the others were asked only about what cheaper rules left."
-)
 
 
 def report_page(
@@ -74,7 +70,12 @@ _SPEED = (
 
 
 def _note(report: Report) -> str:
-    return ESTIMATED if any(step["is_estimate"] for step in report["rules"]) else ""
+    if not any(step["is_estimate"] for step in report["rules"]):
+        return ""
+    return (
+        f"Estimates are by {number(report['sampled'])} samples, {SAMPLED:.0%} of all, drawn by the "
+        "seed: these scores are dear, and of others only what cheaper rules left has them."
+    )
 
 
 def _funnel(report: Report) -> Markup:
@@ -109,7 +110,10 @@ def _rules(report: Report) -> Markup:
 def _overlap(report: Report) -> Markup:
     if len(report["rules"]) < 2:
         return Markup()
-    return matrix("rule", [step["rule"] for step in report["rules"]], report["overlap"])
+    steps = report["rules"]
+    estimates = [place for place, step in enumerate(steps) if step["is_estimate"]]
+    names = [step["rule"] for step in steps]
+    return matrix("rule", names, report["overlap"], estimates=estimates)
 
 
 def _histograms(report: Report) -> Iterable[Markup]:

@@ -212,9 +212,10 @@ class _Sheet:
 
         What encodes pictures gets whole batches: they are prepared while they are decoded.
         """
-        seeing = {name for name in self.missing if self.filters[name].needs_picture}
-        encoding = {name for name in seeing if self.filters[name].models}
-        for name in set(self.missing) - seeing:
+        # In the order of the rules: who encodes first decides what is in a batch, to the last bit.
+        seeing = [name for name in self.missing if self.filters[name].needs_picture]
+        encoding = [name for name in seeing if self.filters[name].models]
+        for name in (name for name in self.missing if name not in seeing):
             self._score(name, self._asked(name, pairs))
         for few in batches(pairs, DECODED) if seeing else ():
             for name in seeing:

@@ -13,7 +13,7 @@ from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.duplicates import is_at
 from data_pipelines.curation.encoded import EncodedFilter, Rows, left_on_disk
 from vlp.errors import UserError
-from vlp.features import mapped, model_hash_of
+from vlp.features import model_hash_of, stack
 
 PER_CLUSTER = 128
 MOST_CLUSTERS = 100_000
@@ -72,11 +72,11 @@ class ImageClusters(EncodedFilter):
             return np.zeros(0, bool)
         wanted = self.clusters or min(MOST_CLUSTERS, len(rows) // PER_CLUSTER)
         centroids = kmeans(rows, max(1, min(wanted, len(rows))), seed=self.seed)
-        target, dim = mapped(Path(self.target), "image"), centroids.shape[1]
-        if target[0].shape[1] != dim:
+        target, dim = stack(Path(self.target), "image"), centroids.shape[1]
+        if target.dim != dim:
             raise UserError(
-                f"The features of {self.target} have {target[0].shape[1]} numbers, those of the "
-                f"samples {dim}. Run `vlp embed` again with the same model."
+                f"The features of {self.target} have {target.dim} numbers, those of the samples "
+                f"{dim}. Run `vlp embed` again with the same model."
             )
-        near = [np.unique(assign(part, centroids)[0]) for part in target]
-        return np.isin(assign(rows, centroids)[0], np.concatenate(near))
+        near = np.unique(assign(target, centroids)[0])
+        return np.isin(assign(rows, centroids)[0], near)

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.rules import Filter
-from vlp.errors import UserError, nearest
+from vlp.errors import UserError, nearest, needs
 
 UNKNOWN = "unknown"
 MOST_OF_THE_WEB = (
@@ -71,12 +71,8 @@ class Language(Filter):
 @lru_cache
 def _identifier(among: tuple[str, ...]) -> Any:
     """Return the model, loaded once in a process; it is in the package, and small."""
-    try:
+    with needs("filters", "The language of captions takes py3langid"):
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise UserError(
-            'The language of captions needs py3langid. Run pip install "vlp[filters]".'
-        ) from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     try:
         identifier.set_languages(among)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.rules import BoundedFilter, Cost
-from vlp.errors import UserError, first_line
+from vlp.errors import UserError, first_line, needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +101,8 @@ class OnnxScore(BoundedFilter):
 @lru_cache
 def _session(path: str) -> Any:
     """Return a model, loaded once in a process, that computes in one thread."""
-    try:
+    with needs("filters", "ONNX models take onnxruntime"):
         import onnxruntime
-    except ImportError:
-        raise UserError('ONNX models need onnxruntime. Run pip install "vlp[filters]".') from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     providers = onnxruntime.get_available_providers()

@@ -23,6 +23,7 @@ class PdqDuplicate(Filter):
 
     PDQ (Facebook 2019) describes a picture in 256 bits. Two are taken for the same where at most
     ``radius`` bits differ, PDQ's usual cut-off, and what is the same as the same is the same, too.
+    PDQ sees no colour, so drawings that differ in that alone, such as flags, are the same to it.
     The largest picture stays, in pixels; of equal ones the first. Only samples that earlier rules
     left are compared.
     """

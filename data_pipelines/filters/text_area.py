@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 from data_pipelines.curation.candidates import Candidate
-from data_pipelines.curation.ocr import read_texts, reader_identity
+from data_pipelines.curation.ocr import reader_identity, text_mask
 from data_pipelines.curation.rules import BoundedFilter, Cost
 
 
@@ -29,13 +26,4 @@ class TextArea(BoundedFilter):
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
         """Return the share of each picture that is text."""
-        return [self._share(one) for one in candidates]
-
-    def _share(self, one: Candidate) -> float:
-        texts = read_texts(one)
-        if not texts:
-            return 0.0
-        covered = Image.new("1", one.picture.size)
-        for text in texts:
-            ImageDraw.Draw(covered).polygon(text.corners, fill=1)
-        return float(np.asarray(covered).mean())
+        return [float(text_mask(one).mean()) for one in candidates]

@@ -79,10 +79,10 @@ class Compositional:
     def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
         """Return accuracies, ties and what a guess gets."""
         if self.benchmark is None:
-            items, images, families = items_of_samples(encoded.samples), encoded.image, {}
+            items, families, images = items_of_samples(encoded.samples), {}, encoded.image
         else:
-            items, pictures, families = _parts(self._published)
-            images = encode_images(encoder, (picture.open() for picture in pictures))
+            items, families = self._published.items, self._published.families
+            images = encode_images(encoder, (of.open() for of in self._published.pictures))
         texts = encode_texts(encoder, captions_of(items))
         choices = Choices(items, choose(images, texts, items), len(images), families)
         blind = choose(images.mean(0).expand_as(images), texts, items)
@@ -160,7 +160,3 @@ def _chance(items: Sequence[Item]) -> float:
     """Return the accuracy of one choice at random."""
     choices = [1 / len(item.captions) for item in items for _ in item.images]
     return sum(choices) / len(choices)
-
-
-def _parts(found: ItemSet) -> tuple:
-    return found.items, found.pictures, found.families

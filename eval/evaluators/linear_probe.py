@@ -30,6 +30,10 @@ class Part(NamedTuple):
     rows: Float[Tensor, "rows dim"]
     labels: Int64[Tensor, "rows"]
 
+    def to(self, device: torch.device) -> "Part":
+        """Return it on a device, so that the probe is learnt where the encoder is."""
+        return Part(self.rows.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
@@ -88,18 +92,21 @@ class LinearProbe:
         train = encode_dataset(encoder, self._train_set(encoded.dataset), pooled=True)
         known, asked = (self._zero_shot.labelled(encoder, of) for of in (train, encoded))
         _check_classes(known, asked)
-        count = len(encoded.samples)
-        figures, ranks = _on_all(_pooled(train, known), _pooled(encoded, asked), known)
+        count, device = len(encoded.samples), encoder.logit_scale.device
+        figures, ranks = _on_all(
+            _pooled(train, known).to(device), _pooled(encoded, asked).to(device), len(known.weights)
+        )
         means = {"acc@1": ranks == 1}
         if len(known.weights) >= 5:
             means["acc@5"] = ranks <= 5
         per = {name: per_image(of, asked.rows, num_images=count) for name, of in means.items()}
         figures = {name: of.double().mean().item() for name, of in means.items()} | figures
         few_figures, few_means = self._few_shot(
-            Part(train.image[known.rows], known.labels),
-            Part(encoded.image[asked.rows], asked.labels),
-            known,
+            Part(train.image[known.rows], known.labels).to(device),
+            Part(encoded.image[asked.rows], asked.labels).to(device),
+            known.weights.to(device),
             encoder.logit_scale.exp().item(),
+            known.classes.names,
         )
         per |= {name: per_image(of, asked.rows, num_images=count) for name, of in few_means.items()}
         figures |= few_figures | {"chance": 1 / len(known.weights)}
@@ -129,12 +136,12 @@ class LinearProbe:
         return open_dataset(str(folder))
 
     def _few_shot(
-        self, train: Part, test: Part, known: Labelled, scale: float
+        self, train: Part, test: Part, weights: Tensor, scale: float, names: Sequence[str]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Return mean accuracy and its deviation by shots, and each test image's share of it."""
         figures, means = {}, {}
         if self.shots:
-            means["few_shot/0/acc@1"] = _ranks(test, Probe.of(known.weights)) == 1
+            means["few_shot/0/acc@1"] = _ranks(test, Probe.of(weights)) == 1
         for shots in self.shots:
             drawn = [
                 draw_shots(
@@ -142,12 +149,12 @@ class LinearProbe:
                     shots,
                     min(shots, MOST_TO_CHOOSE_BY),
                     seed=seed,
-                    names=known.classes.names,
+                    names=names,
                 )
                 for seed in range(self.seeds)
             ]
             right = torch.stack(
-                [_on_few(train, test, known.weights, scale, *rows) for rows in drawn]
+                [_on_few(train, test, weights, scale, *rows) for rows in drawn]
             )  # [seeds, images]
             means[f"few_shot/{shots}/acc@1"] = right.double().mean(0)
             spread = right.double().mean(1).std(unbiased=False).item()
@@ -155,9 +162,8 @@ class LinearProbe:
         return {name: of.double().mean().item() for name, of in means.items()} | figures, means
 
 
-def _on_all(train: Part, test: Part, known: Labelled) -> tuple[dict[str, float], Tensor]:
+def _on_all(train: Part, test: Part, num_classes: int) -> tuple[dict[str, float], Tensor]:
     """Return figures of the probe on all training images, and the rank of each test image."""
-    num_classes = len(known.weights)
     learnt, chosen_by = _split(train.labels)
     last: list[Probe] = []
 
@@ -172,7 +178,7 @@ def _on_all(train: Part, test: Part, known: Labelled) -> tuple[dict[str, float],
     probe = fit_probe(train.rows, train.labels, num_classes, strength=sweep.strength)
     ranks = _ranks(test, probe)
     return {
-        "mean_per_class_recall": mean_per_class_recall(ranks, test.labels),
+        "mean_per_class_recall": mean_per_class_recall(ranks, test.labels.cpu()),
         "validation_acc@1": sweep.accuracies[sweep.strength],
         "strength": sweep.strength,
     }, ranks
@@ -221,7 +227,7 @@ def _ranks(part: Part, probe: Probe) -> Int64[Tensor, "rows"]:
     """Return the rank of each row's own class, the bias as one more coordinate."""
     ones = part.rows.new_ones(len(part.rows), 1)
     weights = torch.cat([probe.weight, probe.bias[:, None]], 1)  # [classes, dim + 1]
-    return class_ranks(torch.cat([part.rows, ones], 1), weights, part.labels)
+    return class_ranks(torch.cat([part.rows, ones], 1), weights, part.labels).cpu()
 
 
 def _accuracy(part: Part, probe: Probe) -> float:

@@ -74,6 +74,8 @@ class ZeroShot:
     group: str | None = None
     """A field of the metadata, such as FMoW's region: ``worst_group_acc@1`` is the accuracy of the
     group that fares worst."""
+    group_without: Sequence[str] = ()
+    """Values that are no group, as WILDS leaves out FMoW's region "Other"."""
     name: str = "zero_shot"
     """What the figures' names start with; two tasks need two names."""
 
@@ -140,6 +142,7 @@ class ZeroShot:
         if self.group is None:
             return None, []
         said = [sample.metadata.get(self.group) for sample in samples]
+        said = [None if str(value) in self.group_without else value for value in said]
         names = sorted({str(value) for value in said if value is not None})
         if not names:
             raise UserError(f"No sample has the group {self.group!r}. Write group='FIELD'.")

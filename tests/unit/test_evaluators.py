@@ -211,7 +211,7 @@ def test_every_evaluator_is_built_by_its_name_and_carries_it(name):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ((), "There is no task. Known: compositional, "),
+        ((), "There is no task. Known: associations, "),
         (("retrieva",), "Did you mean retrieval"),
         (("retrieval(k=0)",), r"got k=0. Write k=\(1, 5, 10\)"),
         (("retrieval(k=(5, -1))",), "whole numbers from 1"),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from curation_support import filtered, many, sample
 
+from data_pipelines import filter as filtering
 from data_pipelines.curation import materialise, scores
 from data_pipelines.engine import Engine
 from data_pipelines.filter import filter_shards
@@ -148,6 +149,26 @@ def test_a_run_that_stops_at_any_write_goes_on_to_the_same_bytes(
     assert reports[0] == reports[1]  # what was counted before the stop, too
     names = [sorted(p.name for p in folder.rglob("*")) for folder in folders]
     assert names[0] == names[1]
+
+
+def test_shards_that_a_stopped_run_left_are_not_those_of_an_input_that_has_changed(
+    tmp_path, monkeypatch
+):
+    raw, clean = tmp_path / "raw", tmp_path / "clean"
+    real = filtering.materialise
+
+    def stopping(*arguments, **options):
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    write_shards([sample("a", "one two three")], raw)
+    with monkeypatch.context() as patched:
+        patched.setattr(filtering, "materialise", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
+    write_shards([sample("a", "four five six, and longer")], raw)
+    filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
+    assert [one.text for one in open_shards(clean)] == ["four five six, and longer"]
 
 
 def test_a_keep_list_says_the_same_as_shards_and_holds_uids_where_all_have_one(tmp_path):

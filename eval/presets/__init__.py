@@ -1,0 +1,1 @@
+"""Benchmarks of several datasets: one JSON file, one benchmark."""
