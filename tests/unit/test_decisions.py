@@ -291,3 +291,18 @@ def test_more_rules_than_a_decision_can_tell_apart_are_refused(raw, tmp_path):
     rule = Rule("words", (Part("words", CaptionWords()),))
     with pytest.raises(UserError, match="There are 65 rules"):
         decided([rule] * 65, raw[:1], tmp_path / "scores")
+
+
+def test_what_an_earlier_run_scored_beside_changes_nothing(raw, tmp_path):
+    both = ["caption_words(min=3)", "dear"]
+    rules = [
+        Rule(both[0], (Part("cheap", Drawn(min=8)),)),
+        Rule(both[1], (Part("dear", Encoded(min=0, seed=1)),)),
+    ]
+    decided(rules[1:], raw, tmp_path / "used")  # asks the dear filter about everything
+    _, _, used = decided(rules, raw, tmp_path / "used")
+    _, _, fresh = decided(rules, raw, tmp_path / "fresh")
+    for shard in range(len(raw)):
+        assert used.read(shard, "dear") == fresh.read(shard, "dear")
+        assert used.status("dear", shard) == fresh.status("dear", shard)
+    assert any(used.read(shard, "dear").null_count for shard in range(len(raw)))
