@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +9,7 @@ from jaxtyping import Float64, Int64, UInt64
 
 from data_pipelines.curation.candidates import Candidate, hash64
 from data_pipelines.curation.columns import Column, Columns, check_share
-from data_pipelines.curation.files import file_hash, read_lines
+from data_pipelines.curation.files import file_hash, read_lines, read_once
 from data_pipelines.curation.rules import Filter
 from vlp.errors import UserError, needs
 
@@ -120,7 +119,7 @@ def _mix(bits: UInt64[np.ndarray, "_"]) -> UInt64[np.ndarray, "_"]:
     return bits ^ (bits >> np.uint64(31))
 
 
-@lru_cache
+@read_once
 def _matcher(path: str) -> Any:
     """Return an Aho-Corasick automaton of the entries, built once in a process."""
     with needs("filters", "Matching entries takes pyahocorasick"):
