@@ -1,7 +1,6 @@
 """What holds for every filter of the folder, those that are not written yet included."""
 
 import importlib.util
-import importlib.util
 import itertools
 import re
 
@@ -57,7 +56,6 @@ def files(tmp_path_factory, model, encoder):
     rows = {"shard": ["a.tar"] * 3, "key": ["0", "3", "5"], "copies": [1, 2, 1]}
     pq.write_table(pa.table(rows), folder / "keep.parquet")
     if importlib.util.find_spec("onnx"):
-        if importlib.util.find_spec("onnx"):
         red_model(folder / "red.onnx")
     texts = {"entries": "red\nfield\nblue\n", "synsets": "n1\n", "words": "red n1\nfield n2\n"}
     for name, text in texts.items():
