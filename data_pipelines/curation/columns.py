@@ -124,7 +124,7 @@ def check_share(share: float, name: str) -> None:
 
 
 def _lots(parts: Iterable[Float64[np.ndarray, "_"]]) -> Iterator[Float64[np.ndarray, "_"]]:
-    """Yield the same numbers in lots as large as the table, which is then added for few."""
+    """Yield the same numbers in lots as large as the table, which costs as much as one to add."""
     lot, held = [], 0
     for part in parts:
         lot.append(part)

@@ -9,7 +9,6 @@ threshold never scores again, another model always does, and a run that was stop
 import hashlib
 import inspect
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from data_pipelines.sources import relative_names
 from data_pipelines.tar_index import origin
 from vlp.batches import batches
 from vlp.image import ImageError
+from vlp.output import whole_file
 
 BATCH_SIZE = 256
 """Samples that a filter sees at once."""
@@ -317,10 +317,8 @@ def _write(
     for own, column in known["others"]:
         fields.append(own)
         arrays.append(column)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(pa.table(arrays, pa.schema(fields)), part, write_page_checksum=True)
-    part.replace(path)
+    with whole_file(path) as file:
+        pq.write_table(pa.table(arrays, pa.schema(fields)), file, write_page_checksum=True)
 
 
 def _merged(
