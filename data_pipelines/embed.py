@@ -9,12 +9,11 @@ whatever the workers.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,7 @@ from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.manifest import MANIFEST
-from vlp.output import output_folder, write_json
+from vlp.output import output_folder, take_over, whole_file, write_json
 
 Dtype = Literal["fp32", "fp16"]
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
@@ -91,6 +90,7 @@ def embed(
     with output_folder(
         out, "embed", config, inputs=inputs, overwrite=overwrite, keeps=FOLDERS
     ) as part:
+        take_over(out, part, FOLDERS)
         tasks = [Task(number, one) for number, one in enumerate(found.parts)]
         work = EmbedPart(part, **made)
         written = list((engine or Engine()).run(work, tasks, what="embed", on_gpu=True))
@@ -139,19 +139,33 @@ class EmbedPart:
         """Write what is not there yet, the metadata last: where it is, all is."""
         dataset, picture = task.part.open(self.only)
         path, origin = self._path(METADATA, task.number), self._origin(dataset)
-        if not path.exists() or _told_of(path)["origin"] != origin:
+        told = self._told(task.number)
+        if told is None or told["origin"] != origin:
             encoded = self._encode(dataset)
             arrays = self._arrays(encoded)
             for name, rows in arrays.items():
                 array = rows.numpy().astype(DTYPES[self.dtype])
-                _write(self._path(name, task.number), partial(np.save, arr=array))
-            told = {"origin": origin, "arrays": [*arrays], "faults": encoded.faults.as_dict()}
+                with whole_file(self._path(name, task.number)) as file:
+                    np.save(file, array)
+            files = {name: _size_and_hash(self._path(name, task.number)) for name in arrays}
+            told = {"origin": origin, "arrays": files, "faults": encoded.faults.as_dict()}
             table = _metadata(encoded, picture).replace_schema_metadata({TOLD: json.dumps(told)})
-            _write(path, partial(pq.write_table, table))
-        told = _told_of(path)
-        files = [self._path(name, task.number) for name in (*told["arrays"], METADATA)]
-        hashes = {file.relative_to(self.folder).as_posix(): _size_and_hash(file) for file in files}
+            with whole_file(path) as file:
+                pq.write_table(table, file)
+        files = {**told["arrays"], METADATA: _size_and_hash(path)}
+        names = {name: self._path(name, task.number).relative_to(self.folder) for name in files}
+        hashes = {names[name].as_posix(): file for name, file in files.items()}
         return Written(pq.read_metadata(path).num_rows, told["faults"], hashes)
+
+    def _told(self, number: int) -> dict[str, Any] | None:
+        """Return what a part that is there follows from; None where not all of it is whole."""
+        try:
+            table = pq.read_table(self._path(METADATA, number))
+            told = json.loads(table.schema.metadata[TOLD])
+            files = {name: _size_and_hash(self._path(name, number)) for name in told["arrays"]}
+        except (OSError, pa.ArrowException, TypeError, KeyError):
+            return None
+        return told if files == told["arrays"] else None
 
     def _encode(self, dataset: Dataset) -> EncodedSet:
         with speaking("quiet"):  # the run has a bar of its own
@@ -206,19 +220,6 @@ def _metadata(encoded: EncodedSet, picture: Callable[[int], Picture]) -> pa.Tabl
             "size": pa.array([one.size for one in pictures], pa.int64()),
         }
     )
-
-
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        write(file)
-    part.replace(path)
-
-
-def _told_of(path: Path) -> dict[str, Any]:
-    return json.loads((pq.read_schema(path).metadata or {})[TOLD])
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:

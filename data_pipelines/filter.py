@@ -4,7 +4,6 @@ Scores are on the disk before anything is decided. So another threshold needs no
 that was stopped goes on, and the report can say what each rule alone would drop.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from glob import glob
@@ -14,6 +13,7 @@ from typing import Any
 from data_pipelines.curation.blur import Blur
 from data_pipelines.curation.cascade import score_in_rounds
 from data_pipelines.curation.decide import decide
+from data_pipelines.curation.files import forget
 from data_pipelines.curation.materialise import decision_hash, materialise
 from data_pipelines.curation.report import Curation, show_funnel, write_report
 from data_pipelines.curation.rules import Cost, Rule, parts_of, read_rules
@@ -24,7 +24,7 @@ from data_pipelines.keep_list import write_keep_list
 from data_pipelines.shards import open_shards
 from vlp.console import say, show, warn
 from vlp.errors import UserError
-from vlp.output import output_folder
+from vlp.output import output_folder, take_over
 
 SCORES, SHARDS = "scores", ".shards-*"
 """What a run that was stopped leaves for the next."""
@@ -65,13 +65,13 @@ def filter_shards(
     Raises:
         UserError: There is no rule, a rule cannot be read, or nothing is left.
     """
+    forget()
     rules = read_rules(keep)
     _check(samples_per_shard, keep_list=keep_list, blur_boxes=blur_boxes)
     sources, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
-    options |= {"blur_boxes": blur_boxes} if blur_boxes else {}
-    config = {"raw": str(raw), "keep": list(keep), **options}
+    config = {"raw": str(raw), "keep": list(keep), "blur_boxes": blur_boxes, **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
@@ -127,14 +127,7 @@ def _begin(clean: Path, part: Path, sources: Sequence[Path]) -> ScoredSet:
             path.unlink()
     for half in part.glob(f"{SHARDS}/.*.part"):
         half.unlink()
-    for target in own:
-        earlier = clean.absolute() / target.relative_to(part)
-        if earlier.is_file() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(earlier, target)
-            except OSError:  # another file system, or one without links
-                shutil.copy2(earlier, target)
+    take_over(clean, part, [str(path.relative_to(part)) for path in own])
     return scored
 
 

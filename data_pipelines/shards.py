@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -214,23 +214,24 @@ def write_shards(
     count = 0
     while first := next(members, None):
         path = folder / f"{count // samples_per_shard:06d}.tar"
-        count += write_shard(chain([first], islice(members, samples_per_shard - 1)), path)
+        with path.open("wb") as file:
+            count += write_shard(chain([first], islice(members, samples_per_shard - 1)), file)
     return count, -(-count // samples_per_shard)
 
 
-def write_shard(samples: Iterable[dict[str, Any]], path: Path) -> int:
+def write_shard(samples: Iterable[dict[str, Any]], file: BinaryIO) -> int:
     """Write one tar and return the number of samples in it.
 
     Its bytes follow from the samples alone: times are 0.
 
     Args:
         samples: For each its files by extension, as bytes, and its key as ``__key__``.
-        path: The tar file.
+        file: The tar file.
     """
     from webdataset.writer import TarWriter  # loads torch, which readers need not wait for
 
     count = 0
-    with TarWriter(str(path), encoder=False, mtime=0) as writer:
+    with TarWriter(file, encoder=False, mtime=0) as writer:
         for members in samples:
             writer.write(members)
             count += 1

@@ -112,7 +112,8 @@ def evaluate_preset(
             found = _evaluate_one(encoder, member, places[member.key], how, processes)
             if found is None:
                 continue
-            summary = summarise(found, {**config, "dataset": str(places[member.key])})
+            told = {**config, "dataset": str(places[member.key]), "tasks": [member.task]}
+            summary = summarise(found, told)
             figure = str(member.figure)
             value = summary["metrics"][figure]
             scored[member.key] = Scored(value, found.replicates.get(figure), summary["sample_ids"])
@@ -167,7 +168,7 @@ def _finish(
     if missing:
         show(f"Missing: {', '.join(missing)}.")
     if without_task:
-        show(f"Without a task here: {', '.join(without_task)}.")
+        show(f"Not in it, but with a task of its own: {', '.join(without_task)}.")
     if out:
         with output_folder(out, "eval", config, overwrite=how.overwrite) as folder:
             for key, (found, own) in parts.items():

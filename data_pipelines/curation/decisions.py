@@ -1,6 +1,5 @@
 """What became of every sample and why, written down: one Parquet file for each shard."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.rules import Rule
 from data_pipelines.curation.scores import ScoredSet
+from vlp.output import whole_file
 
 FOLDER = "decisions"
 
@@ -36,10 +36,8 @@ def write_decisions(
             "failing": _failing(decision.failing[n], texts),
         }
         path = folder / FOLDER / scored.path(n).relative_to(scored.folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        pq.write_table(pa.table(columns), part)
-        part.replace(path)
+        with whole_file(path) as file:
+            pq.write_table(pa.table(columns), file)
 
 
 def _failing(bits: np.ndarray, texts: pa.Array) -> pa.Array:

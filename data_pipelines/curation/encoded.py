@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import ClassVar, NamedTuple
@@ -13,6 +12,7 @@ from jaxtyping import Float32, Int64, UInt64
 
 from data_pipelines.curation.candidates import Candidate, hash64
 from data_pipelines.curation.columns import Columns
+from data_pipelines.curation.files import read_once
 from data_pipelines.curation.rules import Cost, Filter
 from data_pipelines.faults import SampleFault
 from vlp.errors import UserError
@@ -72,7 +72,7 @@ class EncodedFilter(Filter):
         return self.images(candidates), text
 
 
-@lru_cache
+@read_once
 def stored(folder: str) -> StoredFeatures:
     """Return the features of a folder, opened once in a process."""
     return open_features(Path(folder))

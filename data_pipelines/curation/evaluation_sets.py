@@ -1,7 +1,6 @@
 """What evaluation shards hold, so that training samples can be compared with it."""
 
 import contextlib
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,8 @@ from jaxtyping import UInt8
 
 from data_pipelines.captions import caption_key
 from data_pipelines.curation.candidates import hash64, open_candidates
-from data_pipelines.curation.pdq import BITS, QUALITY, pdq
+from data_pipelines.curation.files import read_once
+from data_pipelines.curation.pdq import BITS, QUALITY, pdq, pdq_identity
 from data_pipelines.faults import SampleFault
 from data_pipelines.index_files import index_folder, save_table
 from data_pipelines.shards import open_shards
@@ -29,7 +29,7 @@ def set_identity(shards: str) -> str:
     return " ".join(f"{shard.name} {origin(shard)}" for shard in open_shards(shards).shards)
 
 
-@lru_cache
+@read_once
 def picture_hashes(shards: str) -> UInt8[np.ndarray, "pictures 32"]:
     """Return the PDQ hashes of the pictures of a set, less those that are flat or damaged.
 
@@ -39,7 +39,7 @@ def picture_hashes(shards: str) -> UInt8[np.ndarray, "pictures 32"]:
     return np.concatenate(found)
 
 
-@lru_cache
+@read_once
 def caption_windows(shards: str, words: int) -> frozenset[int]:
     """Return 64 bits of each run of so many words of the captions of a set.
 
@@ -62,7 +62,7 @@ def windows(text: str, words: int) -> list[int]:
 
 def _hashes_of(shard) -> UInt8[np.ndarray, "pictures 32"]:
     path = index_folder(shard) / f"{shard.name}.pdq.parquet"
-    told = origin(shard).encode()
+    told = f"{pdq_identity()} {origin(shard)}".encode()
     with contextlib.suppress(OSError, pa.ArrowException, KeyError):
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
         if (table.schema.metadata or {}).get(ORIGIN) == told:

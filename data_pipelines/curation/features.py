@@ -1,7 +1,6 @@
 """Features of candidates by models that filters name; each picture and caption is encoded once."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.files import read_once
 from vlp.checkpoint import encoder_hash, load_encoder
 from vlp.encode import encode_texts, to_best_device
 from vlp.encoder import DualEncoder
@@ -69,7 +69,7 @@ def _put(model: str, kind: str, candidates: Sequence[Candidate], rows: np.ndarra
         one.features[model, kind] = row
 
 
-@lru_cache
+@read_once
 def _encoder(model: str) -> DualEncoder:
     """Return a model, loaded once in a process."""
     return to_best_device(load_encoder(model)).eval()

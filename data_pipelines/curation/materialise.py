@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +17,8 @@ from data_pipelines.curation.scores import ScoredSet
 from data_pipelines.engine import Engine
 from data_pipelines.shards import copied_members, read_members, safe_key, write_shard
 from data_pipelines.tar_index import Entry, TarIndex, open_index, origin
-from vlp.manifest import MANIFEST, flush
-from vlp.output import write_json
+from vlp.manifest import MANIFEST
+from vlp.output import whole_file, write_json
 
 WINDOW = 65_536
 """Samples that are shuffled together; they come from few shards, so an output shard does, too."""
@@ -95,12 +94,10 @@ class CopyShard:
     blur: Blur | None = None
 
     def __call__(self, task: Task) -> Written:
-        """Write a shard under a temporary name, rename it, and return what is in it."""
+        """Write a shard that is not there yet, and return what is in it."""
         if not task.target.exists():
-            part = task.target.with_name(f".{task.target.name}.{os.getpid()}.part")
-            write_shard(self._members(task.rows), part)
-            flush(part)
-            part.rename(task.target)
+            with whole_file(task.target) as file:
+                write_shard(self._members(task.rows), file)
         with task.target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = task.target.stat().st_size

@@ -1,5 +1,6 @@
 """Perceptual hashes of pictures. The one door to pdqhash."""
 
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,12 @@ class Pdq(NamedTuple):
     """256 bits."""
     quality: int
     """0 to 100."""
+
+
+def pdq_identity() -> str:
+    """Return what changes when what makes the hashes changes."""
+    with needs("filters", "Perceptual hashes take pdqhash"):
+        return f"pdqhash {version('pdqhash')}"
 
 
 def pdq(picture: Image.Image) -> Pdq:

@@ -3,12 +3,14 @@
 The pipeline is one that is installed, such as spaCy's own ``en_core_web_sm``; none is fetched.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.files import file_hash, read_once
 from vlp.errors import UserError, first_line, needs
 
 if TYPE_CHECKING:
@@ -31,12 +33,14 @@ def parsed(pipeline: str, candidates: Sequence[Candidate]) -> "list[Doc]":
 
 
 def pipeline_identity(pipeline: str) -> str:
-    """Return what changes when a pipeline or spaCy changes."""
-    meta = load(pipeline).meta
-    return f"{meta['name']} {meta['version']} {meta['spacy_version']}"
+    """Return what changes when spaCy, the pipeline's meta or its weights change."""
+    folder = load(pipeline).path
+    digests = [file_hash(str(path)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    told = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+    return f"spacy {version('spacy')} {pipeline} {told}"
 
 
-@lru_cache
+@read_once
 def load(pipeline: str) -> Any:
     """Return an installed spaCy pipeline, loaded once in a process.
 

@@ -5,10 +5,10 @@ archive have them. A meaning is called by its wnid, ``n02084071`` for the first 
 """
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from data_pipelines.curation.files import read_once
 from vlp.errors import UserError, first_line
 
 PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
@@ -43,7 +43,7 @@ class WordNet(NamedTuple):
         return next((part.wnids[form] for part in self.parts for form in _forms(part, word)), None)
 
 
-@lru_cache
+@read_once
 def read_wordnet(folder: str) -> WordNet:
     """Return the words of a folder of WordNet's files.
 

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.rules import Filter
-from vlp.errors import UserError, nearest
+from vlp.errors import UserError, nearest, needs
 
 UNKNOWN = "unknown"
 MOST_OF_THE_WEB = (

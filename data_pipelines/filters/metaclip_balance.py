@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
 from data_pipelines.curation.candidates import Candidate, hash64
-from data_pipelines.curation.columns import Columns, check_share
-from data_pipelines.curation.files import file_hash, read_lines
+from data_pipelines.curation.columns import Column, Columns, check_share
+from data_pipelines.curation.files import file_hash, read_lines, read_once
 from data_pipelines.curation.rules import Filter
 from vlp.errors import UserError, needs
 
@@ -66,16 +65,13 @@ class MetaclipBalance(Filter):
         """Yield which samples are drawn for any of their entries."""
         counts = np.zeros(0, np.int64)
         for column in columns:
-            rows, entries = column.entries
-            own = np.bincount(entries[column.left[rows]], minlength=len(counts))
+            own = np.bincount(_left_entries(column)[1], minlength=len(counts))
             own[: len(counts)] += counts
             counts = own
         t = self._t(counts)
         share = t / np.maximum(counts, t)
         for column in columns:
-            rows, entries = column.entries
-            is_left = column.left[rows]  # only their entries have been counted
-            rows, entries = rows[is_left], entries[is_left]
+            rows, entries = _left_entries(column)
             ids = np.array([hash64(key) for key in column.keys], np.uint64)
             is_drawn = uniform(ids[rows], entries, self.seed) < share[entries]
             is_kept = np.zeros(len(column.left), bool)
@@ -86,6 +82,12 @@ class MetaclipBalance(Filter):
         if self.t is not None:
             return self.t
         return t_of_tail(counts, TAIL if self.tail is None else self.tail)
+
+
+def _left_entries(column: Column) -> tuple[np.ndarray, np.ndarray]:
+    rows, entries = column.entries
+    is_left = column.left[rows]
+    return rows[is_left], entries[is_left]
 
 
 def t_of_tail(counts: Int64[np.ndarray, "entries"], tail: float) -> int:
@@ -117,7 +119,7 @@ def _mix(bits: UInt64[np.ndarray, "_"]) -> UInt64[np.ndarray, "_"]:
     return bits ^ (bits >> np.uint64(31))
 
 
-@lru_cache
+@read_once
 def _matcher(path: str) -> Any:
     """Return an Aho-Corasick automaton of the entries, built once in a process."""
     with needs("filters", "Matching entries takes pyahocorasick"):

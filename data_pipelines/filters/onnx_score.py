@@ -1,9 +1,8 @@
 """Samples by the number that a model of yours gives them."""
 
-import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +11,13 @@ from jaxtyping import Float
 from PIL import Image
 
 from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.files import file_hash, read_once
 from data_pipelines.curation.rules import BoundedFilter, Cost
 from vlp.errors import UserError, first_line, needs
+
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f])", re.DOTALL)
+"""What stands before the name of a file of weights: an entry of ``TensorProto.external_data``, its
+key ``location``, and the length of the name, in protobuf's encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +57,13 @@ class OnnxScore(BoundedFilter):
         return (self.model,) if self.model else ()
 
     def identity(self) -> str:
-        """Return the hash of the file, and of the model that encodes."""
-        try:
-            digest = hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(f"Cannot read the model {self.path}: {error.strerror}.") from None
-        if not self.model:
-            return digest
-        from data_pipelines.curation.features import model_hash
+        """Return the hashes of the file, of files that its weights lie in, and of the encoder."""
+        digests = [file_hash(self.path), *map(file_hash, _weight_files(self.path))]
+        if self.model:
+            from data_pipelines.curation.features import model_hash
 
-        return f"{digest} {model_hash(self.model)}"
+            digests.append(model_hash(self.model))
+        return " ".join(digests)
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
         """Return the number that the model gives each sample."""
@@ -98,7 +99,15 @@ class OnnxScore(BoundedFilter):
             ) from None
 
 
-@lru_cache
+def _weight_files(path: str) -> list[str]:
+    """Return the files beside an ONNX model that hold weights of it, as those above 2 GB have."""
+    told = Path(path).read_bytes()
+    starts = {match.end(): match[1][0] for match in LOCATION.finditer(told)}
+    names = {told[start : start + size].decode() for start, size in starts.items()}
+    return sorted(str(Path(path).parent / name) for name in names)
+
+
+@read_once
 def _session(path: str) -> Any:
     """Return a model, loaded once in a process, that computes in one thread."""
     with needs("filters", "ONNX models take onnxruntime"):

@@ -95,7 +95,8 @@ class Retrieval:
             for name, values in self._per_query(found).items():
                 means[f"{way}/{name}"] = over_images(values, way, texts.matches, num_images)
         figures |= self._sums(figures)
-        figures["auc"] = roc_auc(true, false)
+        if len(false):  # none where all captions are equal
+            figures["auc"] = roc_auc(true, false)
         figures |= {"images": float(num_images), "texts": float(len(texts.captions))}
         figures |= self._folds(image, texts)
 
@@ -210,6 +211,7 @@ def _histogram(true: Tensor, false: Tensor) -> Part:
     some = {
         name: of[:: max(1, len(of) // DRAWN)]
         for name, of in (("of a match", true), ("of other pairs", false))
+        if len(of)
     }
     return Histogram("similarities", "Similarities", some, "cosine")
 

@@ -6,7 +6,7 @@
 
 Forward and backward of two tiny transformers with patch dropout and the softmax loss, in fp32 on
 one thread. Each measurement is of a new process: CPU time, which other work on the machine changes
-less than time on the wall, and the peak of its memory less what it held before.
+less than time on the wall, and, in another, the peak of its memory less what it held before.
 """
 
 import argparse
@@ -67,11 +67,17 @@ def parse() -> argparse.Namespace:
 
 
 def child(batch: int, piece: int) -> dict[str, float]:
-    """Return what a new process measures of one step."""
-    argv = [sys.executable, __file__, "--as-child", json.dumps([batch, piece])]
+    """Return what new processes measure of one step: one the time, another the memory."""
     # With a low threshold every freed tensor goes back to the system at once, and is not counted:
-    # glibc keeps some 70 MiB of freed blocks in either case, most of what pieces seem to need.
-    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    # glibc keeps hundreds of MiB of freed blocks, most of what pieces seem to need. It costs time.
+    given_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    seconds, mib = (measured(batch, piece, malloc) for malloc in ({}, given_back))
+    return {"seconds": seconds["seconds"], "mib": mib["mib"]}
+
+
+def measured(batch: int, piece: int, malloc: dict[str, str]) -> dict[str, float]:
+    """Return what a new process with these settings of malloc measures of one step."""
+    argv = [sys.executable, __file__, "--as-child", json.dumps([batch, piece])]
     done = subprocess.run(
         argv, env=os.environ | malloc, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
     )

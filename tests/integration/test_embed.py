@@ -169,6 +169,48 @@ def test_a_run_goes_on_with_the_parts_that_are_still_valid(inputs, model, tmp_pa
     (part / "image_emb" / "image_emb_9.npy").write_bytes(b"of another cut")
     write_shards(pairs(30)[25:], tmp_path / "other", samples_per_shard=5)
     shutil.copy(tmp_path / "other" / "000000.tar", shards / "000003.tar")
+    encoded = encoded_first_keys(monkeypatch)
+    embed(*arguments, engine=INLINE, samples_per_part=5)
+    assert encoded == ["00005", "00025"]
+    again = contents(tmp_path / "out")
+    embed(str(model), str(shards), tmp_path / "anew", engine=INLINE, samples_per_part=5)
+    assert again == contents(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("loss", ["a feature file is empty", "the metadata is empty"])
+def test_a_part_that_lost_its_bytes_is_embedded_again(loss, inputs, model, tmp_path, monkeypatch):
+    arguments = (str(model), str(inputs / "shards"), tmp_path / "out")
+    embed(*arguments, engine=INLINE, samples_per_part=5)
+    whole = contents(tmp_path / "out")
+    part = (tmp_path / "out").rename(tmp_path / ".out.part")
+    (part / ".begun").write_text("embed")
+    name = "text_emb_1.npy" if loss.startswith("a feature") else "metadata_1.parquet"
+    next(part.rglob(name)).write_bytes(b"")
+    encoded = encoded_first_keys(monkeypatch)
+    embed(*arguments, engine=INLINE, samples_per_part=5)
+    assert encoded == ["00005"]
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_second_run_embeds_only_what_has_changed(inputs, model, tmp_path, monkeypatch):
+    shards = tmp_path / "shards"
+    shutil.copytree(inputs / "shards", shards)
+    arguments = (str(model), str(shards), tmp_path / "out")
+    embed(*arguments, engine=INLINE, samples_per_part=5)
+    whole, encoded = contents(tmp_path / "out"), encoded_first_keys(monkeypatch)
+    embed(*arguments, engine=INLINE, samples_per_part=5)
+    assert encoded == []
+    assert contents(tmp_path / "out") == whole
+    write_shards(pairs(30)[25:], tmp_path / "other", samples_per_shard=5)
+    shutil.copy(tmp_path / "other" / "000000.tar", shards / "000003.tar")
+    embed(*arguments, engine=INLINE, samples_per_part=5)
+    assert encoded == ["00025"]
+    embed(*arguments, engine=INLINE, samples_per_part=5, pooled=True, overwrite=True)
+    assert encoded == ["00025", "00000", "00005", "00010", "00025", "00020"]
+
+
+def encoded_first_keys(monkeypatch):
+    """Return a list that gets the first key of each part that is encoded from now on."""
     encoded, before = [], embedding.encode_dataset
 
     def counted(encoder, dataset, **options):
@@ -176,11 +218,7 @@ def test_a_run_goes_on_with_the_parts_that_are_still_valid(inputs, model, tmp_pa
         return before(encoder, dataset, **options)
 
     monkeypatch.setattr(embedding, "encode_dataset", counted)
-    embed(*arguments, engine=INLINE, samples_per_part=5)
-    assert encoded == ["00005", "00025"]
-    again = contents(tmp_path / "out")
-    embed(str(model), str(shards), tmp_path / "anew", engine=INLINE, samples_per_part=5)
-    assert again == contents(tmp_path / "anew")
+    return encoded
 
 
 def test_features_of_clip_retrieval_are_read(inputs, model, tmp_path):

@@ -35,6 +35,11 @@ def test_colours_by_shapes_are_named_zero_shot(tour):
     assert tour[1]["metrics"]["zero_shot/acc@1"] >= 0.8
 
 
+def test_the_true_caption_of_two_is_chosen_more_often_than_by_chance(tour):
+    """Chance is 0.5, for whoever reads the captions alone as well."""
+    assert tour[1]["metrics"]["compositional/accuracy"] > 0.55
+
+
 def test_no_image_and_no_caption_of_the_evaluation_is_in_training(tour):
     pixels, captions = set(), set()
     for sample in open_shards(tour[0] / "raw"):

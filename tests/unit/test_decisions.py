@@ -14,7 +14,7 @@ from data_pipelines.curation.cascade import score_in_rounds
 from data_pipelines.curation.columns import cutoff
 from data_pipelines.curation.decide import decide
 from data_pipelines.curation.rules import BoundedFilter, Cost, Filter, Part, Rule
-from data_pipelines.curation.scores import open_scores
+from data_pipelines.curation.scores import open_scores, score
 from data_pipelines.engine import Engine
 from data_pipelines.faults import SampleFault
 from data_pipelines.filters.caption_words import CaptionWords
@@ -36,7 +36,7 @@ def numbers(count, rng):
     return rng.permutation(found[~np.isnan(found)])[:count]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_cutoff_is_that_of_a_sort_for_any_numbers_in_any_parts(seed):
     rng = np.random.default_rng(seed)
     values = numbers(int(rng.integers(1, 60)), rng)
@@ -60,7 +60,7 @@ def test_top_is_a_share_of_all_shards_and_not_of_each():
 
 
 def test_top_keeps_no_sample_too_many_but_every_tie():
-    for percent in range(1, 101):  # DataComp's own script keeps one more
+    for percent in (1, 7, 28, 29, 30, 57, 58, 99, 100):  # DataComp's own script keeps one more
         (mask,) = kept(CaptionWords(min=None, top=percent / 100), list(range(100)))
         assert sum(mask) == percent
     assert kept(CaptionWords(min=None, top=0.25), [1, 2, 2, 2]) == [[0, 1, 1, 1]]
@@ -165,7 +165,7 @@ def decided(rules, raw, folder):
     return decide(rules, scored, samples), samples, scored
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_cascade_keeps_what_scoring_everything_would(raw, tmp_path, monkeypatch, seed):
     rules = some_rules(random.Random(seed))
     found, _, scored = decided(rules, raw, tmp_path / "cascade")
@@ -179,6 +179,24 @@ def test_a_cascade_keeps_what_scoring_everything_would(raw, tmp_path, monkeypatc
     assert [own.tolist() for own in found.copies] == [own.tolist() for own in everything.copies]
     assert [own.tolist() for own in found.first] == [own.tolist() for own in everything.first]
     assert [step[3:] for step in found.steps] == [step[3:] for step in everything.steps]
+
+
+@pytest.mark.parametrize("needs_picture", [False, True])
+def test_filters_score_in_the_order_of_their_rules(raw, tmp_path, needs_picture):
+    order = []
+
+    class Noting(Drawn):
+        def score(self, candidates):
+            order.append(self.seed)
+            return [0] * len(candidates)
+
+    Noting.needs_picture = needs_picture
+    filters = {f"noting {n}": Noting(min=0, seed=n) for n in range(9)}
+    rows = [np.ones(25, bool)]
+    score(
+        Engine(kind="inline"), open_scores(raw[:1], tmp_path), filters, dict.fromkeys(filters, rows)
+    )
+    assert list(dict.fromkeys(order)) == list(range(9))
 
 
 def test_a_dear_filter_is_asked_about_what_is_left_and_a_seeded_sample(raw, tmp_path, monkeypatch):
@@ -273,3 +291,18 @@ def test_more_rules_than_a_decision_can_tell_apart_are_refused(raw, tmp_path):
     rule = Rule("words", (Part("words", CaptionWords()),))
     with pytest.raises(UserError, match="There are 65 rules"):
         decided([rule] * 65, raw[:1], tmp_path / "scores")
+
+
+def test_what_an_earlier_run_scored_beside_changes_nothing(raw, tmp_path):
+    both = ["caption_words(min=3)", "dear"]
+    rules = [
+        Rule(both[0], (Part("cheap", Drawn(min=8)),)),
+        Rule(both[1], (Part("dear", Encoded(min=0, seed=1)),)),
+    ]
+    decided(rules[1:], raw, tmp_path / "used")  # asks the dear filter about everything
+    _, _, used = decided(rules, raw, tmp_path / "used")
+    _, _, fresh = decided(rules, raw, tmp_path / "fresh")
+    for shard in range(len(raw)):
+        assert used.read(shard, "dear") == fresh.read(shard, "dear")
+        assert used.status("dear", shard) == fresh.status("dear", shard)
+    assert any(used.read(shard, "dear").null_count for shard in range(len(raw)))

@@ -73,6 +73,14 @@ def test_folds_are_consecutive_and_averaged(encoder, encoded):
         Retrieval(fold=1)
 
 
+def test_captions_that_are_all_equal_are_found_by_every_image_and_have_no_auc(encoder):
+    image = torch.randn(5, DIM, generator=torch.Generator().manual_seed(0))
+    result = Retrieval()(encoder, encoded_set([sample(i, "a thing") for i in range(5)], image))
+    assert result.figures["retrieval/image_to_text/recall@1"] == 1
+    assert "retrieval/auc" not in result.figures
+    assert list(result.parts[0].series) == ["of a match"]
+
+
 def test_the_report_draws_similarities_and_the_furthest_images(encoder, encoded):
     result = Retrieval()(encoder, encoded)
     parts = {part.name: part for part in result.parts}

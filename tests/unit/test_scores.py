@@ -1,13 +1,17 @@
 """Scores on disk: a status for every sample, and nothing is scored that is still valid."""
 
 import os
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from curation_support import filtered, many, plain, sample
 
 from data_pipelines.curation import scores
 from data_pipelines.shards import open_shards
+from vlp.checkpoint import save_encoder
+from vlp.encoder import create_encoder, read_config
 from vlp.errors import UserError
 
 
@@ -65,6 +69,31 @@ def test_another_way_to_score_scores_again_and_leaves_other_columns_alone(tmp_pa
     assert len(columns) == 5  # key, and of both filters values and status
     _, report = filtered(tmp_path, many(), "image_side(min=2)", overwrite=True)
     assert report["timing"]["scores_reused"] == 4
+
+
+def test_another_model_or_list_at_the_same_path_scores_again_in_the_same_process(tmp_path, model):
+    shutil.copytree(model, tmp_path / "model")
+    entries = tmp_path / "entries.txt"
+    entries.write_text("red\nsquare\n")
+    keep = [
+        f"clip_score(model={str(tmp_path / 'model')!r}, min=-1.0)",
+        f"metaclip_balance(entries={str(entries)!r}, t=1000)",
+    ]
+
+    def columns():
+        filtered(tmp_path, [sample("a"), sample("b", "a blue square")], *keep)
+        table = pq.read_table(tmp_path / "clean" / "scores" / "000000.parquet")
+        names = [name for name in table.column_names if "status" not in name and name != "key"]
+        return [table[name].to_pylist() for name in sorted(names)]
+
+    before = columns()
+    assert columns() == before
+    torch.manual_seed(1)
+    save_encoder(create_encoder(read_config("tiny")).eval(), tmp_path / "model")
+    entries.write_text("square\nblue\n")
+    (clip, matches), (old_clip, old_matches) = columns(), before
+    assert (old_matches, matches) == ([[0, 1], [1]], [[0], [0, 1]])
+    assert all(abs(new - old) > 1e-4 for new, old in zip(clip, old_clip, strict=True))
 
 
 def test_only_a_changed_shard_is_scored_again(tmp_path):

@@ -129,8 +129,6 @@ def test_some_colours_and_shapes_never_meet_in_training_and_each_is_seen_with_ot
     seen = set().union(*(classes(s) for s in toy.draw_training(3000, seed=3, shares=CLEAN)))
     every = {f"{colour} {shape}" for colour in COLOURS for shape in OUTLINES}
     assert every - seen == set(toy.NEW_PAIRS)
-    assert len({pair.split()[0] for pair in toy.NEW_PAIRS}) == len(COLOURS)
-    assert len({pair.split()[1] for pair in toy.NEW_PAIRS}) == len(OUTLINES)
     shown = set(quickstart.NAMES) | {" ".join(q.split()[-2:]) for q in quickstart.QUERIES}
     assert not shown & set(toy.NEW_PAIRS)
 
