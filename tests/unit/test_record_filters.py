@@ -163,7 +163,7 @@ def test_what_one_sample_has_wrong_is_its_fault_alone():
     odd = Candidate.of(sample("a", "bad \ud800"))
     assert len(ExactDuplicate(by="caption").score([odd])[0]) == 16
     with pytest.raises(SampleFault, match="no number in size"):
-        MetadataNumber(field="size").score([Candidate.of(sample("b", size=10**400))])
+        MetadataNumber(field="size", min=0).score([Candidate.of(sample("b", size=10**400))])
 
 
 @pytest.mark.parametrize("value", ["yes", "1", "True", True, 1, "noai", "noimageai, nofollow"])
