@@ -69,9 +69,11 @@ def without_texts(candidate: Candidate) -> Image.Image:
 
 
 def reader_identity() -> str:
-    """Return what changes when the models change, which come with rapidocr."""
+    """Return what changes when the models change, which come with rapidocr, or what runs them."""
     _reader()
-    return f"rapidocr {version('rapidocr')} {SIDE}"
+    import onnxruntime
+
+    return f"rapidocr {version('rapidocr')} onnxruntime {onnxruntime.__version__} {SIDE}"
 
 
 @lru_cache
