@@ -132,7 +132,8 @@ class OneLabel:
             _diagram(self._own, self._fitted[0]),
             Bars("recall", "Recall of each class", bars),
             self._confusions(),
-            self._misses(),
+            self._pictures("hits", "Surest right answers", True),
+            self._pictures("misses", "Surest mistakes", False),
         ]
         if self.groups is not None:
             shares = dict(zip(self.group_names, self._by_group(everything).tolist(), strict=False))
@@ -157,17 +158,19 @@ class OneLabel:
         ]
         return Table("confusion", "Worst confusions", ("true", "predicted", "images"), rows)
 
-    def _misses(self) -> Pictures:
-        """Return the images that were most surely given a wrong class."""
-        of = self._own
-        order = of.confidence.where(~of.correct, -1).argsort(descending=True, stable=True)
-        shown = [i for i in order[:SHOWN].tolist() if not of.correct[i]]
-        captions = [
-            f"{self.names[int(self._predicted[i])]} {of.confidence[i]:.0%}, is "
-            f"{self.names[int(self.logits.labels[i])]}"
-            for i in shown
-        ]
-        return Pictures("misses", "Surest mistakes", self.rows[shown].tolist(), captions)
+    def _surest(self, is_right: bool) -> list[int]:
+        """Return the images that were most surely given their class, or a wrong one."""
+        wanted = self._own.correct == is_right
+        order = self._own.confidence.where(wanted, -1).argsort(descending=True, stable=True)
+        return [i for i in order[:SHOWN].tolist() if wanted[i]]
+
+    def _pictures(self, name: str, title: str, is_right: bool) -> Pictures:
+        shown, captions = self._surest(is_right), []
+        for i in shown:
+            given, label = int(self._predicted[i]), int(self.logits.labels[i])
+            truth = "" if is_right else f", is {self.names[label]}"
+            captions.append(f"{self.names[given]} {self._own.confidence[i]:.0%}{truth}")
+        return Pictures(name, title, self.rows[shown].tolist(), captions)
 
 
 def several_labels(

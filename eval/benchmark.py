@@ -168,7 +168,7 @@ def _finish(
     if missing:
         show(f"Missing: {', '.join(missing)}.")
     if without_task:
-        show(f"Without a task here: {', '.join(without_task)}.")
+        show(f"Not in it, but with a task of its own: {', '.join(without_task)}.")
     if out:
         with output_folder(out, "eval", config, overwrite=how.overwrite) as folder:
             for key, (found, own) in parts.items():

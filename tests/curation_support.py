@@ -114,7 +114,7 @@ def stored_features(folder, rows, captions=None, **config):
 
 def red_model(path, shape=("n", 3, "high", "wide")):
     """Write an ONNX model: the mean of the first channel, and its negative."""
-    onnx = pytest.importorskip("onnx")
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     floats = onnx.TensorProto.FLOAT
     weights = np.array([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]], np.float32)
     axes = np.array([2, 3] if shape[1] == 3 else [1, 2])

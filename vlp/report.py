@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 from PIL import Image
@@ -103,6 +103,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
     return Markup(
         '<div class="wide"><table><thead>{}</thead><tbody>\n{}</tbody></table></div>'
     ).format(line("th", columns), body)
+
+
+def fault_table(what: str, faults: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Return a row for each reason, most common first; ``faults`` as a fault ledger gives them."""
+    rows = [
+        (reason, found["count"], one_line("; ".join(found["examples"]), 200))
+        for reason, found in sorted(faults.items(), key=lambda item: -item[1]["count"])
+    ]
+    return table((what, "samples", "such as"), rows)
 
 
 def beside(*parts: Markup) -> Markup:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+MARK = "planted"
+"""Metadata field of drawn samples that says what is wrong with one, or None: the answer to what a
+filter is asked, which it never sees."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -19,10 +19,9 @@ from PIL import Image
 from data_pipelines.faults import SampleFault
 from data_pipelines.shards import read_members, text_of
 from data_pipelines.tar_index import CAPTION_EXTENSIONS, Entry, open_index
-from data_pipelines.toy import MARK
 from vlp.errors import UserError, first_line
 from vlp.image import HEAD, ImageError, decode, size
-from vlp.sample import Sample
+from vlp.sample import MARK, Sample
 
 CAPTIONS = ("caption", "text")
 """Columns of a table that may hold the caption; img2dataset's and DataComp's."""
@@ -200,9 +199,9 @@ class InTable:
         """Return width and height, from their columns."""
         self._check()
         for names in SIDES:
-            sides = [self._row.get(name) for name in names]
-            if None not in sides:
-                return int(sides[0]), int(sides[1])  # type: ignore[arg-type]
+            width, height = (self._row.get(name) for name in names)
+            if width and height and width == width and height == height:  # a NaN is none
+                return int(width), int(height)
         raise SampleFault("no width and height")
 
     def _check(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.curation.candidates import hash64
 from data_pipelines.curation.decide import apply
-from data_pipelines.curation.rules import Cost, Filter, Rule
+from data_pipelines.curation.rules import Cost, Filter, Rule, parts_of
 from data_pipelines.curation.scores import Mask, ScoredSet, score
 from data_pipelines.engine import Engine
 
@@ -27,6 +27,8 @@ def score_in_rounds(
     Returns:
         By column, the rows of the seeded sample, or None for a filter that was asked about all.
     """
+    for part in parts_of(rules).values():
+        part.identity()  # who named a model that is not there need not wait until it is asked
     sample = [_drawn(keys, seed) for keys in scored.keys]
     done: set[str] = set()
     samples: dict[str, list[Mask] | None] = {}

@@ -96,8 +96,8 @@ def cutoff(
     rank, prefix = 0, 0
     for start, width in _digits():
         counts = np.zeros(1 << width, np.int64)
-        for part in parts:
-            bits = _ordered_bits(part)
+        for lot in _lots(parts):
+            bits = _ordered_bits(lot)
             if start < 64:
                 bits = bits[bits >> np.uint64(start) == prefix]
             digits = (bits >> np.uint64(start - width)) & np.uint64((1 << width) - 1)
@@ -121,6 +121,19 @@ def check_share(share: float, name: str) -> None:
     """Raise UserError unless a share is above 0 and at most 1."""
     if not 0 < share <= 1:
         raise UserError(f"{name}={share} is no share. Give more than 0 and at most 1.")
+
+
+def _lots(parts: Iterable[Float64[np.ndarray, "_"]]) -> Iterator[Float64[np.ndarray, "_"]]:
+    """Yield the same numbers in lots as large as the table, which costs as much as one to add."""
+    lot, held = [], 0
+    for part in parts:
+        lot.append(part)
+        held += len(part)
+        if held >= 1 << DIGIT:
+            yield np.concatenate(lot)
+            lot, held = [], 0
+    if held:
+        yield np.concatenate(lot)
 
 
 def _digits() -> Iterator[tuple[int, int]]:

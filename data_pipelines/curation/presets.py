@@ -22,13 +22,10 @@ class Preset:
         Raises:
             UserError: An option is missing, or no rule has it.
         """
-        known = {name for name in self.blanks() if name not in self.defaults}
-        missing, foreign = known - set(options), set(options) - set(self.blanks())
-        if missing or foreign:
-            raise UserError(
-                f"The preset takes the options {', '.join(sorted(self.blanks())) or 'none'}; got "
-                f"{', '.join(options) or 'none'}."
-            )
+        needed, known = self.blanks() - set(self.defaults), self.blanks()
+        if not needed <= set(options) <= known:
+            told = [f"{name}={self.defaults.get(name, '...')!r}" for name in sorted(known)]
+            raise UserError(f"The preset takes the options {', '.join(told) or 'none'}.")
         filled = {name: repr(value) for name, value in {**self.defaults, **options}.items()}
         return [text.format(**filled) for text in self.texts]
 

@@ -13,7 +13,7 @@ from data_pipelines.curation.examples import Example
 from data_pipelines.curation.survey import Gallery, Pick
 from vlp.charts import bars, histogram, matrix
 from vlp.console import one_line
-from vlp.report import beside, folded, gallery, number, page, section, table, tiles
+from vlp.report import beside, fault_table, folded, gallery, number, page, section, table, tiles
 
 Report = Mapping[str, Any]
 GROUPS = 20
@@ -41,8 +41,8 @@ def report_page(
         section("Scores", beside(*_histograms(report)), note=_SCORES),
         section("What share is kept", beside(*_retention(report))),
         section("Samples", *_galleries(report, galleries, examples), note=_SAMPLES),
-        section("What could not be scored", _faults(report["failed"]), note=_FAILED),
-        section("What is no sample", _faults(report["faults"])),
+        section("What could not be scored", fault_table("reason", report["failed"]), note=_FAILED),
+        section("What is no sample", fault_table("reason", report["faults"])),
         section("Speed", _speed(report), note=_SPEED),
         section("How to do it again", *_again(report)),
         subtitle=f"{number(report['samples_out'])} of {number(report['samples_in'])} samples of "
@@ -189,14 +189,6 @@ def _pictures(
         label = f"{', '.join(told)}: " if told else ""
         cells.append((one.picture, f"{label}{one.caption}"))
     return Markup("<h3>{}</h3>{}").format(title, gallery(cells))
-
-
-def _faults(found: Mapping[str, Mapping[str, Any]]) -> Markup:
-    rows = [
-        (reason, fault["count"], one_line("; ".join(fault["examples"]), 200))
-        for reason, fault in sorted(found.items(), key=lambda item: -item[1]["count"])
-    ]
-    return table(("reason", "samples", "such as"), rows)
 
 
 def _speed(report: Report) -> Markup:

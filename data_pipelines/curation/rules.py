@@ -217,7 +217,12 @@ def scoring_options(part: Filter) -> dict[str, Any]:
 def _expanded(text: str) -> Sequence[str]:
     """Return the rules of a preset, with its options filled in, or the rule itself."""
     name, options = parse(text)
-    return PRESETS[name].rules(options) if name in PRESETS else (text,)
+    if name not in PRESETS:
+        return (text,)
+    try:
+        return PRESETS[name].rules(options)
+    except UserError as error:
+        raise UserError(f"{text}: {error}") from None
 
 
 def _read_rule(text: str) -> Rule:

@@ -37,6 +37,7 @@ DECODED = 16
 """Of these, pictures that are decoded at a time."""
 ORIGIN = b"vlp.scored_from"
 """Where a column says what it was computed from."""
+STATUS = " status"
 OK, FAILED = "ok", "failed: "
 Mask = Bool[np.ndarray, "_"]
 
@@ -74,6 +75,9 @@ class ScoredSet:
     counts: dict[str, int] = field(default_factory=dict)
     num_reused: int = 0
     """Shards whose scores were all there."""
+    asked: dict[str, list[Mask]] = field(default_factory=dict)
+    """By column, the rows that its filter was asked about; all where it is not here. What the files
+    know of other rows is of runs with other rules, and changes nothing about this one."""
 
     @property
     def num_samples(self) -> int:
@@ -93,7 +97,7 @@ class ScoredSet:
         firsts = np.cumsum([0, *map(len, self.keys)])
 
         def load(shard: int) -> Column:
-            values = self._read(shard, name)
+            values = self.read(shard, name)
             is_scored = ~np.asarray(values.is_null())
             return Column(
                 values,
@@ -107,17 +111,22 @@ class ScoredSet:
 
     def status(self, name: str, shard: int) -> pa.Array:
         """Return the status of each row of a shard by one filter."""
-        return self._read(shard, status_name(name))
+        return self.read(shard, status_name(name))
 
     def failed(self, name: str, shard: int) -> Mask:
         """Return the rows of a shard that a filter failed on."""
         is_asked = ~np.asarray(self.status(name, shard).is_null())
-        return is_asked & np.asarray(self._read(shard, name).is_null())
+        return is_asked & np.asarray(self.read(shard, name).is_null())
 
-    def _read(self, shard: int, column: str) -> pa.Array:
+    def read(self, shard: int, column: str) -> pa.Array:
+        """Return a column of values or of status, null where the filter was not asked."""
         # Threads would take longer to begin than a column of one shard to read.
         table = pq.ParquetFile(self.path(shard)).read([column], use_threads=False)
-        return table[column].combine_chunks()
+        values = table[column].combine_chunks()
+        asked = self.asked.get(column.removesuffix(STATUS))
+        if asked is None or asked[shard].all():
+            return values
+        return values.take(pa.array(np.arange(len(values)), mask=~asked[shard]))
 
     def __post_init__(self) -> None:
         # A keep-list names a shard, also where a table about it is what is read.
@@ -127,7 +136,7 @@ class ScoredSet:
 
 def status_name(column: str) -> str:
     """Return the name of the column that says how scoring went."""
-    return f"{column} status"
+    return f"{column}{STATUS}"
 
 
 def open_scores(sources: Sequence[Path], folder: Path) -> ScoredSet:
@@ -151,6 +160,7 @@ def score(
         Task(source, scored.path(n), {name: wanted[name][n] for name in filters})
         for n, source in enumerate(scored.sources)
     ]
+    scored.asked.update(wanted)
     on_gpu = any(part.models for part in filters.values())
     for spent in engine.run(work, tasks, what="score", on_gpu=on_gpu):
         scored.num_reused += not spent.counts

@@ -19,7 +19,7 @@ from data_pipelines.curation.columns import Column
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.histogram import Histogram, Spread
 from data_pipelines.curation.rules import BoundedFilter, Rule, parts_of
-from data_pipelines.curation.scores import OK, ScoredSet, status_name
+from data_pipelines.curation.scores import OK, ScoredSet
 
 SHOWN = 6
 """Samples of each kind that a rule's gallery shows."""
@@ -190,16 +190,12 @@ def _columns(
     """Return the numbers and texts of a shard; hashes and features are large and not read."""
     schema, keys = pq.read_schema(scored.path(n)), scored.keys[n]
     shown = [name for name in names if _is_shown(schema.field(name).type)]
-    others = [status_name(name) for name in names if name not in shown]
-    table = pq.read_table(scored.path(n), columns=[*shown, *others])
     everything = np.ones(len(keys), bool)
-    columns = {
-        name: Column(table[name].combine_chunks(), everything, keys, start) for name in shown
-    }
+    columns = {name: Column(scored.read(n, name), everything, keys, start) for name in shown}
     is_scored = {name: column.is_scored for name, column in columns.items()}
     for name in names:
         if name not in shown:
-            status = table[status_name(name)].to_pylist()
+            status = scored.status(name, n).to_pylist()
             is_scored[name] = np.array([told == OK for told in status], bool)
     return columns, is_scored
 

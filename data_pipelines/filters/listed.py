@@ -11,8 +11,9 @@ from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.rules import Filter
 from data_pipelines.faults import SampleFault
-from data_pipelines.keep_list import listed_copies, listed_uids
+from data_pipelines.keep_list import KeyList, UidList
 from data_pipelines.uids import DIGITS, uid_pairs
+from vlp.console import warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +40,23 @@ class Listed(Filter):
         return self._by_key(columns)
 
     def _by_key(self, columns: Columns) -> Iterator[np.ndarray]:
-        wanted = listed_copies(Path(self.path))
+        listed = KeyList(Path(self.path))
         for column in columns:
-            own = wanted.get(column.shard, {})
-            yield np.array([own.get(key, 0) for key in column.keys], np.int64)
+            yield listed.copies(column.shard, column.keys)
+        if left := listed.left():
+            warn(left)
 
     def _by_uid(self, columns: Columns) -> Iterator[np.ndarray]:
-        wanted, copies = listed_uids(Path(self.path))
-        is_met = np.zeros(len(wanted), bool)
+        listed = UidList(Path(self.path))
         for column in columns:
             names = column.values.to_pylist()
-            rows = [row for row in np.flatnonzero(column.left) if DIGITS.fullmatch(names[row])]
-            uids = uid_pairs([names[row] for row in rows])
-            at = np.searchsorted(wanted, uids).clip(max=max(0, len(wanted) - 1))
-            kept = np.zeros(len(names), np.int64)
-            for number in np.flatnonzero(wanted[at] == uids) if len(wanted) else ():
-                if not is_met[at[number]]:
-                    is_met[at[number]], kept[rows[number]] = True, copies[at[number]]
-            yield kept
+            has_uid = [
+                left and bool(DIGITS.fullmatch(names[n])) for n, left in enumerate(column.left)
+            ]
+            uids = uid_pairs(
+                [name if has else "" for name, has in zip(names, has_uid, strict=True)]
+            )
+            yield listed.copies(uids, np.array(has_uid, bool))
 
 
 def _name(one: Candidate) -> str:

@@ -31,5 +31,5 @@ class MetadataNumber(BoundedFilter):
             value = value.get(name) if isinstance(value, Mapping) else None
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise SampleFault(f"no number in {self.field}") from None

