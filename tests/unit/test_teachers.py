@@ -136,7 +136,7 @@ def test_features_on_disk_are_those_of_the_sample_and_bad_ones_a_fault(shards, s
     assert not {"00000", "00001"} & set(batch.keys)
     fault = loaders[0].faults().as_dict()["the teacher's features are not finite, or 0"]
     assert fault["count"] == 2
-    stored = [np.load(folder / f"{kind}_emb" / f"{kind}_emb_0.npy") for kind in ("image", "text")]
+    stored = [np.load(folder / name / f"{name}_0.npy") for name in ("img_emb", "text_emb")]
     taught = open_teacher(str(folder), torch.device("cpu"))(batch, Pieces())
     for row, key in enumerate(batch.keys):
         np.testing.assert_allclose(taught.image[row], stored[0][int(key)], atol=1e-6)
