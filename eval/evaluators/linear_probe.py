@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet, encode_dataset
 from eval.evaluators.zero_shot import Labelled, ZeroShot
 from eval.metrics import class_ranks, mean_per_class_recall
 from eval.open_dataset import open_dataset
@@ -92,6 +92,7 @@ class LinearProbe:
         train = encode_dataset(encoder, self._train_set(encoded.dataset), pooled=True)
         known, asked = (self._zero_shot.labelled(encoder, of) for of in (train, encoded))
         _check_classes(known, asked)
+        draws = self._draws(known)  # too few images end the command before anything is learnt
         count, device = len(encoded.samples), encoder.logit_scale.device
         figures, ranks = _on_all(
             _pooled(train, known).to(device), _pooled(encoded, asked).to(device), len(known.weights)
@@ -101,12 +102,12 @@ class LinearProbe:
             means["acc@5"] = ranks <= 5
         per = {name: per_image(of, asked.rows, num_images=count) for name, of in means.items()}
         figures = {name: of.double().mean().item() for name, of in means.items()} | figures
-        few_figures, few_means = self._few_shot(
+        few_figures, few_means = _few_shot(
             Part(train.image[known.rows], known.labels).to(device),
             Part(encoded.image[asked.rows], asked.labels).to(device),
             known.weights.to(device),
             encoder.logit_scale.exp().item(),
-            known.classes.names,
+            draws,
         )
         per |= {name: per_image(of, asked.rows, num_images=count) for name, of in few_means.items()}
         figures |= few_figures | {"chance": 1 / len(known.weights)}
@@ -135,31 +136,41 @@ class LinearProbe:
             )
         return open_dataset(str(folder))
 
-    def _few_shot(
-        self, train: Part, test: Part, weights: Tensor, scale: float, names: Sequence[str]
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Return mean accuracy and its deviation by shots, and each test image's share of it."""
-        figures, means = {}, {}
-        if self.shots:
-            means["few_shot/0/acc@1"] = _ranks(test, Probe.of(weights)) == 1
-        for shots in self.shots:
-            drawn = [
+    def _draws(self, known: Labelled) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        """Return the rows to learn from and to choose by, of each number of shots and seed."""
+        return {
+            shots: [
                 draw_shots(
-                    train.labels,
+                    known.labels,
                     shots,
                     min(shots, MOST_TO_CHOOSE_BY),
                     seed=seed,
-                    names=names,
+                    names=known.classes.names,
                 )
                 for seed in range(self.seeds)
             ]
-            right = torch.stack(
-                [_on_few(train, test, weights, scale, *rows) for rows in drawn]
-            )  # [seeds, images]
-            means[f"few_shot/{shots}/acc@1"] = right.double().mean(0)
-            spread = right.double().mean(1).std(unbiased=False).item()
-            figures[f"few_shot/{shots}/acc@1_deviation"] = spread
-        return {name: of.double().mean().item() for name, of in means.items()} | figures, means
+            for shots in self.shots
+        }
+
+
+def _few_shot(
+    train: Part,
+    test: Part,
+    weights: Tensor,
+    scale: float,
+    draws: dict[int, list[tuple[Tensor, Tensor]]],
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return mean accuracy and its deviation by shots, and each test image's share of it."""
+    figures, means = {}, {}
+    if draws:
+        means["few_shot/0/acc@1"] = _ranks(test, Probe.of(weights)) == 1
+    for shots, drawn in draws.items():
+        # [seeds, images]
+        right = torch.stack([_on_few(train, test, weights, scale, *rows) for rows in drawn])
+        means[f"few_shot/{shots}/acc@1"] = right.double().mean(0)
+        spread = right.double().mean(1).std(unbiased=False).item()
+        figures[f"few_shot/{shots}/acc@1_deviation"] = spread
+    return {name: of.double().mean().item() for name, of in means.items()} | figures, means
 
 
 def _on_all(train: Part, test: Part, num_classes: int) -> tuple[dict[str, float], Tensor]:

@@ -3,6 +3,7 @@
     python tests/benchmarks/eval_parity.py                       # on pictures drawn here
     python tests/benchmarks/eval_parity.py DATA MODEL            # on shards, by a checkpoint
     python tests/benchmarks/eval_parity.py DATA MODEL --full     # and retrieval at its full size
+    python tests/benchmarks/eval_parity.py --quick               # ours alone, small: does it run?
 
 Both sides read one CLIP_benchmark folder with the same checkpoint in fp32 and one thread, in turns,
 each time in a new process. The peer is its command line as it is, in an environment that is made
@@ -70,8 +71,19 @@ def main() -> None:
         print(json.dumps(measure_ours(json.loads(options.as_ours))))
     elif options.as_ranks:
         print(json.dumps(rank(*options.as_ranks)))
+    elif options.quick:
+        try_out()
     else:
         compare(options)
+
+
+def try_out() -> None:
+    """Run what needs no environment of CLIP_benchmark's once, on few pictures."""
+    folder = write_benchmark(list(draw_evaluation(32, 0)), CACHE / "tried")
+    told = {"model": str(random_model(CACHE / "tiny").resolve()), "folder": str(folder)}
+    found = in_process([sys.executable, __file__, "--as-ours", json.dumps(told)])
+    show_table(("figure", "vlp"), sorted(found["metrics"].items()))
+    show_ranks(200, 1000)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -107,6 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--classifier-pairs", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="rank 100,000 x 500,000 features")
+    parser.add_argument("--quick", action="store_true", help="ours alone, on 32 pictures")
     parser.add_argument("--as-ours", help=argparse.SUPPRESS)
     parser.add_argument("--as-ranks", type=int, nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -30,7 +30,7 @@ SCORES = {
 def main() -> None:
     options = json.loads(sys.argv[1])
     stand_in_for_caption_scores()
-    from clip_benchmark import cli
+    from clip_benchmark import cli  # pyright: ignore[reportMissingImports]
 
     common = ["--model", options["model"], "--pretrained", "", "--no_amp", "--quiet"]
     common += ["--batch_size", str(options["batch_size"])]
