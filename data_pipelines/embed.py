@@ -79,28 +79,29 @@ def embed(
     _check(batch_size=batch_size, samples_per_part=samples_per_part)
     found = cut(source, size=samples_per_part, only=only, image=image, caption=caption)
     encoder = load_encoder(model)
-    # A whole path, so that `vlp search` finds the model from any folder.
-    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model  # as seen from anywhere
     made = {"model": model, "model_hash": encoder_hash(encoder), "only": only, "pooled": pooled}
     made |= {"dtype": dtype, "batch_size": batch_size}
     scale = encoder.logit_scale.exp().item()  # for who learns from these features
     config = {**made, "scale": scale, "shards": source, "samples_per_part": samples_per_part}
     inputs = [*found.files, *paths_of(model, source)]
+    told: dict[str, Any] = {**made, "dim": encoder.dim}
     with output_folder(
         out, "embed", config, inputs=inputs, overwrite=overwrite, keeps=FOLDERS
     ) as part:
         take_over(out, part, FOLDERS)
         tasks = [Task(number, one) for number, one in enumerate(found.parts)]
-        work = EmbedPart(part, **made)
-        written = list((engine or Engine()).run(work, tasks, what="embed", on_gpu=True))
-        count, faults = _count(written, found.faults)
-        if not count:
+        work, engine = EmbedPart(part, **made), engine or Engine()
+        written = list(engine.run(work, tasks, what="embed", on_gpu=True))
+        told["samples"], faults = _count(written, found.faults)
+        if not told["samples"]:
             raise UserError(f"No sample of {source} could be read ({faults.summary()}).")
-        _seal(part, written, {**made, "samples": count, "dim": encoder.dim, **_faults(faults)})
-    show(f"Embedded {count} samples of {source} into {out} ({encoder.dim} dimensions).")
+        told |= _faults(faults)
+        _seal(part, written, told)
+    show(f"Embedded {told['samples']} samples of {source} into {out} ({encoder.dim} dimensions).")
     if faults:
         show(f"Left out: {faults.summary()}.")
-    return {"samples": count, "dim": encoder.dim, "out": str(out), **_faults(faults)}
+    return {"samples": told["samples"], "dim": encoder.dim, "out": str(out), **_faults(faults)}
 
 
 def _check(**sizes: int) -> None:

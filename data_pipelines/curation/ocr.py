@@ -82,7 +82,7 @@ def _reader() -> Any:
     with needs("filters", "Reading text in pictures takes rapidocr and onnxruntime"):
         import onnxruntime  # noqa: F401
         import rapidocr
-    folder = Path(rapidocr.__file__).parent / "models"
+    folder = Path(str(rapidocr.__file__)).parent / "models"
     options: dict[str, Any] = {
         "Global.log_level": "critical",
         "EngineConfig.onnxruntime.intra_op_num_threads": 1,
