@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow bench install install-dev clean
+.PHONY: quickstart test test-slow bench install install-dev install-slow clean
 
 quickstart: install
 	$(RUN)/vlp quickstart quickstart
@@ -14,8 +14,8 @@ test: install-dev
 	$(RUN)/pyright --pythonpath $(RUN)/python
 	$(RUN)/pytest -m "not slow" -n 2
 
-test-slow: install-dev
-	$(RUN)/pytest -m slow
+test-slow: install-slow
+	$(RUN)/pytest -m "slow or extra"
 
 bench: install-dev
 	for script in tests/benchmarks/*.py; do $(RUN)/python $$script || exit 1; done
@@ -24,6 +24,8 @@ install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
 
+install-slow: $(VENV)/.installed-slow
+
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --editable .
@@ -31,6 +33,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/.installed-slow: $(VENV)/.installed-dev
+	$(RUN)/pip install --quiet --editable ".[dev,filters,ray,slow]"
 	touch $@
 
 clean:

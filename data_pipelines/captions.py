@@ -11,7 +11,7 @@ from data_pipelines.faults import SampleFault
 from vlp.errors import UserError
 
 if TYPE_CHECKING:  # vlp.types loads torch, which a config does not need
-    from vlp.types import Sample
+    from vlp.sample import Sample
 
 
 Group = Literal["caption", "label", "image", "none"]

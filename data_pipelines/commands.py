@@ -93,6 +93,7 @@ def filter_(
     keep: tuple[str, ...],
     samples_per_shard: int = 1000,
     keep_list: bool = False,
+    blur_boxes: str | None = None,
     seed: int = 0,
     engine: Literal["pool", "inline", "ray"] = "pool",
     workers: int | None = None,
@@ -107,6 +108,8 @@ def filter_(
         keep: Filters, in the order they decide, such as ``"caption_words(min=3)"``; or a preset.
         samples_per_shard: Samples in each shard but the last.
         keep_list: Write ``keep.parquet`` in place of shards, for `vlp train --data.keep`.
+        blur_boxes: Field of the metadata, such as face_bboxes, with boxes to blur: lists of left,
+            top, right, bottom in [0, 1]. Other pictures are copied byte for byte.
         seed: Draws the order of the output.
         engine: Where it runs: processes of this machine, this process, or a Ray cluster.
         workers: Tasks at once; by default one for each core, or GPU where a model runs.
@@ -122,6 +125,7 @@ def filter_(
         keep=keep,
         samples_per_shard=samples_per_shard,
         keep_list=keep_list,
+        blur_boxes=blur_boxes,
         seed=seed,
         engine=Engine(kind=engine, workers=workers, address=address),
         overwrite=overwrite,
@@ -130,21 +134,53 @@ def filter_(
 
 def embed(
     model: str,
-    shards: str,
+    source: str,
     features: Path,
     /,
+    only: Literal["images", "texts"] | None = None,
+    pooled: bool = False,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    image: str = "image",
+    caption: str = "caption",
     batch_size: int = 256,
+    samples_per_part: int = 1000,
+    engine: Literal["pool", "inline", "ray"] = "pool",
+    workers: int | None = None,
+    address: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the image and text features of shards, in clip-retrieval's layout.
+    """Write the image and text features of pairs, in clip-retrieval's layout.
 
     Args:
         model: Run folder, checkpoint folder, or a model that open_clip knows.
-        shards: Shards to read.
+        source: Shards; a folder of images with ``.txt`` or ``.json`` beside them; or a table.
         features: Folder to write: ``image_emb/``, ``text_emb/``, ``metadata/``.
+        only: Embed one of the two; of a folder or table it need not have the other.
+        pooled: Write ``image_pooled/`` and ``text_pooled/``, too: rows before the projections.
+        dtype: Of the numbers on disk.
+        image: Column of a table that names the image.
+        caption: Column of the caption, or field of a ``.json`` beside an image.
         batch_size: Samples encoded at once.
+        samples_per_part: Samples in each file, or those of a shard where it has more.
+        engine: Where it runs: processes of this machine, this process, or a Ray cluster.
+        workers: Tasks at once; by default one for each GPU, or else for each core.
+        address: Of the Ray cluster; by default one is started here.
         overwrite: Replace what another command or config wrote.
     """
-    from data_pipelines.embed import embed_shards
+    from data_pipelines.embed import embed as run
+    from data_pipelines.engine import Engine
 
-    return embed_shards(model, shards, features, batch_size=batch_size, overwrite=overwrite)
+    return run(
+        model,
+        source,
+        features,
+        only=only,
+        pooled=pooled,
+        dtype=dtype,
+        image=image,
+        caption=caption,
+        batch_size=batch_size,
+        samples_per_part=samples_per_part,
+        engine=Engine(kind=engine, workers=workers, address=address),
+        overwrite=overwrite,
+    )

@@ -1,227 +1,251 @@
-"""Shards and an encoder to features, in memory for evaluation or on disk for an index."""
+"""``vlp embed``: the features of pictures and captions on disk, part by part.
 
+``image_emb/image_emb_0.npy``, ``text_emb/text_emb_0.npy`` and on hold unit-length rows, as
+clip-retrieval lays them out; ``metadata/metadata_0.parquet`` has a row for each: key, caption, the
+sample's metadata as JSON, and the file, byte offset and size of its picture. Which rows are in
+which part follows from the data alone, so a run that was stopped goes on and the bytes are the same
+whatever the workers.
+"""
+
+import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from data_pipelines.ahead import map_ahead
-from data_pipelines.dataset import Dataset, dataset_of
-from data_pipelines.faults import Faults, SampleFault
-from data_pipelines.shards import ShardSet, open_shards
+from data_pipelines.dataset import Dataset
+from data_pipelines.encoded import EncodedSet, Only, encode_dataset
+from data_pipelines.engine import Engine
+from data_pipelines.faults import Faults
+from data_pipelines.parts import Part, Picture, cut
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
-from vlp.console import progress, show
-from vlp.encode import Rows, batches, encode_captions, encode_pixels, join_rows, to_best_device
+from vlp.console import show, speaking
+from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-from vlp.image import ImageError, decode
-from vlp.output import output_folder
-from vlp.types import Sample
+from vlp.manifest import MANIFEST
+from vlp.output import output_folder, take_over, whole_file, write_json
 
-AHEAD = 1024
-"""Pictures decoded before they are asked for, so that threads work while the encoder does."""
+Dtype = Literal["fp32", "fp16"]
+DTYPES = {"fp32": np.float32, "fp16": np.float16}
+METADATA = "metadata"
+FOLDERS = ("image_emb", "text_emb", "image_pooled", "text_pooled", METADATA)
+TOLD = b"vlp.embedded_from"
+"""In a part's metadata, what its features follow from, and what could not be read."""
+
+
+def embed(
+    model: str,
+    source: str,
+    out: Path,
+    *,
+    only: Only = None,
+    pooled: bool = False,
+    dtype: Dtype = "fp32",
+    image: str = "image",
+    caption: str = "caption",
+    batch_size: int = 256,
+    samples_per_part: int = 1000,
+    engine: Engine | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the features of shards, a folder of pictures, or a table.
+
+    Args:
+        model: Run folder, checkpoint folder, or a model that open_clip knows.
+        source: What is embedded; see ``cut``.
+        out: Folder to write.
+        only: Of what there are to be features, where not of both.
+        pooled: Write ``image_pooled/`` and ``text_pooled/``, too: rows before the projections.
+        dtype: Of the numbers on disk.
+        image: Column of a table that names the picture.
+        caption: Column of the caption, or field of a ``.json`` beside a picture.
+        batch_size: Samples encoded at once; another one changes last bits.
+        samples_per_part: Samples in a part; see ``cut``.
+        engine: Where it runs; a pool of processes if None.
+        overwrite: Replace what another command or config wrote.
+
+    Raises:
+        UserError: There is no such model or source, or no sample can be read.
+    """
+    for name, size in (("batch_size", batch_size), ("samples_per_part", samples_per_part)):
+        if size < 1:
+            raise UserError(f"{name} is {size}. Give at least 1.")
+    found = cut(source, size=samples_per_part, only=only, image=image, caption=caption)
+    encoder = load_encoder(model)
+    # A whole path, so that `vlp search` finds the model from any folder.
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    made = {"model": model, "model_hash": encoder_hash(encoder), "only": only, "pooled": pooled}
+    made |= {"dtype": dtype, "batch_size": batch_size}
+    scale = encoder.logit_scale.exp().item()  # for who learns from these features
+    config = {**made, "scale": scale, "shards": source, "samples_per_part": samples_per_part}
+    inputs = [*found.files, *paths_of(model, source)]
+    with output_folder(
+        out, "embed", config, inputs=inputs, overwrite=overwrite, keeps=FOLDERS
+    ) as part:
+        take_over(out, part, FOLDERS)
+        tasks = [Task(number, one) for number, one in enumerate(found.parts)]
+        work = EmbedPart(part, **made)
+        written = list((engine or Engine()).run(work, tasks, what="embed", on_gpu=True))
+        count, faults = _count(written, found.faults)
+        if not count:
+            raise UserError(f"No sample of {source} could be read ({faults.summary()}).")
+        _seal(part, written, {**made, "samples": count, "dim": encoder.dim, **_faults(faults)})
+    show(f"Embedded {count} samples of {source} into {out} ({encoder.dim} dimensions).")
+    if faults:
+        show(f"Left out: {faults.summary()}.")
+    return {"samples": count, "dim": encoder.dim, "out": str(out), **_faults(faults)}
+
+
+class Task(NamedTuple):
+    """A part to embed."""
+
+    number: int
+    part: Part
+
+    def __str__(self) -> str:
+        return str(self.part)
+
+
+class Written(NamedTuple):
+    """A part that is on the disk."""
+
+    samples: int
+    faults: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    """Bytes and hash of each, by its name."""
 
 
 @dataclass(frozen=True)
-class EncodedSet:
-    """The features of every usable sample of a dataset, in its order."""
+class EmbedPart:
+    """Writes the features of one part; what workers run."""
 
-    dataset: Dataset
-    rows: list[int]
-    """Of the dataset, one for each sample here."""
-    samples: list[Sample]
-    """Without their image bytes."""
-    image: Float[Tensor, "samples dim"]
-    text: Float[Tensor, "samples dim"]
-    """Of each sample's caption; of its first, where it has several lines of them."""
-    faults: Faults
-    image_pooled: Float[Tensor, "samples image_width"] | None = None
-    """What the image tower projects to its features, where asked for; of any length."""
-    text_pooled: Float[Tensor, "samples text_width"] | None = None
+    folder: Path
+    model: str
+    model_hash: str
+    only: Only
+    pooled: bool
+    dtype: Dtype
+    batch_size: int
 
+    def __call__(self, task: Task) -> Written:
+        """Write what is not there yet, the metadata last: where it is, all is."""
+        dataset, picture = task.part.open(self.only)
+        path, origin = self._path(METADATA, task.number), self._origin(dataset)
+        told = self._told(task.number)
+        if told is None or told["origin"] != origin:
+            encoded = self._encode(dataset)
+            arrays = self._arrays(encoded)
+            for name, rows in arrays.items():
+                array = rows.numpy().astype(DTYPES[self.dtype])
+                with whole_file(self._path(name, task.number)) as file:
+                    np.save(file, array)
+            files = {name: _size_and_hash(self._path(name, task.number)) for name in arrays}
+            told = {"origin": origin, "arrays": files, "faults": encoded.faults.as_dict()}
+            table = _metadata(encoded, picture).replace_schema_metadata({TOLD: json.dumps(told)})
+            with whole_file(path) as file:
+                pq.write_table(table, file)
+        files = {**told["arrays"], METADATA: _size_and_hash(path)}
+        names = {name: self._path(name, task.number).relative_to(self.folder) for name in files}
+        hashes = {names[name].as_posix(): file for name, file in files.items()}
+        return Written(pq.read_metadata(path).num_rows, told["faults"], hashes)
 
-def encode_shards(encoder: DualEncoder, shards: ShardSet, **options: Any) -> EncodedSet:
-    """Return the features of shards, with the options of ``encode_dataset``."""
-    return encode_dataset(encoder, dataset_of(shards, "shards"), **options)
+    def _told(self, number: int) -> dict[str, Any] | None:
+        """Return what a part that is there follows from; None where not all of it is whole."""
+        try:
+            table = pq.read_table(self._path(METADATA, number))
+            told = json.loads(table.schema.metadata[TOLD])
+            files = {name: _size_and_hash(self._path(name, number)) for name in told["arrays"]}
+        except (OSError, pa.ArrowException, TypeError, KeyError):
+            return None
+        return told if files == told["arrays"] else None
 
+    def _encode(self, dataset: Dataset) -> EncodedSet:
+        with speaking("quiet"):  # the run has a bar of its own
+            return encode_dataset(
+                _encoder(self.model, self.model_hash),
+                dataset,
+                pooled=self.pooled,
+                only=self.only,
+                batch_size=self.batch_size,
+            )
 
-def encode_dataset(
-    encoder: DualEncoder,
-    dataset: Dataset,
-    *,
-    pooled: bool = False,
-    batch_size: int = 256,
-    process: int = 0,
-    num_processes: int = 1,
-    gather: Callable[[list], list] = list,
-) -> EncodedSet:
-    """Return the image and text features of a dataset; what cannot be read is in ``faults``.
+    def _arrays(self, encoded: EncodedSet) -> dict[str, Tensor]:
+        """Return what is to be on the disk, by the name of its folder."""
+        found = {
+            "image_emb": None if self.only == "texts" else encoded.image,
+            "text_emb": None if self.only == "images" else encoded.text,
+            "image_pooled": encoded.image_pooled,
+            "text_pooled": encoded.text_pooled,
+        }
+        return {name: rows for name, rows in found.items() if rows is not None}
 
-    The order is that of the dataset. Of several processes each encodes every n-th batch, and all
-    get the whole set. A batch is always the same rows of the dataset, so the features are equal
-    bit for bit for any number of processes.
+    def _path(self, folder: str, number: int) -> Path:
+        end = "parquet" if folder == METADATA else "npy"
+        return self.folder / folder / f"{folder}_{number}.{end}"
 
-    Args:
-        encoder: The same on every process. All call it equally often.
-        dataset: The same on every process.
-        pooled: Whether rows before the projections are wanted, too.
-        batch_size: Samples encoded together.
-        process: Which of the processes this is.
-        num_processes: How many there are.
-        gather: Returns the lists of all processes as one.
-    """
-    groups = list(batches(range(len(dataset)), batch_size))
-    own = groups[process::num_processes]
-    prepare = partial(_prepared, encoder, dataset)
-    items = map_ahead(prepare, chain.from_iterable(own), ahead=AHEAD)
-    encoded = []
-    with progress(sum(map(len, own)), "encode") as advance:
-        for turn in range(math.ceil(len(groups) / num_processes)):
-            size = len(own[turn]) if turn < len(own) else 0
-            part = _encode(encoder, islice(items, size), pooled, dataset.has_lines)
-            encoded.append((turn * num_processes + process, part))
-            advance(size)
-    parts = dict(gather(encoded))
-    return _joined([(group, parts[number]) for number, group in enumerate(groups)], dataset)
-
-
-class _Encoded(NamedTuple):
-    """The features of a group of samples, a row for each that could be read."""
-
-    places: list[int]
-    """In the group."""
-    samples: list[Sample]
-    image: Rows
-    text: Rows
-    faults: list[tuple[int, str]]
-    """Places of the others, and why."""
-
-
-def _prepared(encoder: DualEncoder, dataset: Dataset, row: int) -> tuple[Sample, Tensor] | str:
-    """Return a sample without its image, and its pixels; or what is wrong with it."""
-    try:
-        sample = dataset.read(row)
-        return replace(sample, image=b""), encoder.transform(decode(sample.image))
-    except (SampleFault, ImageError) as fault:
-        return str(fault)
+    def _origin(self, dataset: Dataset) -> str:
+        """Return 16 hex digits of all that the features of a part follow from."""
+        options = {name: value for name, value in vars(self).items() if name != "folder"}
+        told = json.dumps([dataset.identity, options], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _encode(
-    encoder: DualEncoder,
-    items: Iterable[tuple[Sample, Tensor] | str],
-    pooled: bool,
-    has_lines: bool,
-) -> _Encoded:
-    """Encode what could be read of a group.
-
-    An empty group costs a call, too: where parameters are split over processes, all must call.
-    """
-    found, faults = {}, []
-    for place, item in enumerate(items):
-        if isinstance(item, str):
-            faults.append((place, item))
-        else:
-            found[place] = item
-    samples = [sample for sample, _ in found.values()]
-    pixels = [pixels for _, pixels in found.values()]
-    pixels = pixels or [encoder.transform(Image.new("RGB", (1, 1)))]
-    image = encode_pixels(encoder, torch.stack(pixels), pooled=pooled)
-    # Each different caption once: a set with labels and no captions costs no text pass.
-    captions = [sample.text.partition("\n")[0] if has_lines else sample.text for sample in samples]
-    place = {caption: row for row, caption in enumerate(dict.fromkeys(captions or [""]))}
-    text = encode_captions(encoder, list(place), pooled=pooled)
-    rows = [place[caption] for caption in captions]
-    image, text = image.take(range(len(samples))), text.take(rows)
-    return _Encoded(list(found), samples, image, text, faults)
+@lru_cache(maxsize=1)
+def _encoder(model: str, model_hash: str) -> DualEncoder:
+    """Return a model, loaded once in a process."""
+    encoder = to_best_device(load_encoder(model)).eval()
+    if encoder_hash(encoder) != model_hash:
+        raise UserError(f"The model {model} has changed since the run began. Run it again.")
+    return encoder
 
 
-def _joined(parts: list[tuple[list[int], _Encoded]], dataset: Dataset) -> EncodedSet:
-    """Return the groups of rows and what was made of them as one set."""
-    faults = Faults()
-    faults.merge(dataset.faults.as_dict())
-    for group, part in parts:
-        for place, reason in part.faults:
-            faults.add(reason, dataset.place(group[place]), dataset.keys[group[place]])
-    image = join_rows([part.image for _, part in parts])
-    text = join_rows([part.text for _, part in parts])
-    return EncodedSet(
-        dataset,
-        [group[place] for group, part in parts for place in part.places],
-        [sample for _, part in parts for sample in part.samples],
-        image.features,
-        text.features,
-        faults,
-        image.pooled,
-        text.pooled,
-    )
-
-
-def embed_shards(
-    model: str, source: str, out: Path, *, batch_size: int = 256, overwrite: bool = False
-) -> dict[str, Any]:
-    """Write features as clip-retrieval lays them out, with each picture's place in its shard.
-
-    ``image_emb/image_emb_0.npy`` and ``text_emb/text_emb_0.npy`` hold fp32 unit-length rows;
-    ``metadata/metadata_0.parquet`` has a row for each: key, caption, the sample's metadata as
-    JSON, and the shard, byte offset and size of its picture.
-    """
-    if batch_size < 1:
-        raise UserError(f"The batch size is {batch_size}. Give at least 1.")
-    shards = open_shards(source)
-    encoder = to_best_device(load_encoder(model))
-    inputs = [*shards.shards, *paths_of(model, source)]
-    # A whole path, so that `vlp search` finds the model from any folder.
-    model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    config = {
-        "model": model,
-        "model_hash": encoder_hash(encoder),
-        "scale": encoder.logit_scale.exp().item(),  # for who learns from these features
-        "shards": source,
-    }
-    with output_folder(out, "embed", config, inputs=inputs, overwrite=overwrite) as part:
-        encoded = encode_shards(encoder, shards, batch_size=batch_size)
-        if not encoded.samples:
-            raise UserError(f"No sample of {source} could be read ({encoded.faults.summary()}).")
-        for kind in ("image", "text"):
-            (part / f"{kind}_emb").mkdir()
-            features = getattr(encoded, kind).numpy()
-            np.save(part / f"{kind}_emb" / f"{kind}_emb_0.npy", features)
-        (part / "metadata").mkdir()
-        pq.write_table(_metadata(encoded, shards), part / "metadata" / "metadata_0.parquet")
-    count = len(encoded.samples)
-    show(f"Embedded {count} samples of {source} into {out} ({encoder.dim} dimensions).")
-    if encoded.faults:
-        show(f"Left out: {encoded.faults.summary()}.")
-    return {"samples": count, "dim": encoder.dim, "out": str(out), **_faults(encoded.faults)}
-
-
-def _metadata(encoded: EncodedSet, shards: ShardSet) -> pa.Table:
-    entries = [shards.entries[row] for row in encoded.rows]
-    pictures = [entry.members[entry.extension() or ""] for entry in entries]
+def _metadata(encoded: EncodedSet, picture: Callable[[int], Picture]) -> pa.Table:
+    samples, pictures = encoded.samples, [picture(row) for row in encoded.rows]
+    said = [json.dumps(sample.metadata, ensure_ascii=False) for sample in samples]
     return pa.table(
         {
-            "key": [sample.key for sample in encoded.samples],
-            "caption": [sample.text for sample in encoded.samples],
-            "metadata": [
-                json.dumps(sample.metadata, ensure_ascii=False) for sample in encoded.samples
-            ],
-            "shard": [str(entry.shard.resolve()) for entry in entries],
-            "offset": pa.array([member.offset for member in pictures], pa.int64()),
-            "size": pa.array([member.size for member in pictures], pa.int64()),
+            "key": pa.array([sample.key for sample in samples], pa.string()),
+            "caption": pa.array([sample.text for sample in samples], pa.string()),
+            "metadata": pa.array(said, pa.string()),
+            "shard": pa.array([one.file for one in pictures], pa.string()),
+            "offset": pa.array([one.offset for one in pictures], pa.int64()),
+            "size": pa.array([one.size for one in pictures], pa.int64()),
         }
     )
+
+
+def _size_and_hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _count(written: Sequence[Written], found: Faults) -> tuple[int, Faults]:
+    """Return how many samples have features, and what was wrong with others."""
+    faults = Faults()
+    for one in (found.as_dict(), *(part.faults for part in written)):
+        faults.merge(one)
+    return sum(part.samples for part in written), faults
+
+
+def _seal(folder: Path, written: Sequence[Written], told: dict[str, Any]) -> None:
+    """Remove what parts of another cut left, and write down what is there."""
+    files = {name: file for part in written for name, file in part.files.items()}
+    for name in FOLDERS:
+        for path in (folder / name).glob("*"):
+            if path.relative_to(folder).as_posix() not in files:
+                path.unlink()
+        if (folder / name).is_dir() and not any((folder / name).iterdir()):
+            (folder / name).rmdir()
+    write_json(folder / MANIFEST, {**told, "files": files})
 
 
 def _faults(faults: Faults) -> dict[str, Any]:

@@ -2,28 +2,28 @@
 
 A task is small and names files; what it makes goes to files of its own, whole or not there, so a
 second run does only what is missing. Nothing depends on which worker does a task, how many there
-are, or in which order they end.
+are, or in which order they end. The one door to Ray.
 """
 
-import multiprocessing
 import os
-import threading
-from collections import deque
+import pickle
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal, TypeVar
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
 
+from data_pipelines.workers import Crew, Done, Failed, Here, Lost, Processes, Worker
 from vlp.console import progress, warn
-from vlp.errors import UserError
+from vlp.errors import UserError, first_line
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 ATTEMPTS = 3
 """How often a task is begun whose worker is killed, before the run gives up."""
+SHOWN = 5
+"""Failed tasks that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Engine:
     workers: int | None = None
     """How many tasks at once; None: one for each GPU, or else for each core."""
     address: str | None = None
-    """Of a Ray cluster, as ``ray://head:10001`` or ``auto``; None starts one on this machine."""
+    """Of a Ray cluster, as ``head:6379``, or ``auto`` on one of its nodes; None starts one here."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -53,121 +53,183 @@ class Engine:
     ) -> Iterator[Result]:
         """Yield the result of each task, in the order of the tasks.
 
+        A task that fails does not keep the others from being done, so that who mends it runs it
+        alone.
+
         Args:
             work: What is done with a task. It goes to each worker as pickle, once; what it loads,
                 such as a model, it keeps for the next task of the same process.
-            tasks: Few bytes each.
+            tasks: Few bytes each; ``str`` names one to people.
             what: A word for the progress bar.
-            on_gpu: The work runs a model: a worker for each GPU where there are any.
+            on_gpu: The work runs a model: in one thread of torch, and on a worker for each GPU
+                where there are any.
 
         Raises:
-            UserError: A task raised it.
-            RuntimeError: A task failed for another reason, or lost its worker ``ATTEMPTS`` times.
+            UserError: A task raised it; no other is begun.
+            RuntimeError: Tasks failed for other reasons, or lost their worker ``ATTEMPTS`` times.
         """
-        number = min(len(tasks), self.num_workers(on_gpu=on_gpu))
+        if not tasks:
+            return
         with progress(len(tasks), what) as advance:
-            if self.kind == "inline" or number < 2:
-                results = _inline(work, tasks)
-            else:
-                results = _pooled(work, tasks, number)
-            for result in results:
-                advance()
-                yield result
+            crew, workers = self._crew(work, len(tasks), on_gpu=on_gpu)
+            with closing(crew):
+                yield from _Run(crew, tasks, workers, advance).results()
 
-    def num_workers(self, *, on_gpu: bool = False) -> int:
-        """Return how many tasks run at once on this machine."""
-        return self.workers or (on_gpu and _num_gpus()) or len(os.sched_getaffinity(0))
-
-
-def _inline(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-    with _one_thread():
-        yield from map(work, tasks)
+    def _crew(self, work: Callable, count: int, *, on_gpu: bool) -> tuple[Crew, int]:
+        """Return who does so many tasks, and how many they are."""
+        if self.kind == "ray":
+            actors = Actors(work, self, on_gpu=on_gpu)
+            return actors, min(count, actors.most)
+        gpus = _num_gpus() if on_gpu else 0
+        workers = min(count, self.workers or gpus or len(os.sched_getaffinity(0)))
+        if self.kind == "inline" or workers == 1:
+            return Here(work, on_gpu=on_gpu), 1
+        return Processes(work, on_gpu=on_gpu, gpus=gpus), workers
 
 
-def _pooled(
-    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int
-) -> Iterator[Result]:
-    """Yield results in order; tasks whose worker was killed begin anew in other processes."""
-    attempts = [0] * len(tasks)
-    done: dict[int, Result] = {}
-    following = 0
-    while following < len(tasks):
-        pool = _open_pool(work, workers)
-        waiting: deque[tuple[int, Future]] = deque()
-        left = iter([n for n in range(following, len(tasks)) if n not in done])
-        try:
-            for number in islice(left, 2 * workers):
-                waiting.append((number, pool.submit(_do, tasks[number])))
-            while waiting:
-                number, future = waiting[0]
-                done[number] = future.result()
-                waiting.popleft()
-                for another in islice(left, 1):
-                    waiting.append((another, pool.submit(_do, tasks[another])))
-                while following in done:
-                    yield done.pop(following)
+@dataclass
+class _Run(Generic[Task, Result]):
+    """Tasks on their way through a crew."""
+
+    crew: Crew
+    tasks: Sequence[Task]
+    workers: int
+    advance: Callable[[], None]
+    waiting: deque[int] = field(default_factory=deque)
+    """Tasks that no worker is at, in the order in which they are begun."""
+    idle: list[int] = field(default_factory=list)
+    """Workers that are ready and have nothing to do."""
+    at: dict[int, int] = field(default_factory=dict)
+    """By worker, its task."""
+    lost: Counter[int | None] = field(default_factory=Counter)
+    """How often the worker of a task was lost; of none, before it was ready."""
+    done: dict[int, Result] = field(default_factory=dict)
+    """Results whose turn has not come."""
+    failed: dict[int, Failed] = field(default_factory=dict)
+
+    def results(self) -> Iterator[Result]:
+        """Yield results in order."""
+        self.waiting.extend(range(len(self.tasks)))
+        for worker in range(self.workers):
+            self.crew.start(worker)
+        following = num_ended = 0
+        while num_ended < len(self.tasks):
+            for worker, said in self.crew.hear():
+                num_ended += self._ends_task(worker, said)
+                while following in self.done:
+                    yield self.done.pop(following)
                     following += 1
-        except BrokenProcessPool:
-            for number, future in waiting:
-                if future.done() and not future.exception():
-                    done[number] = future.result()
-                    continue
-                attempts[number] += 1
-                if attempts[number] == ATTEMPTS:
-                    raise RuntimeError(
-                        f"The worker of {tasks[number]} was killed {ATTEMPTS} times; is there "
-                        f"memory enough for --workers {workers}?"
-                    ) from None
-            warn("A worker was killed; its tasks begin anew.")
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        if self.failed:
+            raise self._failure()
+
+    def _ends_task(self, worker: int, said: Done | Failed | Lost) -> bool:
+        """Take in what a worker said, give it something to do, and return whether a task ended."""
+        task = self.at.pop(worker, None)
+        if isinstance(said, Failed) and (said.ends_all or task is None):
+            raise said.ends_all or RuntimeError(f"No task can be begun: {said.trace}")
+        if isinstance(said, Lost):
+            self._begin_anew(worker, task, said)
+            return False
+        self.idle.append(worker)
+        self._give_out()
+        if task is None:
+            return False
+        if isinstance(said, Failed):
+            self.failed[task] = said
+        else:
+            self.done[task] = said.result
+        self.advance()
+        return True
+
+    def _give_out(self) -> None:
+        while self.idle and self.waiting:
+            worker = self.idle.pop()
+            self.at[worker] = self.waiting.popleft()
+            self.crew.give(worker, self.tasks[self.at[worker]])
+
+    def _begin_anew(self, worker: int, task: int | None, said: Lost) -> None:
+        self.lost[task] += 1
+        whose = "Workers" if task is None else f"The worker of {self.tasks[task]}"
+        if self.lost[task] == ATTEMPTS:
+            raise RuntimeError(
+                f"{whose} {said.how} {ATTEMPTS} times. If there is too little memory, fewer "
+                f"--workers need less of it."
+            )
+        warn(f"{whose} {said.how}; another begins anew.")
+        self.crew.start(worker)
+        if task is not None:
+            self.waiting.appendleft(task)
+            self._give_out()  # a cluster may have no room for the other worker
+
+    def _failure(self) -> RuntimeError:
+        """Return one error that names the failed tasks, and shows where the first did."""
+        failed = sorted(self.failed.items())
+        reasons = [f"{self.tasks[task]}: {said.reason}" for task, said in failed]
+        more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+        error = RuntimeError(
+            f"{len(reasons)} of {len(self.tasks)} tasks failed, the others are done: "
+            f"{'; '.join(reasons[:SHOWN])}{more}."
+        )
+        error.add_note(f"The first of them:\n{failed[0][1].trace}")
+        return error
 
 
-def _open_pool(work: Callable, workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("forkserver")
-    gpus = context.SimpleQueue()
-    for number in range(workers):
-        gpus.put(number)
-    return ProcessPoolExecutor(workers, context, _begin, (work, gpus))
+class Actors(Crew):
+    """A crew of Ray actors; each holds a GPU where the work runs a model and there are any."""
+
+    def __init__(self, work: Callable, engine: Engine, *, on_gpu: bool) -> None:
+        self._ray = ray = _import_ray()
+        try:
+            ray.init(
+                address=engine.address,
+                num_cpus=None if engine.address else engine.workers,
+                include_dashboard=None if engine.address else False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"reached at {engine.address}" if engine.address else "started here"
+            raise UserError(f"Ray cannot be {where}: {first_line(error)}.") from None
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if on_gpu else 0
+        room = gpus or int(resources["CPU"])
+        self.most = min(room, engine.workers or room)
+        """How many there are at most."""
+        actor = ray.remote(num_cpus=1, num_gpus=int(gpus > 0))(Worker)
+        self._begin = partial(actor.remote, ray.put(pickle.dumps(work)), on_gpu)
+        self._actors: dict[int, Any] = {}
+        self._calls: dict[Any, int] = {}
+
+    def start(self, worker: int) -> None:
+        """Ask for an actor; it says that it is ready once there is room for it."""
+        self._actors[worker] = self._begin()
+        self._calls[self._actors[worker].begin.remote()] = worker
+
+    def give(self, worker: int, task: Any) -> None:
+        """Call an actor."""
+        self._calls[self._actors[worker].do.remote(task)] = worker
+
+    def hear(self) -> Iterator[tuple[int, Done | Failed | Lost]]:
+        """Wait until a call ends, or its actor or node does."""
+        for call in self._ray.wait(list(self._calls))[0]:
+            worker = self._calls.pop(call)
+            try:
+                yield worker, self._ray.get(call)
+            except self._ray.exceptions.RayActorError:
+                yield worker, Lost("was lost")
+
+    def close(self) -> None:
+        """Leave the cluster, which ends the actors; and the cluster, where it was started here."""
+        self._ray.shutdown()
 
 
-_work: Callable | None = None
-
-
-def _begin(work: Callable, gpus: Any) -> None:
-    """Make a process ready for tasks: one thread, one GPU, and an end with the run's."""
-    global _work
-    number = gpus.get()
-    if _num_gpus() > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % _num_gpus())
-    run = multiprocessing.parent_process()
-    assert run is not None
-    threading.Thread(target=_end_with, args=(run,), daemon=True).start()
-    _one_thread().__enter__()
-    _work = work
-
-
-def _do(task: Any) -> Any:
-    assert _work is not None
-    return _work(task)
-
-
-def _end_with(run: Any) -> None:
-    run.join()
-    os._exit(1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: as many as there are would change the last bits."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is nobody's business
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        import ray
+    except ImportError:
+        raise UserError('--engine ray needs Ray. Run: pip install "vlp[ray]"') from None
+    return ray
 
 
 def _num_gpus() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer
 
 from data_pipelines.ahead import map_ahead
 from data_pipelines.shards import ShardSet
@@ -26,7 +26,7 @@ COLUMNS = ("shard", "key", "copies")
 def write_keep_list(
     sources: Sequence[Path],
     keys: Sequence[Sequence[str]],
-    copies: Sequence[Int64[np.ndarray, "_"]],
+    copies: Sequence[Integer[np.ndarray, "_"]],
     folder: Path,
 ) -> int:
     """Write the samples that are kept, and return their number, copies counted.
@@ -61,7 +61,9 @@ def write_keep_list(
 def _uids_of(source: Path, keys: Sequence[str], rows: np.ndarray) -> np.ndarray | None:
     """Return the uids of some rows of a shard or a table, or None where one has none."""
     if source.suffix == ".parquet":
-        told = [str(keys[row]) for row in rows.tolist()]
+        has_uids = "uid" in pq.read_schema(source).names
+        every = pq.read_table(source, columns=["uid"])["uid"].to_pylist() if has_uids else keys
+        told = [str(every[row]) for row in rows.tolist()]
         return uid_pairs(told) if all(DIGITS.fullmatch(uid) for uid in told) else None
     uids, has_uid = open_uids(source)
     return uids[rows] if has_uid[rows].all() else None
@@ -87,49 +89,84 @@ def read_copies(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
 
 
 def _copies_by_key(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
-    wanted = _read(Path(path))
-    total, copies = sum(map(len, wanted.values())), []
-    for shard, name in zip(shards.shards, relative_names(shards.shards), strict=True):
-        kept = wanted.get(name, {})
-        copies.append(np.array([kept.pop(key, 0) for key in open_index(shard).keys], np.int64))
-    missing = [(name, key) for name, kept in wanted.items() for key in kept]
-    if missing:
-        raise UserError(
-            f"{path} keeps {len(missing)} of its {total} samples from shards that do not hold "
-            f"them, such as {missing[0][1]} of {missing[0][0]}. Name the shards it was made of."
-        )
+    listed = KeyList(Path(path))
+    names = relative_names(shards.shards)
+    copies = [
+        listed.copies(name, open_index(shard).keys)
+        for shard, name in zip(shards.shards, names, strict=True)
+    ]
+    if left := listed.left():
+        raise UserError(f"{left} Name the shards it was made of.")
     return copies
 
 
 def _copies_by_uid(path: str, shards: ShardSet) -> list[Int64[np.ndarray, "_"]]:
-    """Return how often each sample stands in a list of uids; of samples of one uid, the first."""
-    wanted, times = np.unique(_read_uids(Path(path)), return_counts=True)
-    if len(times) and times.max() > MOST:
-        raise UserError(f"{path} keeps a uid {times.max()} times. Write it at most {MOST} times.")
-    is_met, copies = np.zeros(len(wanted), bool), []
-    for uids, has_uid in map_ahead(open_uids, shards.shards):
-        own = np.zeros(len(uids), np.int64)
-        at = np.minimum(np.searchsorted(wanted, uids), max(0, len(wanted) - 1))
-        matches = np.flatnonzero(has_uid & (wanted[at] == uids)) if len(wanted) else []
-        for number in matches:
-            if not is_met[at[number]]:
-                is_met[at[number]], own[number] = True, times[at[number]]
-        copies.append(own)
-    say(f"{is_met.sum()} of the {len(wanted)} uids in {path} are in the shards.")
+    listed = UidList(Path(path))
+    copies = [listed.copies(*found) for found in map_ahead(open_uids, shards.shards)]
+    say(f"{listed.is_met.sum()} of the {len(listed.uids)} uids in {path} are in the shards.")
     return copies
 
 
-def _read_uids(path: Path) -> np.ndarray:
+class KeyList:
+    """A ``keep.parquet`` that is looked up shard by shard."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._left = path, listed_copies(path)
+        self._total = sum(map(len, self._left.values()))
+
+    def copies(self, shard: str, keys: Sequence[str]) -> Int64[np.ndarray, "keys"]:
+        """Return how often each sample of a shard is kept; of equal keys the first."""
+        left = self._left.get(shard, {})
+        return np.array([left.pop(key, 0) for key in keys], np.int64)
+
+    def left(self) -> str:
+        """Return a sentence about the samples of the list that no shard had; "" for none."""
+        missing = [(shard, key) for shard, left in self._left.items() for key in left]
+        if not missing:
+            return ""
+        return (
+            f"{self._path} keeps {len(missing)} of its {self._total} samples from shards that do "
+            f"not hold them, such as {missing[0][1]} of {missing[0][0]}."
+        )
+
+
+class UidList:
+    """A DataComp list that is looked up shard by shard; it means the first sample of a uid."""
+
+    def __init__(self, path: Path) -> None:
+        self.uids, self._times = listed_uids(path)
+        self.is_met = np.zeros(len(self.uids), bool)
+
+    def copies(self, uids: np.ndarray, has_uid: np.ndarray) -> Int64[np.ndarray, "uids"]:
+        """Return how often each sample of a shard is kept."""
+        copies = np.zeros(len(uids), np.int64)
+        at = np.minimum(np.searchsorted(self.uids, uids), max(0, len(self.uids) - 1))
+        matches = np.flatnonzero(has_uid & (self.uids[at] == uids)) if len(self.uids) else ()
+        for row in matches:
+            if not self.is_met[at[row]]:
+                self.is_met[at[row]], copies[row] = True, self._times[at[row]]
+        return copies
+
+
+def listed_uids(path: Path) -> tuple[np.ndarray, Int64[np.ndarray, "uids"]]:
+    """Return the uids of a DataComp list, ascending, and how often each stands there.
+
+    Raises:
+        UserError: It cannot be read, or one stands there more than ``MOST`` times.
+    """
     try:
         uids = np.load(path)
         if uids.ndim != 1 or uids.dtype.newbyteorder("=") != UID:
             raise ValueError(f"it holds {uids.ndim} dimensions of {uids.dtype}")
-        return uids.astype(UID)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"Cannot read the keep-list {path}: {_reason(error)}. A list of uids is an array of "
             f"one dimension of pairs, numpy's dtype \"u8,u8\", as DataComp's are."
         ) from None
+    found, times = np.unique(uids.astype(UID), return_counts=True)
+    if len(times) and times.max() > MOST:
+        raise UserError(f"{path} keeps a uid {times.max()} times. Write it at most {MOST} times.")
+    return found, times
 
 
 def _reason(error: Exception) -> str:
@@ -137,8 +174,12 @@ def _reason(error: Exception) -> str:
     return "it is no .npy file" if "pickle" in str(error) else first_line(error)
 
 
-def _read(path: Path) -> dict[str, dict[str, int]]:
-    """Return the copies by shard and key."""
+def listed_copies(path: Path) -> dict[str, dict[str, int]]:
+    """Return the copies by shard and key of a ``keep.parquet``, or of the folder that holds one.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     path = path / FILE if path.is_dir() else path
     try:
         table = pq.ParquetFile(path).read()

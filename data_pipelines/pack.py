@@ -16,7 +16,7 @@ from vlp.console import progress, show
 from vlp.errors import UserError, nearest
 from vlp.image import ImageError, shrink_image
 from vlp.output import output_folder
-from vlp.types import Sample
+from vlp.sample import Sample
 
 KEY_COLUMNS = ("key", "uid")
 """Columns that may name a sample; without one, its row number of nine digits does."""
@@ -94,14 +94,32 @@ def open_source(source: Path, *, image: str, caption: str, faults: Faults) -> So
         raise UserError(
             f"{source} is no table that vlp can read. Give a folder, or one of {', '.join(TABLES)}."
         )
-    table = open_table(source, text_columns=(image, caption, *KEY_COLUMNS), faults=faults)
-    for option, column in (("image", image), ("caption", caption)):
-        if column not in table.columns:
-            raise UserError(
-                f"{source} has no column {column!r}. It has: {', '.join(table.columns)}. "
-                f"{_meant(column, table.columns)}Write --{option} COLUMN."
-            )
-    return Source(_table_samples(table, source, image, caption, faults), table.count)
+    columns = Columns(image, caption)
+    table = columns.open(source, faults)
+    return Source(_table_samples(table, source, columns, faults), table.count)
+
+
+class Columns(NamedTuple):
+    """What columns of a table are called; None where one is not wanted."""
+
+    image: str | None
+    caption: str | None
+
+    def open(self, path: Path, faults: Faults) -> Table:
+        """Return a table that has these columns.
+
+        Raises:
+            UserError: It lacks one.
+        """
+        wanted = {name: column for name, column in self._asdict().items() if column}
+        table = open_table(path, text_columns=(*wanted.values(), *KEY_COLUMNS), faults=faults)
+        for option, column in wanted.items():
+            if column not in table.columns:
+                raise UserError(
+                    f"{path} has no column {column!r}. It has: {', '.join(table.columns)}. "
+                    f"{_meant(column, table.columns)}Write --{option} COLUMN."
+                )
+        return table
 
 
 def _with_progress(pairs: Source) -> Iterator[Sample]:
@@ -129,6 +147,16 @@ def _smaller(samples: Iterable[Sample], short_side: int, faults: Faults) -> Iter
 
 
 def _open_folder(folder: Path, caption: str, faults: Faults) -> Source:
+    images = list_images(folder, faults)
+    return Source(_folder_samples(folder, images, caption, faults), len(images))
+
+
+def list_images(folder: Path, faults: Faults) -> list[Path]:
+    """Return the pictures below a folder in the order of their names.
+
+    Raises:
+        UserError: There is none.
+    """
     files = [file for file in _walk(folder) if not file.name.startswith(".")]
     images = [file for file in files if file.suffix.lower()[1:] in IMAGE_EXTENSIONS]
     if not images:
@@ -140,7 +168,7 @@ def _open_folder(folder: Path, caption: str, faults: Faults) -> Source:
     for file in files:
         if file.suffix == ".txt" and file.with_suffix("") not in stems:
             faults.add("no image", "", file.relative_to(folder).as_posix())
-    return Source(_folder_samples(folder, images, caption, faults), len(images))
+    return images
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -157,13 +185,19 @@ def _folder_samples(
 ) -> Iterator[Sample]:
     for path in images:
         try:
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            yield _folder_sample(path, key, caption)
+            yield folder_sample(folder, path, caption)
         except SampleFault as fault:
             faults.add(str(fault), "", path.relative_to(folder).as_posix())
 
 
-def _folder_sample(path: Path, key: str, caption: str) -> Sample:
+def folder_sample(
+    folder: Path,
+    path: Path,
+    caption: str,
+    *,
+    needs_caption: bool = True,
+    needs_image: bool = True,
+) -> Sample:
     """Return an image with the caption of its ``.txt``, else of the field in its ``.json``."""
     text, metadata = None, {}
     if (file := path.with_suffix(".json")).is_file():
@@ -171,25 +205,42 @@ def _folder_sample(path: Path, key: str, caption: str) -> Sample:
         text = metadata.get(caption)
     if (file := path.with_suffix(".txt")).is_file():
         text = _read_caption(file)
-    return Sample(key, _read_file(path), _caption(text), metadata)
+    text = _caption(text) if needs_caption or text else ""
+    image = _read_file(path) if needs_image else b""
+    return Sample(path.relative_to(folder).with_suffix("").as_posix(), image, text, metadata)
 
 
-def _table_samples(
-    table: Table, path: Path, image: str, caption: str, faults: Faults
-) -> Iterator[Sample]:
+def _table_samples(table: Table, path: Path, columns: Columns, faults: Faults) -> Iterator[Sample]:
     for number, row in enumerate(table.rows):
-        names = (str(row[column]) for column in KEY_COLUMNS if row.get(column) not in (None, ""))
-        key = next(names, f"{number:09d}")
-        metadata = {
-            name: _plain(value)
-            for name, value in row.items()
-            if name not in (image, caption, "key") and _is_metadata(value)
-        }
         try:
-            picture = _image(row.get(image), path.parent)
-            yield Sample(key, picture, _caption(row.get(caption)), metadata)
+            yield table_sample(row, number, columns, path.parent)
         except SampleFault as fault:
-            faults.add(str(fault), path.name, key)
+            faults.add(str(fault), path.name, key_of(row, number))
+
+
+def key_of(row: dict[str, Any], number: int) -> str:
+    """Return the key of a table's row: its own, else its number."""
+    names = (str(row[column]) for column in KEY_COLUMNS if row.get(column) not in (None, ""))
+    return next(names, f"{number:09d}")
+
+
+def table_sample(row: dict[str, Any], number: int, columns: Columns, folder: Path) -> Sample:
+    """Return a row as a sample; images are named from the folder."""
+    metadata = {
+        name: _plain(value)
+        for name, value in row.items()
+        if name not in (*columns, "key") and _is_metadata(value)
+    }
+    image = _image(row.get(columns.image), folder) if columns.image else b""
+    text = _caption(row.get(columns.caption)) if columns.caption else ""
+    return Sample(key_of(row, number), image, text, metadata)
+
+
+def image_file(value: Any, folder: Path) -> Path | None:
+    """Return the file that a cell names; None where the cell holds the image itself, or none."""
+    if isinstance(value, dict) and not value.get("bytes"):
+        value = value.get("path")
+    return folder / value if isinstance(value, str) and value else None
 
 
 def _image(value: Any, folder: Path) -> bytes:

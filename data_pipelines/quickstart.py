@@ -16,7 +16,7 @@ from vlp.errors import UserError
 from vlp.output import check_output, remove_output, write_json, write_record
 
 if TYPE_CHECKING:  # loads torch, and `vlp --help` must not
-    from vlp.types import Sample
+    from vlp.sample import Sample
 
 MIN_SAMPLES = 200
 """Fewer would not fill a batch of the recipe ``toy`` once the filters are through."""
@@ -140,7 +140,7 @@ def _make_clean_shards(tour: Tour) -> dict[str, dict[str, int]]:
 def _count_planted(shards: Path) -> Counter[str]:
     """Return how many pairs have each planted defect; ``clean`` are those without one."""
     from data_pipelines.shards import open_shards
-    from data_pipelines.toy import MARK
+    from vlp.sample import MARK
 
     return Counter(sample.metadata[MARK] or "clean" for sample in open_shards(shards))
 

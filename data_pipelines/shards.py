@@ -14,18 +14,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from webdataset.writer import TarWriter
 
 from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.shard_counts import count_samples
 from data_pipelines.sources import Source, find_shards
 from data_pipelines.tar_index import CAPTION_EXTENSIONS, Entry, open_index, open_shard
 from vlp.errors import UserError
-from vlp.types import Sample
+from vlp.sample import Sample
 
 SIGNATURES = {
     b"\x89PNG": "png",
@@ -114,7 +113,13 @@ def name_shards(source: Source) -> ShardSet:
     return ShardSet(shards, np.zeros(len(shards), np.int64), np.ones(len(shards), bool))
 
 
-def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True) -> Sample:
+def read(
+    entry: Entry,
+    *,
+    with_metadata: bool = True,
+    needs_caption: bool = True,
+    needs_image: bool = True,
+) -> Sample:
     """Return one sample: its image still encoded, its caption and its metadata.
 
     The caption is ``.txt``, or ``caption`` of ``.json`` (img2dataset). A sample with a class
@@ -124,6 +129,7 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
         entry: Where the sample lies.
         with_metadata: Read ``.json`` and ``.cls`` although there is a ``.txt``.
         needs_caption: A sample without a caption is a fault.
+        needs_image: Read the image; else it is of no bytes.
 
     Raises:
         SampleFault: The shard cannot be read, the caption is missing or no UTF-8, the metadata is
@@ -132,13 +138,12 @@ def read(entry: Entry, *, with_metadata: bool = True, needs_caption: bool = True
     extension = entry.extension()
     assert extension is not None, "an entry without an image is never indexed"
     has_text = "txt" in entry.members and not with_metadata
-    found = read_members(
-        entry, (extension, "txt") if has_text else (extension, *CAPTION_EXTENSIONS)
-    )
+    images = (extension,) if needs_image else ()
+    found = read_members(entry, (*images, "txt") if has_text else (*images, *CAPTION_EXTENSIONS))
     text, metadata = text_of(found)
     if needs_caption and not text and "cls" not in metadata:
         raise SampleFault("caption is empty" if "txt" in found else "no caption")
-    return Sample(entry.key, found[extension], text, metadata)
+    return Sample(entry.key, found[extension] if needs_image else b"", text, metadata)
 
 
 def text_of(members: dict[str, bytes]) -> tuple[str, dict[str, Any]]:
@@ -209,21 +214,24 @@ def write_shards(
     count = 0
     while first := next(members, None):
         path = folder / f"{count // samples_per_shard:06d}.tar"
-        count += write_shard(chain([first], islice(members, samples_per_shard - 1)), path)
+        with path.open("wb") as file:
+            count += write_shard(chain([first], islice(members, samples_per_shard - 1)), file)
     return count, -(-count // samples_per_shard)
 
 
-def write_shard(samples: Iterable[dict[str, Any]], path: Path) -> int:
+def write_shard(samples: Iterable[dict[str, Any]], file: BinaryIO) -> int:
     """Write one tar and return the number of samples in it.
 
     Its bytes follow from the samples alone: times are 0.
 
     Args:
         samples: For each its files by extension, as bytes, and its key as ``__key__``.
-        path: The tar file.
+        file: The tar file.
     """
+    from webdataset.writer import TarWriter  # loads torch, which readers need not wait for
+
     count = 0
-    with TarWriter(str(path), encoder=False, mtime=0) as writer:
+    with TarWriter(file, encoder=False, mtime=0) as writer:
         for members in samples:
             writer.write(members)
             count += 1

@@ -154,7 +154,7 @@ def _build(shard: Path) -> TarIndex:
 def _load(path: Path, shard: Path) -> TarIndex | None:
     """Return a written index, or None where it is missing, damaged or of another shard."""
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         told = json.loads((table.schema.metadata or {})[ORIGIN])
         faults = Faults()
         faults.merge(told["faults"])

@@ -29,10 +29,8 @@ from data_pipelines.drawing import (
     shift,
 )
 from vlp.image import decode
-from vlp.types import Sample
+from vlp.sample import MARK, Sample
 
-MARK = "planted"
-"""Metadata field with the name of the planted defect, or None. A filter never sees it."""
 DEFECTS = {
     "swapped_caption": 0.05,
     "exact_duplicate": 0.04,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet, encode_dataset
 from data_pipelines.faults import Faults
 from eval.processes import Processes
 from vlp.checkpoint import encoder_hash

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.bootstrap import LEVEL, interval
 from eval.report import markdown_table, report
 from eval.result import Result

@@ -6,15 +6,18 @@ from typing import Any
 
 from markupsafe import Markup
 
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from data_pipelines.faults import SampleFault
 from eval.result import Bars, Curve, Histogram, Matrix, Part, Pictures, Result, Scatter, Table
-from vlp.charts import bars, heat_map, histogram, scatter
+from vlp.charts import bars
 from vlp.image import ImageError, decode
+from vlp.maps import heat_map, scatter, spread
 from vlp.report import beside, folded, gallery, number, page, plot, section, table, tiles
 
 MAIN = ("acc@1", "mean_recall@1", "mean_average_precision", "accuracy", "best_acc@1")
 """Figures that are seen first."""
+SHOWN_BARS = 40
+"""Of more classes, the best and the worst are shown."""
 NOTE = (
     "Intervals hold 95 % of {draws} draws of the images, each with all its captions. They cover "
     "the choice of the images, not of the training run."
@@ -89,12 +92,17 @@ def _(part: Curve, encoded: EncodedSet) -> Markup:
 
 @draw.register
 def _(part: Bars, encoded: EncodedSet) -> Markup:
-    return bars(part.title, part.values)
+    order = sorted(part.values.items(), key=lambda item: -item[1])
+    if len(order) > SHOWN_BARS:
+        between = (f"({len(order) - SHOWN_BARS} between)", 0.0)
+        order = [*order[: SHOWN_BARS // 2], between, *order[-SHOWN_BARS // 2 :]]
+    most = max([abs(value) for _, value in order], default=0) or 1
+    return bars(part.title, [(name, max(0, value) / most, number(value)) for name, value in order])
 
 
 @draw.register
 def _(part: Histogram, encoded: EncodedSet) -> Markup:
-    return histogram(part.title, part.series, x=part.x)
+    return spread(part.title, part.series, x=part.x)
 
 
 @draw.register

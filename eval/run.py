@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.bootstrap import DRAWS, SEED, replicate
 from eval.features import describe, encode_once, read_memory, write_memory
 from eval.open_dataset import open_dataset

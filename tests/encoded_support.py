@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tests_support import picture
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from data_pipelines.faults import Faults
 from data_pipelines.shards import write_shards
 from eval.open_dataset import open_dataset

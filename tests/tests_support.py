@@ -1,6 +1,7 @@
-"""Pictures and pairs that tests draw."""
+"""Pictures and pairs that tests draw, and what they see of a page."""
 
 import io
+from html.parser import HTMLParser
 
 import numpy as np
 from PIL import Image
@@ -33,3 +34,28 @@ def pairs(count: int) -> list[Sample]:
         )
         for i in range(count)
     ]
+
+
+class Seen(HTMLParser):
+    """The tags and the text of a document; every tag is closed in the order it was opened."""
+
+    def __init__(self, document):
+        super().__init__()
+        self.tags, self.text, self.open, self.sources = [], [], [], []
+        self.feed(document)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)

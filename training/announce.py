@@ -4,7 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch.nn.modules.batchnorm import _NormBase
+
 from data_pipelines.plan import Plan
+from training.compute.gather import num_processes
 from training.config import TrainConfig
 from training.rewind import SKIPPED
 from training.run_folder.report import REPORT
@@ -26,6 +29,8 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
         say(f"Teacher: {parts.teacher.name}, {kind}.")
     for line in parts.schedule.lines():
         say(line)
+    if num_processes() > 1 and any(isinstance(m, _NormBase) for m in parts.encoder.modules()):
+        say("Batch norms take their statistics of each process's own pairs, not of all.")
     if config.ema:
         half = math.log(2) / (1 - config.ema) * config.data.batch_size
         say(f"The moving average of the weights forgets half in {half:,.0f} samples.")

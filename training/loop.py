@@ -1,6 +1,6 @@
 """train(config): the loop, top to bottom."""
 
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from data_pipelines.plan import hash63
 from training.announce import announce, report
 from training.cadence import Cadence
 from training.compute.fsdp import whole
-from training.compute.processes import cores_for_workers, lost_processes_told, start_processes
+from training.compute.processes import cores_for_workers, start_processes
+from training.compute.shared_errors import errors_said_once
 from training.config import TrainConfig
+from training.optimization.guard import Verdict
 from training.optimization.stages import staged_batches
 from training.options import KeepConfig
 from training.rewind import skip_or_rewind
@@ -20,12 +22,14 @@ from training.run import Run, open_run
 from training.run_folder.card import write_card
 from training.run_folder.folder import faults_written, write_faults
 from training.run_folder.log import note, validation_note
-from training.run_folder.report import RunStatus, reported, write_report
-from training.run_folder.sessions import begin_session
+from training.run_folder.report import reported, write_report
+from training.run_folder.sessions import RunStatus, begin_session
 from training.state import save
 from training.step import cut_captions, over_processes, take_step
 from training.validation import Validation, validate
-from vlp.console import progress, say, speaking
+from vlp.console import progress, say, speaking, warn
+from vlp.errors import nearest
+from vlp.types import Batch
 
 
 def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -37,63 +41,41 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
         UserError: Anything in the config, the data or the folder that the user can mend.
         Stopped: A signal asked the run to end; it has saved, and the same call goes on.
     """
-    accelerator = start_processes(config)
-    voice = nullcontext() if accelerator.is_main_process else speaking("quiet")
-    with voice, cores_for_workers(), lost_processes_told():
-        run = open_run(config, out, accelerator, overwrite=overwrite)
-        announce(config, out, run.parts, run.state, run.steps)
+    with errors_said_once(), cores_for_workers():
+        accelerator = start_processes(config)
         is_main = accelerator.is_main_process
-        if is_main and run.state.step < run.steps:
-            begin_session(out, config, accelerator, run.parts, run.state, run.steps)
-        with run.requests, reported(run), faults_written(run.parts.loader, out):
-            while run.state.step < run.steps and not run.requests.signal:
-                _turn(run)
-        run.log.close()
-        accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
-        accelerator.end_training()
-        run.requests.raise_if_stopped(run.state.step, run.steps)
-        return report(out, run.parts, run.state, run.log.figures) if is_main else None
+        with speaking(None if is_main else "quiet"):
+            run = open_run(config, out, accelerator, overwrite=overwrite)
+            announce(config, out, run.parts, run.state, run.steps)
+            if is_main and run.state.step < run.steps:
+                begin_session(out, config, accelerator, run.parts, run.state, run.steps)
+            with run.requests, reported(run), faults_written(run.parts.loader, out):
+                while run.state.step < run.steps and not run.requests.signal:
+                    _turn(run)
+            run.log.close()
+            accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
+            accelerator.end_training()
+            run.requests.raise_if_stopped(run.state.step, run.steps)
+            return report(out, run.parts, run.state, run.log.figures) if is_main else None
 
 
 def _turn(run: Run) -> None:
     """Take the steps that are left, or those until a signal, or until the run has gone back."""
-    config, accelerator, parts, state = run.config, run.accelerator, run.parts, run.state
+    config, parts, state = run.config, run.parts, run.state
     steps, log, requests, is_owed = run.steps, run.log, run.requests, False
     stream = staged_batches(parts.loader, parts.schedule, state.samples_seen, state.passed_over)
-    with (
-        closing(stream) as batches,
-        progress(steps, "train") as advance,
-    ):
+    with closing(stream) as batches, progress(steps, "train") as advance:
         advance(state.step)
         while state.step < steps and not requests.signal:
             run.profiler.before(state.step + 1)
             with log.waiting():
                 batch = next(batches)
-            if config.speed.cut_captions:
-                batch = cut_captions(parts.encoder, batch)
             is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == steps
-            memory = (
-                parts.memory if state.samples_seen >= parts.schedule.learning_rate.warmup else None
-            )
-            torch.manual_seed(_step_seed(config.seed, state.step, accelerator.process_index))
-            encoder = run.encoder.at(state.samples_seen)
-            rate = _set_learning_rate(run.optimizer, parts.schedule.rate(state.samples_seen))
-            values, verdict = take_step(
-                accelerator,
-                encoder,
-                run.optimizer,
-                batch,
-                parts,
-                memory=memory,
-                is_watched=is_logged,
-            )
-            state.step += 1
-            state.samples_seen += config.data.batch_size
-            log.count(config.data.batch_size, parts.flops.of(batch, run.encoder.stage))
+            values, rate, verdict = _step(run, batch, is_watched=is_logged)
             run.profiler.after(state.step, is_last=state.step == steps)
             advance(1)
             if verdict.why and skip_or_rewind(
-                verdict, batch, parts.guard, state, run.out, accelerator
+                verdict, batch, parts.guard, state, run.out, run.accelerator
             ):
                 log.go_back(state.step)
                 return
@@ -110,6 +92,32 @@ def _turn(run: Run) -> None:
                 is_owed = False
     if state.step == steps:
         parts.loader.judge(first_reads=1)  # a run of few samples, too
+
+
+def _step(
+    run: Run, batch: Batch, *, is_watched: bool
+) -> tuple[dict[str, torch.Tensor], float, Verdict]:
+    """Take a step and count it; return its figures, its learning rate and the guard's verdict."""
+    config, parts, state = run.config, run.parts, run.state
+    if config.speed.cut_captions:
+        batch = cut_captions(parts.encoder, batch)
+    is_warm = state.samples_seen >= parts.schedule.learning_rate.warmup
+    torch.manual_seed(_step_seed(config.seed, state.step, run.accelerator.process_index))
+    encoder = run.encoder.at(state.samples_seen)
+    rate = _set_learning_rate(run.optimizer, parts.schedule.rate(state.samples_seen))
+    values, verdict = take_step(
+        run.accelerator,
+        encoder,
+        run.optimizer,
+        batch,
+        parts,
+        memory=parts.memory if is_warm else None,
+        is_watched=is_watched,
+    )
+    state.step += 1
+    state.samples_seen += config.data.batch_size
+    run.log.count(config.data.batch_size, parts.flops.of(batch, run.encoder.stage))
+    return values, rate, verdict
 
 
 def _write_row(run: Run, values: dict[str, torch.Tensor], rate: float) -> None:
@@ -130,6 +138,10 @@ def _validate(run: Run, validation: Validation) -> None:
         figures = validate(run.accelerator, encoder, validation, parts.objective)
     run.log.row(run.state, figures)
     say(f"step {run.state.step}/{run.steps}  {validation_note(figures)}")
+    best = run.config.keep.best
+    if best.startswith("validation/") and best not in figures and run.accelerator.is_main_process:
+        known = nearest(best, figures)
+        warn(f"No checkpoint is kept as the best: there is no figure {best!r}. {known}")
 
 
 def _save(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from vlp.types import Batch
 SKIPPED = "skipped.jsonl"
 """Steps that were not taken: why, and on which samples. ``samples_read`` is where the batch begins
 in the plan."""
-LISTENING_SECONDS = 2.0
-"""A launcher ends all processes when one ends: so long the others let the main one speak."""
 
 
 def skip_or_rewind(
@@ -51,7 +48,7 @@ def skip_or_rewind(
         return False
     _write_down(verdict._replace(action=action, why=why), batch, state, out, accelerator)
     if action == "stop":
-        raise _shared(_stop(state, out, guard, why), accelerator)
+        raise _stop(state, out, guard, why)
     if action == "rewind":
         _go_back(guard, state, out, accelerator)
     return action == "rewind"
@@ -102,11 +99,10 @@ def _go_back(guard: Guard, state: TrainState, out: Path, accelerator: Accelerato
     guard.returns = Counter({step: n for step, n in returns.items() if step <= state.step})
     guard.returns[state.step] += 1
     if guard.returns[state.step] > guard.options.rewinds:
-        error = UserError(
+        raise UserError(
             f"The run went back to step {state.step} {guard.options.rewinds} times and met a spike "
             f"each time. Lower --optimizer.learning-rate, or write --guard.on-spike note."
         )
-        raise _shared(error, accelerator)
     state.passed_over = read - state.samples_seen
     say(
         f"Going back from step {stopped_at} to step {state.step}. From now on "
@@ -133,14 +129,6 @@ def _stop(state: TrainState, out: Path, guard: Guard, why: str) -> UserError:
         f"{SKIPPED} names the samples. Try a lower --optimizer.learning-rate or --precision fp32"
         f"{rewind}."
     )
-
-
-def _shared(error: UserError, accelerator: Accelerator) -> BaseException:
-    """Return an error that all processes meet: the main one says it, the others end without."""
-    if accelerator.is_main_process:
-        return error
-    time.sleep(LISTENING_SECONDS)
-    return SystemExit(2)
 
 
 def _proven(state: TrainState, guard: Guard, out: Path) -> list[Path]:

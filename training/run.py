@@ -49,11 +49,7 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
     lock = claim(out, config, overwrite=is_free) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
 
-    plan, identity = parts.loader.reader.plan, parts.loader.reader.identity()
-    moving = {"memory": parts.memory, "scaler": accelerator.scaler, "teacher": parts.teacher}
-    moving |= {"average": parts.average, "guard": parts.guard}
-    others = {name: part for name, part in moving.items() if part is not None}
-    state = TrainState(parts.encoder, parts.optimizer, others, identity, parts.averaged)
+    plan, state = parts.loader.reader.plan, _first_state(parts, accelerator)
     restore(state, out)
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.schedule, config.optimizer)
@@ -84,4 +80,23 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
         length=config.run_length(plan.num_samples),
         steps=config.num_steps(plan.num_samples),
         lock=lock,
+    )
+
+
+def _first_state(parts: Parts, accelerator: Accelerator) -> TrainState:
+    """Return the state of a run that has taken no step."""
+    moving = {
+        "memory": parts.memory,
+        "scaler": accelerator.scaler,
+        "teacher": parts.teacher,
+        "average": parts.average,
+        "guard": parts.guard,
+    }
+    return TrainState(
+        encoder=parts.encoder,
+        optimizer=parts.optimizer,
+        others={name: part for name, part in moving.items() if part is not None},
+        data=parts.loader.reader.identity(),
+        validation=parts.validation.identity if parts.validation else "",
+        averaged=parts.averaged,
     )

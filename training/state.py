@@ -42,6 +42,8 @@ class TrainState:
     """Whatever else moves: the memory of past features, fp16's scaler, the guard's window."""
     data: str
     """Identity of the plan: a run goes on only with the data that it began with."""
+    validation: str = ""
+    """Identity of the held-out shards, once there were any: a curve is of one set."""
     averaged: DualEncoder | None = None
     """The moving average of the encoder, saved as a checkpoint of its own in ``ema/``."""
     step: int = 0
@@ -84,6 +86,7 @@ def save(state: TrainState, moving: dict[str, Any], run: Path, keep: KeepConfig)
         "samples_seen": state.samples_seen,
         "passed_over": state.passed_over,
         "data": state.data,
+        "validation": state.validation,
         "ledger": state.ledger,
         "others": moving["others"],
     }
@@ -120,6 +123,14 @@ def restore(state: TrainState, run: Path, *, until: float = math.inf) -> bool:
             f"The training shards are no longer those that {run} began with: their names may be "
             f"the same, their samples are not. Bring the old ones back, or use --overwrite."
         )
+    held_out = content.get("validation", "")
+    if held_out and state.validation not in ("", held_out):
+        raise UserError(
+            f"The validation shards are not those that {run} had before, and one curve is of one "
+            f"set. Bring the old ones back, or leave out --data.validation; `vlp eval` tells how "
+            f"each checkpoint does on others."
+        )
+    state.validation = held_out or state.validation
     state.step, state.samples_seen = content["step"], content["samples_seen"]
     state.passed_over = content.get("passed_over", 0)
     state.ledger = content.get("ledger", {})

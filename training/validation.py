@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from data_pipelines.captions import caption_key
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.embed import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet, encode_dataset
 from data_pipelines.plan import hash63
 from eval.open_dataset import open_dataset
 from eval.run import Evaluator, build_evaluators, needs_pooled, run_evaluators
@@ -31,6 +31,12 @@ class Validation:
 
     dataset: Dataset
     evaluators: Sequence[Evaluator]
+
+    @property
+    def identity(self) -> str:
+        """What two sets of the same samples share, wherever they lie."""
+        keys = "\0".join(self.dataset.keys)
+        return f"{hash63(keys):016x}"
 
 
 def open_validation(source: str, tasks: Sequence[str]) -> Validation:

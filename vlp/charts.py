@@ -1,138 +1,118 @@
-"""More parts of reports: bars, a heat map, points in the plane, and how values are spread."""
+"""Counts as drawings: histograms, bars, and tables whose cells are shaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import torch
-from jaxtyping import Float
+import numpy as np
 from markupsafe import Markup
-from torch import Tensor
 
-from vlp.report import NUM_COLOURS, WIDTH, number, plot
-
-BAR, LABEL = 16, 130
-"""Height of a bar, and room for its name."""
-SHOWN_BARS = 40
-CELLS = 330
-"""Side of a heat map."""
-BINS = 60
-SHOWN_POINTS = 800
+from vlp.axes import Frame, round_axis, tight_axis
+from vlp.report import drawing_of, number
 
 
-def bars(title: str, values: Mapping[str, float]) -> Markup:
-    """Return a bar for each name, the largest first; of many, the largest and the smallest."""
-    order = sorted(values.items(), key=lambda item: -item[1])
-    if not order:
-        return Markup()
-    left_out = len(order) - SHOWN_BARS
-    if left_out > 0:
-        half = SHOWN_BARS // 2
-        order = [*order[:half], (f"({left_out} between)", 0.0), *order[-half:]]
-    most = max(*(abs(value) for _, value in order), 1e-12)
-    drawn = Markup().join(
-        Markup(
-            '<text class="axis" x="{x}" y="{text}" text-anchor="end">{name}</text>'
-            '<rect class="c0" x="{start}" y="{y}" width="{width}" height="{high}"/>'
-            '<text class="axis" x="{end}" y="{text}">{value}</text>'
-        ).format(
-            x=LABEL - 6,
-            start=LABEL,
-            y=place * BAR + 2,
-            text=place * BAR + BAR - 4,
-            width=round(max(0.0, value) / most * (WIDTH - LABEL - 46), 1),
-            high=BAR - 4,
-            end=LABEL + round(max(0.0, value) / most * (WIDTH - LABEL - 46), 1) + 4,
-            name=name if len(name) <= 20 else f"{name[:19]}…",
-            value=number(value) if not name.startswith("(") else "",
-        )
-        for place, (name, value) in enumerate(order)
-    )
-    return _figure(title, drawn, WIDTH, len(order) * BAR + 4)
-
-
-def heat_map(
+def histogram(
     title: str,
-    values: Float[Tensor, "rows columns"],
-    rows: Sequence[str],
-    columns: Sequence[str],
+    edges: Sequence[float],
+    counts: Mapping[str, Sequence[int]],
+    *,
+    x: str,
+    marks: Sequence[float] = (),
+    is_log: bool = False,
 ) -> Markup:
-    """Return a square for each cell, darker for more of its row; its names appear when pointed at.
+    """Return how often numbers lie between edges, as bars; nothing where there is no number.
 
     Args:
-        title: What is drawn.
-        values: Counts, such as of a confusion matrix; each row is drawn by its own sum.
-        rows: Names of the rows.
-        columns: Names of the columns.
+        title: What is counted.
+        edges: Ascending; one more than there are bars.
+        counts: By name, of each bar; they stand on top of each other.
+        x: What the axis is, with its unit.
+        marks: Numbers to draw a line at, such as thresholds, inside the edges.
+        is_log: Whether equal ratios are equally far apart.
     """
-    side = CELLS / max(1, *values.shape)
-    shares = values / values.sum(1, keepdim=True).clamp(min=1)
-    cells = []
-    for row, column in (values > 0).nonzero().tolist():
-        cells.append(
-            Markup(
-                '<rect class="c0" x="{}" y="{}" width="{size}" height="{size}" opacity="{}">'
-                "<title>{} as {}: {}</title></rect>"
-            ).format(
-                round(column * side, 2),
-                round(row * side, 2),
-                round(0.08 + 0.92 * shares[row, column].item(), 3),
-                rows[row],
-                columns[column],
-                number(values[row, column].item()),
-                size=round(side, 2),
+    tops = np.cumsum([*counts.values()], axis=0)
+    if not tops.size or not tops[-1].any():
+        return Markup()
+    across = tight_axis(edges[0], edges[-1], is_log=is_log)
+    frame = Frame(across, round_axis(0, float(tops[-1].max())))
+    drawing = [frame.grid()]
+    for place, top in enumerate(tops):
+        below = tops[place - 1] if place else np.zeros_like(top)
+        drawing += [
+            _bar(frame, edges[n : n + 2], (int(below[n]), int(top[n])), place)
+            for n in np.flatnonzero(top > below).tolist()
+        ]
+    for mark in marks:
+        drawing.append(
+            Markup('<line class="mark" x1="{x}" x2="{x}" y1="{}" y2="{}"/>').format(
+                frame.y(frame.up.high), frame.y(0), x=frame.x(mark)
             )
         )
-    frame = Markup('<rect class="frame" width="{0}" height="{0}"/>').format(CELLS)
-    return _figure(title, frame + Markup().join(cells), CELLS, CELLS)
+    line = f", lines at {' and '.join(map(number, marks))}" if marks else ""
+    told = f"{title} by {x}: {number(int(tops[-1].sum()))}{line}"
+    return drawing_of(title, drawing, [*counts] if len(counts) > 1 else [], x=x, told=told)
 
 
-def scatter(title: str, series: Mapping[str, Float[Tensor, "_ 2"]]) -> Markup:
-    """Return points in the plane, some of each series where there are many."""
-    some = {name: of[:: max(1, len(of) // SHOWN_POINTS)] for name, of in series.items()}
-    every = torch.cat(list(some.values()))
-    if not len(every):
+def bars(title: str, rows: Iterable[tuple[str, float, str]]) -> Markup:
+    """Return bars that lie one under the other; nothing without rows.
+
+    Args:
+        title: What the bars are.
+        rows: Of each its name, its length in [0, 1], and what is said at its end.
+    """
+    lines = [
+        Markup('<span>{}</span><i><b style="width:{:.1f}%"></b></i><span>{}</span>').format(
+            name, 100 * share, told
+        )
+        for name, share, told in rows
+    ]
+    if not lines:
         return Markup()
-    low, high = every.amin(0), every.amax(0)
-    size = (high - low).clamp(min=1e-12)
-    drawn = []
-    for place, of in enumerate(some.values()):
-        for x, y in ((of - low) / size).tolist():
-            drawn.append(
-                Markup('<circle class="c{}" r="1.7" opacity="0.55" cx="{}" cy="{}"/>').format(
-                    place % NUM_COLOURS, round(8 + x * (CELLS - 16), 1), round(322 - y * 314, 1)
-                )
-            )
-    names = Markup().join(
-        Markup(
-            '<span><svg viewBox="0 0 24 8" aria-hidden="true"><circle class="c{}" cx="12" cy="4" '
-            'r="3.5"/></svg>{}</span>'
-        ).format(place % NUM_COLOURS, name)
-        for place, name in enumerate(some)
+    return Markup('<figure class="bars"><figcaption>{}</figcaption><div>{}</div></figure>').format(
+        title, Markup("\n").join(lines)
     )
-    legend = Markup('<p class="legend">{}</p>').format(names)
-    return _figure(title, Markup().join(drawn), CELLS, CELLS, legend)
 
 
-def histogram(title: str, series: Mapping[str, Float[Tensor, "_"]], *, x: str) -> Markup:
-    """Return the share of values in each of 60 bins, as a line for each series."""
-    series = {name: of.double() for name, of in series.items() if len(of)}
-    if not series:
-        return Markup()
-    low = min(of.min().item() for of in series.values())
-    high = max(of.max().item() for of in series.values())
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    width = (high - low) / BINS
-    lines = {}
-    for name, of in series.items():
-        shares = torch.histc(of, BINS, low, high) / len(of)
-        lines[name] = [(low + (b + 0.5) * width, v) for b, v in enumerate(shares.tolist())]
-    return plot(f"{title} (share of values)", lines, x=x)
-
-
-def _figure(
-    title: str, drawn: Markup, width: int, height: int, below: Markup | None = None
+def matrix(
+    corner: str,
+    names: Sequence[str],
+    rows: Iterable[Sequence[int | None]],
+    *,
+    estimates: Collection[int] = (),
 ) -> Markup:
+    """Return a table with a numbered column for each row, cells shaded by their share of the row.
+
+    Args:
+        corner: What the rows are.
+        names: Of the rows.
+        rows: Counts; None is not known. A row is compared with its count on the diagonal.
+        estimates: Rows whose counts are estimates: these have a ``~``.
+    """
+    lines, rough = [], set(estimates)
+    for place, row in enumerate(rows):
+        whole = row[place] or 0
+        cells = [
+            Markup('<td class="number" style="--share:{:.2f}">{}</td>').format(
+                count / whole if count and whole else 0,
+                "" if count is None else f"{'~' * bool({place, other} & rough)}{number(count)}",
+            )
+            for other, count in enumerate(row)
+        ]
+        lines.append(
+            Markup("<tr><td>{} {}</td>{}</tr>\n").format(
+                place + 1, names[place], Markup().join(cells)
+            )
+        )
+    heads = Markup().join(
+        Markup('<th class="number">{}</th>').format(n + 1) for n in range(len(names))
+    )
     return Markup(
-        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        'aria-label="{title}">{drawn}</svg>{below}</figure>'
-    ).format(title=title, width=width, height=height, drawn=drawn, below=below or Markup())
+        '<div class="wide"><table class="matrix"><thead><tr><th>{}</th>{}</tr></thead>'
+        "<tbody>\n{}</tbody></table></div>"
+    ).format(corner, heads, Markup().join(lines))
+
+
+def _bar(frame: Frame, edges: Sequence[float], heights: tuple[int, int], colour: int) -> Markup:
+    left, right = (frame.x(edge) for edge in edges)
+    low, high = (frame.y(height) for height in heights)
+    return Markup('<rect class="c{}" x="{:g}" y="{:g}" width="{:.4g}" height="{:.4g}"/>').format(
+        colour, left, high, max(0.5, right - left - 0.4), low - high
+    )

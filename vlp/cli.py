@@ -6,7 +6,7 @@ loads torch, so imports run one way and ``vlp --help`` answers at once.
 """
 
 import contextlib
-import errno
+import functools
 import importlib
 import inspect
 import io
@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, get_type_hints
 
 from vlp.console import Voice, speaking
-from vlp.errors import Stopped, UserError, nearest
+from vlp.errors import NO_ROOM, Stopped, UserError, nearest, said_by_first_process
 
 DOORS = ("data_pipelines", "training", "eval", "vlp")
 ORDER = (
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `vlp ... | head` closed our output
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         print(f"vlp: {error}. Make room and run the same command again.", file=sys.stderr)
         sys.exit(2)
@@ -76,20 +76,32 @@ def run(argv: list[str]) -> Any:
     if argv[0] in ("--version", "-V"):
         print(f"vlp {version('vlp')}")
         return None
-    known = commands()
-    if argv[0] not in known:
-        raise UserError(f"There is no command {argv[0]!r}. {nearest(argv[0], known)}")
-    if argv[0] == "train" and not {"--help", "-h"} & set(argv):
-        _check_recipe(argv)
+    with said_by_first_process():
+        command = parse(argv)
     with speaking(voice):
-        result = _call(known[argv[0]], argv)
+        result = command()
     if voice == "json" and result is not None:
         print(json.dumps(result, indent=1, default=str, ensure_ascii=False))
     return result
 
 
-def _call(command: Callable, argv: list[str]) -> Any:
-    """Parse the options and run the command; a wrong option becomes one line."""
+def parse(argv: list[str]) -> Callable[[], Any]:
+    """Return the command that a line names, with its arguments and options.
+
+    Raises:
+        UserError: There is no such command or option.
+    """
+    known = commands()
+    if argv[0] not in known:
+        raise UserError(f"There is no command {argv[0]!r}. {nearest(argv[0], known)}")
+    if argv[0] == "train" and not {"--help", "-h"} & set(argv):
+        _check_recipe(argv)
+    arguments, options = _arguments(known[argv[0]], argv)
+    return functools.partial(known[argv[0]], *arguments, **options)
+
+
+def _arguments(command: Callable, argv: list[str]) -> tuple[tuple, dict[str, Any]]:
+    """Return what a command is called with; a wrong option becomes one line."""
     import tyro
 
     keep: Any = lambda *arguments, **options: (arguments, options)  # noqa: E731
@@ -105,12 +117,11 @@ def _call(command: Callable, argv: list[str]) -> Any:
     styles = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)
     try:
         with contextlib.redirect_stderr(said):
-            arguments, options = tyro.cli(keep, prog=f"vlp {argv[0]}", args=argv[1:], config=styles)
+            return tyro.cli(keep, prog=f"vlp {argv[0]}", args=argv[1:], config=styles)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(f"{_one_line(said.getvalue())} See `vlp {argv[0]} --help`.") from None
-    return command(*arguments, **options)
 
 
 def _check_recipe(argv: list[str]) -> None:

@@ -4,17 +4,20 @@ from pathlib import Path
 from typing import Any
 
 
-def index(features: Path, index: Path, /, overwrite: bool = False) -> dict[str, Any]:
-    """Build an exact nearest-neighbour index over features.
+def index(
+    features: Path, index: Path, /, model: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Build an exact nearest-neighbour index over the features of images.
 
     Args:
-        features: Folder that ``vlp embed`` wrote.
+        features: Folder that ``vlp embed`` or clip-retrieval wrote.
         index: Folder to write.
+        model: The model that made the features, where that is not written beside them.
         overwrite: Replace what another command or config wrote.
     """
     from vlp.index import build_index
 
-    return build_index(features, index, overwrite=overwrite)
+    return build_index(features, index, model=model, overwrite=overwrite)
 
 
 def search(

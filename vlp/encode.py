@@ -3,17 +3,16 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from vlp.batches import batches
 from vlp.encoder import DualEncoder
 
-Item = TypeVar("Item")
 SORTED = 64
 """Batches of captions that are sorted by length at a time."""
 
@@ -108,13 +107,6 @@ def remembering(memory: TextMemory) -> Iterator[None]:
 def encode_captions(encoder: DualEncoder, captions: Sequence[str], *, pooled: bool = False) -> Rows:
     """Return what the text tower gives for a batch of captions."""
     return _encode_tokens(encoder, encoder.tokenizer(captions), pooled=pooled)
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of ``size`` items; the last may be shorter."""
-    source = iter(items)
-    while group := list(islice(source, size)):
-        yield group
 
 
 @torch.no_grad()

@@ -5,8 +5,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("vlp", "torch", "open_clip_torch", "timm", "transformers", "numpy")
 """Whose versions a figure may depend on."""
 
@@ -18,6 +16,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, str]:
     """Return the processor, its cores and memory, and the GPUs of this machine, in words."""
+    import torch
+
     found = {"processor": _processor(), "cores": str(os.cpu_count())}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory"] = (

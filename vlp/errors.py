@@ -1,10 +1,18 @@
 """The one error meant for the person at the keyboard."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Codes of an OSError that says that the disk is full."""
 SHOWN = 12
 """Names listed where none comes near what was written."""
+FIRST_PROCESS_SECONDS = 30.0
+"""By when the first of several processes has started, and said what is wrong with the options."""
 
 
 class UserError(Exception):
@@ -21,6 +29,34 @@ class Stopped(KeyboardInterrupt):
         """Hold the signal's number and a line for the person; an empty one is not printed."""
         super().__init__(told)
         self.number = number
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Turn the failure of an import into a line that says how to install what is missing.
+
+    Args:
+        extra: Of this package, such as ``filters``.
+        what: Such as ``Parsing captions takes spaCy``.
+    """
+    try:
+        yield
+    except ImportError:
+        raise UserError(f'{what}. Install it: pip install "vlp[{extra}]".') from None
+
+
+@contextmanager
+def said_by_first_process() -> Iterator[None]:
+    """Let the first of a launcher's processes say a mistake in the block, which all of them meet.
+
+    The launcher ends the others when the first has ended; if none does, each says it after all.
+    """
+    try:
+        yield
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(FIRST_PROCESS_SECONDS)
+        raise
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,10 +1,13 @@
 """Features on disk: mapped into memory, and found by the key and caption of their sample.
 
 A folder holds ``image_emb/*.npy`` and ``text_emb/*.npy``, ``[rows, dim]`` in parts by number, and
-``metadata/*.parquet`` with a row for each, as clip-retrieval lays them out and `vlp embed` writes.
+``metadata/*.parquet`` with a row for each, as `vlp embed` writes; or ``img_emb/*.npy`` and rows of
+``image_path`` and ``caption``, as clip-retrieval does.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +23,11 @@ from vlp.errors import UserError, first_line
 from vlp.output import read_record
 
 KINDS = ("image", "text")
+FOLDERS = {"image": ("image_emb", "img_emb"), "text": ("text_emb",)}
+"""By what they are of, where features lie: ours, then clip-retrieval's."""
+KEYS = ("key", "image_path")
+"""Columns of a sample's key: ours, then clip-retrieval's."""
+COLUMNS = ("key", "caption", "metadata", "shard", "offset", "size")
 PROBED = 256
 """Rows, evenly spread, whose numbers are part of a folder's identity."""
 
@@ -93,7 +101,7 @@ class StoredFeatures:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        return (read_record(self.folder) or {"config": {}})["config"]
+        return _config_of(self.folder)
 
 
 def open_features(folder: Path) -> StoredFeatures:
@@ -127,6 +135,67 @@ def open_features(folder: Path) -> StoredFeatures:
     return StoredFeatures(folder, image, text, keys, captions, order)
 
 
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Features in parts as one matrix; only rows that are asked for are read from the disk."""
+
+    parts: list[Float[np.ndarray, "_ dim"]]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature."""
+        return self.parts[0].shape[1]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Float[np.ndarray, "rows dim"]:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        found = np.empty((len(rows), self.dim), self.parts[0].dtype)
+        for number in np.unique(numbers):
+            part, places = self.parts[number], numbers == number
+            found[places] = part[rows[places] - int(self._ends[number]) + len(part)]
+        return found
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([len(part) for part in self.parts])
+
+
+def stack(folder: Path, kind: str) -> Stacked:
+    """Return all ``image`` or all ``text`` features of a folder.
+
+    Raises:
+        UserError: There are none, or they are damaged.
+    """
+    return Stacked(_mapped(folder, kind))
+
+
+def read_metadata(folder: Path) -> pa.Table:
+    """Return the rows of a folder's metadata with our columns, whoever wrote them.
+
+    Raises:
+        UserError: A table cannot be read.
+    """
+    tables = []
+    for path in numbered(folder / "metadata", ".parquet"):
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"Cannot read {path}: {first_line(error)}.") from None
+        tables.append(table.select(COLUMNS) if "key" in table.column_names else _renamed(table))
+    if not tables:
+        raise UserError(f"{folder} lacks metadata/metadata_0.parquet. Run `vlp embed` again.")
+    return pa.concat_tables([table.replace_schema_metadata() for table in tables])
+
+
+def model_hash_of(folder: Path) -> str | None:
+    """Return the hash of the model that made features, where `vlp embed` wrote it down."""
+    return _config_of(folder).get("model_hash")
+
+
 def numbered(folder: Path, suffix: str) -> list[Path]:
     """Return ``name_0.npy``, ``name_1.npy``, ... in the order of their numbers."""
     found = [path for path in folder.glob(f"*_*{suffix}")]
@@ -134,8 +203,9 @@ def numbered(folder: Path, suffix: str) -> list[Path]:
 
 
 def _mapped(folder: Path, kind: str) -> list[np.ndarray]:
+    found = (numbered(folder / name, ".npy") for name in FOLDERS[kind])
     parts = []
-    for path in numbered(folder / f"{kind}_emb", ".npy"):
+    for path in next(filter(None, found), []):
         try:
             part = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
@@ -144,23 +214,49 @@ def _mapped(folder: Path, kind: str) -> list[np.ndarray]:
             raise UserError(f"{path} holds {part.dtype} of {part.ndim} dimensions, no features.")
         parts.append(part)
     if not parts:
-        raise UserError(f"{folder} lacks {kind}_emb/{kind}_emb_0.npy. Run `vlp embed` again.")
+        raise UserError(
+            f"{folder} lacks {kind}_emb/{kind}_emb_0.npy: it holds no features of {kind}s. Give a "
+            f"folder that `vlp embed` wrote."
+        )
     return parts
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    return (read_record(folder) or {"config": {}})["config"]
 
 
 def _metadata_hashes(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashes of the keys and of the captions, row by row."""
-    hashes = {"key": [np.empty(0, np.uint64)], "caption": [np.empty(0, np.uint64)]}
+    keys, captions = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     for path in numbered(folder / "metadata", ".parquet"):
         try:
-            for batch in pq.ParquetFile(path).iter_batches(columns=list(hashes)):
-                for name, parts in hashes.items():
-                    parts.append(_hashes(str(text or "") for text in batch[name].to_pylist()))
+            file = pq.ParquetFile(path)
+            name = next((name for name in KEYS if name in file.schema_arrow.names), KEYS[0])
+            for batch in file.iter_batches(columns=[name, "caption"]):
+                for column, parts in ((name, keys), ("caption", captions)):
+                    parts.append(_hashes(str(text or "") for text in batch[column].to_pylist()))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise UserError(
                 f"Cannot read the columns key and caption of {path}: {first_line(error)}."
             ) from None
-    return np.concatenate(hashes["key"]), np.concatenate(hashes["caption"])
+    return np.concatenate(keys), np.concatenate(captions)
+
+
+def _renamed(table: pa.Table) -> pa.Table:
+    """Return clip-retrieval's metadata with our columns.
+
+    ``image_path`` is a file, or of shards the key of a sample, whose picture cannot be found.
+    """
+    rows = table.to_pylist()
+    paths = [str(row.pop("image_path", "")) for row in rows]
+    captions = [row.pop("caption", None) or "" for row in rows]
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in paths]
+    files = [None if size is None else path for path, size in zip(paths, sizes, strict=True)]
+    said = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
+    columns = (paths, captions, said, files, [0] * len(rows), sizes)
+    types = (*[pa.string()] * 4, pa.int64(), pa.int64())
+    arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
+    return pa.table(arrays, COLUMNS)
 
 
 def _hashes(texts: Iterable[str]) -> UInt64[np.ndarray, "texts"]:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64, UInt8
 
 from vlp.console import show
 from vlp.errors import UserError
-from vlp.features import numbered
+from vlp.features import read_metadata, stack
 from vlp.output import output_folder, read_record
 from vlp.types import Hit
 
@@ -63,8 +63,12 @@ class Index:
         """Return the encoded picture of a hit, with one seek into its shard.
 
         Raises:
-            UserError: The shard has moved since the features were made.
+            UserError: The shard has moved since the features were made, or nobody said where it is.
         """
+        if hit.metadata["shard"] is None:
+            raise UserError(
+                f"Where the picture of {hit.key} lies is not known. `vlp embed` shards or a folder."
+            )
         try:
             with open(hit.metadata["shard"], "rb") as file:
                 file.seek(hit.metadata["offset"])
@@ -81,42 +85,48 @@ class Index:
         return Hit(columns.pop("key"), score, {**columns, "fields": fields})
 
 
-def build_index(features: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def build_index(
+    features: Path, out: Path, *, model: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """Build an exact index (inner product of unit-length rows) over image features.
 
+    Args:
+        features: What `vlp embed` or clip-retrieval wrote.
+        out: Folder to write.
+        model: That made the features, where it is not written beside them.
+        overwrite: Replace what another command or config wrote.
+
     Raises:
-        UserError: ``features`` is not what ``vlp embed`` writes, or ``out`` is another's.
+        UserError: The folder holds no image features, the model is not known, or ``out`` is
+            another's.
     """
-    record = read_record(features) if features.is_dir() else None
-    if record is None or record["command"] != "embed":
-        raise UserError(f"{features} holds no features. Give the folder that `vlp embed` wrote.")
-    rows, metadata = read_features(features)
-    config = {name: record["config"][name] for name in ("model", "model_hash")}
-    config |= {"features": str(features), "kind": "exact"}
+    rows, metadata = stack(features, "image"), read_metadata(features)
+    if len(rows) != len(metadata):
+        raise UserError(
+            f"{features} has {len(rows)} features but {len(metadata)} rows of metadata."
+        )
+    config = {**_maker(features, model), "features": str(features), "kind": "exact"}
     with output_folder(out, "index", config, inputs=[features], overwrite=overwrite) as part:
-        index = faiss.IndexFlatIP(rows.shape[1])
-        index.add(rows)
+        index = faiss.IndexFlatIP(rows.dim)
+        for _, block in _blocks(rows):
+            faiss.normalize_L2(block)  # fp16 has rounded them
+            index.add(block)
         faiss.write_index(index, str(part / "index.faiss"))
         pq.write_table(metadata, part / "metadata.parquet")
     show(f"Indexed {len(rows)} features of {features} into {out}, exact.")
-    return {"features": len(rows), "dim": int(rows.shape[1]), "out": str(out)}
+    return {"features": len(rows), "dim": rows.dim, "out": str(out)}
 
 
-def read_features(folder: Path) -> tuple[Float[np.ndarray, "rows dim"], pa.Table]:
-    """Return the image features and metadata of a folder in clip-retrieval's layout.
+def _maker(features: Path, model: str | None) -> dict[str, str]:
+    """Return the model that made features, and its hash."""
+    record = read_record(features)
+    if record is not None and record["command"] == "embed" and model is None:
+        return {name: record["config"][name] for name in ("model", "model_hash")}
+    if model is None:
+        raise UserError(f"Which model made {features} is not written there. Name it with --model.")
+    from vlp.checkpoint import encoder_hash, load_encoder  # takes seconds
 
-    Raises:
-        UserError: Files are missing, or features and metadata are not of the same length.
-    """
-    parts = numbered(folder / "image_emb", ".npy")
-    tables = numbered(folder / "metadata", ".parquet")
-    if not parts or not tables:
-        raise UserError(f"{folder} lacks image_emb/*.npy or metadata/*.parquet.")
-    rows = np.concatenate([np.load(path) for path in parts]).astype(np.float32)
-    metadata = pa.concat_tables([pq.read_table(path) for path in tables])
-    if len(rows) != len(metadata):
-        raise UserError(f"{folder} has {len(rows)} features but {len(metadata)} rows of metadata.")
-    return rows, metadata
+    return {"model": model, "model_hash": encoder_hash(load_encoder(model))}
 
 
 def load_index(folder: Path) -> Index:
@@ -138,7 +148,7 @@ def load_index(folder: Path) -> Index:
 
 
 @runtime_checkable
-class Rows(Protocol):
+class Matrix(Protocol):
     """A matrix of features that may be larger than memory: an array, mapped or in parts."""
 
     def __len__(self) -> int: ...
@@ -146,7 +156,7 @@ class Rows(Protocol):
 
 
 def kmeans(
-    rows: Rows, k: int, *, seed: int = 0, sample: int | None = None, iterations: int = 20
+    rows: Matrix, k: int, *, seed: int = 0, sample: int | None = None, iterations: int = 20
 ) -> Float[np.ndarray, "k dim"]:
     """Return k unit-length centroids of unit-length features: spherical k-means.
 
@@ -176,7 +186,7 @@ def kmeans(
 
 
 def assign(
-    rows: Rows, centroids: Float[np.ndarray, "k dim"]
+    rows: Matrix, centroids: Float[np.ndarray, "k dim"]
 ) -> tuple[Int64[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
     """Return the number of the nearest centroid of each feature, and the cosine to it."""
     index = faiss.IndexFlatIP(centroids.shape[1])
@@ -191,7 +201,7 @@ def assign(
 
 
 def neighbours(
-    queries: Float[np.ndarray, "queries dim"], rows: Rows, k: int
+    queries: Float[np.ndarray, "queries dim"], rows: Matrix, k: int
 ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
     """Return the cosines and numbers of the k nearest of many features, nearest first, exactly.
 
@@ -239,7 +249,7 @@ def hamming_pairs(
         yield firsts[np.stack([found[is_pair], later[is_pair]], axis=1)]
 
 
-def _blocks(rows: Rows) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
+def _blocks(rows: Matrix) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
     for start in range(0, len(rows), BLOCK):
         yield start, np.ascontiguousarray(rows[start : start + BLOCK], np.float32)
 

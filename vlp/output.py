@@ -8,16 +8,18 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from vlp.errors import UserError
 
 LOCK = ".lock"
 BEGUN = ".begun"
 """In a folder under its temporary name, which command began it."""
+UNFINISHED = ".*.part"
+"""What a file is called until it is whole; who writes it may be killed, and another begin anew."""
 RECORD = "config.json"
 """Name of the record of who wrote a folder; another where ``config.json`` is one of its files."""
 
@@ -63,8 +65,8 @@ def output_folder(
             if not keeps:
                 shutil.rmtree(part, ignore_errors=True)
             raise
-        for name in (LOCK, BEGUN):
-            (part / name).unlink()
+        for left in (part / LOCK, part / BEGUN, *part.rglob(UNFINISHED)):
+            left.unlink()
         write_record(part, command, config, record)
         _rename(part, path)
 
@@ -171,6 +173,28 @@ def _check_apart(path: Path, inputs: Sequence[Path]) -> None:
             )
 
 
+def take_over(earlier: Path, part: Path, names: Iterable[str]) -> None:
+    """Put files of an earlier output into one that is begun, where it has none of their names.
+
+    They are linked, or else copied; who reads them tells whether they are still valid.
+
+    Args:
+        earlier: The folder.
+        part: What ``output_folder`` yields.
+        names: Of files, or of folders of files.
+    """
+    for name in names:
+        path = earlier.absolute() / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            target = part / file.relative_to(earlier.absolute())
+            if file.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(file, target)
+                except OSError:  # another file system, or one without links
+                    shutil.copy2(file, target)
+
+
 def remove_output(path: Path) -> None:
     """Remove a folder that a command wrote; one that no command wrote is never touched."""
     if read_record(path) is not None:
@@ -230,10 +254,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, then rename it."""
+    """Write a file that is whole or not there."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; on the disk, it takes the name ``path`` when the block ends well.
+
+    Its temporary name is this process's own, so that of two who write it the last one wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -9,17 +9,15 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 from PIL import Image
 
+from vlp.axes import HEIGHT, RIGHT, WIDTH, Frame, round_axis
 from vlp.console import one_line
 from vlp.output import write_bytes
 
-WIDTH, HEIGHT = 360, 210
-"""Of a plot, in the units of its text: about what a phone shows, so that it stays readable."""
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 NUM_COLOURS = 6
 POINTS = 180
 """A longer series is drawn as the means of so many parts, over the band from least to most."""
@@ -107,6 +105,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
     ).format(line("th", columns), body)
 
 
+def fault_table(what: str, faults: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Return a row for each reason, most common first; ``faults`` as a fault ledger gives them."""
+    rows = [
+        (reason, found["count"], one_line("; ".join(found["examples"]), 200))
+        for reason, found in sorted(faults.items(), key=lambda item: -item[1]["count"])
+    ]
+    return table((what, "samples", "such as"), rows)
+
+
 def beside(*parts: Markup) -> Markup:
     """Return plots or tables side by side, as many as there is room for."""
     shown = Markup().join(part for part in parts if part)
@@ -129,45 +136,32 @@ def plot(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, x: 
     every = [point for points in lines.values() for point in points]
     if not every:
         return Markup()
-    across = _axis(min(p.x for p in every), max(p.x for p in every))
-    up = _axis(min(p.least for p in every), max(p.most for p in every))
-    drawing = [_grid(across, up)]
-    for place, points in enumerate(lines.values()):
-        drawing.append(_line(points, across, up, place % NUM_COLOURS))
-    last = ", ".join(f"{name} {number(points[-1].mean)}" for name, points in lines.items())
-    return Markup(
-        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        'aria-label="{title} by {x}; at the end: {last}">{drawing}'
-        '<text class="axis" x="{right}" y="{low}" text-anchor="end">{x}</text></svg>'
-        "{legend}</figure>"
-    ).format(
-        title=title,
-        width=WIDTH,
-        height=HEIGHT + 12,
-        x=x,
-        last=last,
-        drawing=Markup().join(drawing),
-        right=WIDTH - RIGHT,
-        low=HEIGHT + 9,
-        legend=_legend(list(lines)) if len(lines) > 1 or title not in lines else Markup(),
+    frame = Frame(
+        round_axis(min(p.x for p in every), max(p.x for p in every)),
+        round_axis(min(p.least for p in every), max(p.most for p in every)),
     )
+    drawing = [frame.grid()]
+    for place, points in enumerate(lines.values()):
+        drawing.append(_line(points, frame, place % NUM_COLOURS))
+    last = ", ".join(f"{name} {number(points[-1].mean)}" for name, points in lines.items())
+    names = list(lines) if len(lines) > 1 or title not in lines else []
+    return drawing_of(title, drawing, names, x=x, told=f"{title} by {x}; at the end: {last}")
 
 
-def gallery(pictures: Iterable[tuple[Image.Image, str]], *, side: int = 160) -> Markup:
-    """Return pictures with captions, inside the document, each at most ``side`` pixels."""
-    cells = []
-    for picture, caption in pictures:
-        small = picture.convert("RGB")
-        small.thumbnail((side, side))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=85)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        cells.append(
-            Markup(
-                '<figure><img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}">'
-                "<figcaption>{}</figcaption></figure>"
-            ).format(data, *small.size, caption, one_line(caption, 200))
+def gallery(pictures: Iterable[tuple[Image.Image | str, str]], *, side: int = 160) -> Markup:
+    """Return pictures with captions, inside the document, each at most ``side`` pixels.
+
+    Where a picture cannot be shown, a text in its place says why.
+    """
+    cells = [
+        Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(
+            Markup('<p class="missing">{}</p>').format(one_line(picture, 200))
+            if isinstance(picture, str)
+            else _thumbnail(picture, caption, side),
+            one_line(caption, 200),
         )
+        for picture, caption in pictures
+    ]
     return Markup('<div class="gallery">{}</div>').format(Markup().join(cells))
 
 
@@ -182,22 +176,45 @@ def number(value: object) -> str:
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-class _Axis(NamedTuple):
-    low: float
-    high: float
-    ticks: list[float]
+def drawing_of(
+    title: str, drawing: Iterable[Markup], names: Sequence[str], *, x: str, told: str
+) -> Markup:
+    """Return a drawing under its title, with names for its colours.
+
+    Args:
+        title: What is drawn.
+        drawing: Parts of an SVG, inside a ``Frame``.
+        names: Of the colours, in their order; none if there is nothing to tell apart.
+        x: What the axis across is.
+        told: What it shows, for who cannot see it.
+    """
+    return Markup(
+        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+        'aria-label="{told}">{drawing}'
+        '<text class="axis" x="{right}" y="{low}" text-anchor="end">{x}</text></svg>'
+        "{legend}</figure>"
+    ).format(
+        title=title,
+        width=WIDTH,
+        height=HEIGHT + 12,
+        x=x,
+        told=told,
+        drawing=Markup().join(drawing),
+        right=WIDTH - RIGHT,
+        low=HEIGHT + 9,
+        legend=_legend(names) if names else Markup(),
+    )
 
 
-def _axis(low: float, high: float) -> _Axis:
-    """Return about five round ticks, and an axis that begins and ends at one or holds all."""
-    if low == high:
-        is_share = 0 <= low <= 1
-        low, high = (0.0, 1.0) if is_share else (low - abs(low) / 2, high + abs(high) / 2)
-    rough = (high - low) / 4
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return _Axis(first * step, last * step, [place * step for place in range(first, last + 1)])
+def _thumbnail(picture: Image.Image, caption: str, side: int) -> Markup:
+    small = picture.convert("RGB")
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}">').format(
+        data, *small.size, caption
+    )
 
 
 def _points(points: Sequence[tuple[float, float]]) -> list[Point]:
@@ -215,51 +232,14 @@ def _points(points: Sequence[tuple[float, float]]) -> list[Point]:
     ]
 
 
-def _across(value: float, axis: _Axis) -> float:
-    share = (value - axis.low) / (axis.high - axis.low)
-    return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
-
-
-def _up(value: float, axis: _Axis) -> float:
-    share = (value - axis.low) / (axis.high - axis.low)
-    return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
-
-
-def _grid(across: _Axis, up: _Axis) -> Markup:
-    drawn = []
-    for tick in up.ticks:
-        y = _up(tick, up)
-        drawn.append(
-            Markup(
-                '<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
-                '<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>'
-            ).format(LEFT, WIDTH - RIGHT, LEFT - 5, y + 3.5, _tick(tick), y=y)
-        )
-    for tick in across.ticks[1:] if len(across.ticks) > 6 else across.ticks:
-        drawn.append(
-            Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                _across(tick, across), HEIGHT - BOTTOM + 14, _tick(tick)
-            )
-        )
-    return Markup().join(drawn)
-
-
-def _tick(value: float) -> str:
-    """Return a number in at most six signs: 250k, 0.05, 2e-5."""
-    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(value) >= least:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}" if abs(value) < 1e-15 or abs(value) >= 1e-3 else f"{value:.2g}"
-
-
-def _line(points: Sequence[Point], across: _Axis, up: _Axis, colour: int) -> Markup:
+def _line(points: Sequence[Point], frame: Frame, colour: int) -> Markup:
     if len(points) == 1:
         return Markup('<circle class="c{}" r="3.5" cx="{}" cy="{}"/>').format(
-            colour, _across(points[0].x, across), _up(points[0].mean, up)
+            colour, frame.x(points[0].x), frame.y(points[0].mean)
         )
-    place = [(_across(p.x, across), _up(p.mean, up)) for p in points]
-    most = [(_across(p.x, across), _up(p.most, up)) for p in points]
-    least = [(_across(p.x, across), _up(p.least, up)) for p in reversed(points)]
+    place = [(frame.x(p.x), frame.y(p.mean)) for p in points]
+    most = [(frame.x(p.x), frame.y(p.most)) for p in points]
+    least = [(frame.x(p.x), frame.y(p.least)) for p in reversed(points)]
     drawn = Markup()
     if most != place:
         drawn += Markup('<polygon class="c{}" points="{}"/>').format(colour, _pairs(most + least))

@@ -107,6 +107,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, choice) for choice in inner)
     if origin is Literal:
         return value in inner
+    if origin is tuple and inner[-1] is not Ellipsis:
+        is_as_long = isinstance(value, tuple | list) and len(value) == len(inner)
+        return is_as_long and all(map(_fits, value, inner))
     if origin in (tuple, list, Sequence):
         return isinstance(value, tuple | list) and all(_fits(v, inner[0]) for v in value)
     if hint is float:

@@ -1,24 +1,11 @@
 """The things that flow: samples in shards, batches of tensors, pairs of features, hits."""
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image-text pair, as a shard holds it."""
-
-    key: str
-    """Unique in its source; the member name without its extension, folders included."""
-    image: bytes
-    """Encoded JPEG, PNG or WebP."""
-    text: str
-    """The caption."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """Everything else that the shard says of the pair: ``.json``, and ``.cls`` as ``cls``."""
+from vlp.sample import Sample as Sample  # one of them
 
 
 class Batch(NamedTuple):

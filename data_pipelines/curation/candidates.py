@@ -5,23 +5,23 @@ so a filter pays for what it looks at, and what two filters look at is made once
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from torch import Tensor
 
 from data_pipelines.faults import SampleFault
 from data_pipelines.shards import read_members, text_of
 from data_pipelines.tar_index import CAPTION_EXTENSIONS, Entry, open_index
-from data_pipelines.toy import MARK
 from vlp.errors import UserError, first_line
 from vlp.image import HEAD, ImageError, decode, size
-from vlp.types import Sample
+from vlp.sample import MARK, Sample
 
 CAPTIONS = ("caption", "text")
 """Columns of a table that may hold the caption; img2dataset's and DataComp's."""
@@ -29,12 +29,13 @@ SIDES = (("original_width", "original_height"), ("width", "height"))
 KEYS = ("key", "uid", "id")
 
 
+@runtime_checkable
 class Record(Protocol):
     """Where the parts of a sample come from."""
 
     key: str
 
-    def told(self) -> tuple[str, dict[str, Any]]:
+    def told(self) -> tuple[str, Mapping[str, Any]]:
         """Return the caption and the metadata."""
         ...
 
@@ -44,6 +45,10 @@ class Record(Protocol):
 
     def size(self) -> tuple[int, int]:
         """Return width and height in pixels, as the header has them."""
+        ...
+
+    def num_bytes(self) -> int:
+        """Return the size of the encoded picture."""
         ...
 
 
@@ -56,7 +61,7 @@ class Candidate:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.key = record.key
-        self.pixels: dict[str, Tensor] = {}
+        self.pixels: dict[str, Any] = {}
         """By model, the picture as its image tower takes it; see ``features.py``."""
         self.features: dict[tuple[str, str], Any] = {}
 
@@ -74,7 +79,7 @@ class Candidate:
         return text
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """What else is said of the sample: ``.json`` and ``.cls``, or the columns of a table."""
         return self._told[1]
 
@@ -87,6 +92,11 @@ class Candidate:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, from the header."""
         return self.record.size()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the encoded picture."""
+        return self.record.num_bytes()
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -104,7 +114,7 @@ class Candidate:
         return hash64(self.key)
 
     @cached_property
-    def _told(self) -> tuple[str, dict[str, Any]]:
+    def _told(self) -> tuple[str, Mapping[str, Any]]:
         return self.record.told()
 
 
@@ -114,7 +124,7 @@ class InMemory:
     def __init__(self, sample: Sample) -> None:
         self.key, self._sample = sample.key, sample
 
-    def told(self) -> tuple[str, dict[str, Any]]:
+    def told(self) -> tuple[str, Mapping[str, Any]]:
         """Return the caption and the metadata."""
         return self._sample.text, _unmarked(self._sample.metadata)
 
@@ -126,6 +136,10 @@ class InMemory:
         """Return width and height, from the header."""
         return size(self._sample.image)
 
+    def num_bytes(self) -> int:
+        """Return the size of the encoded picture."""
+        return len(self._sample.image)
+
 
 class InShard:
     """A sample in a tar file, of which only what is asked for is read."""
@@ -133,7 +147,7 @@ class InShard:
     def __init__(self, entry: Entry) -> None:
         self.key, self._entry = entry.key, entry
 
-    def told(self) -> tuple[str, dict[str, Any]]:
+    def told(self) -> tuple[str, Mapping[str, Any]]:
         """Return the caption and the metadata."""
         text, metadata = text_of(read_members(self._entry, CAPTION_EXTENSIONS))
         return text, _unmarked(metadata)
@@ -149,6 +163,10 @@ class InShard:
         except ImageError:
             return size(self.image())
 
+    def num_bytes(self) -> int:
+        """Return the size of the encoded picture."""
+        return self._entry.members[self._extension[0]].size
+
     @property
     def _extension(self) -> tuple[str, ...]:
         return (self._entry.extension() or "",)
@@ -157,12 +175,13 @@ class InShard:
 class InTable:
     """A row of a Parquet table about pictures that are not here, such as DataComp's."""
 
-    def __init__(self, row: dict[str, Any], place: int) -> None:
+    def __init__(self, row: "TableRow", place: int) -> None:
         self._row = row
         self.key = str(next((row[name] for name in KEYS if name in row), place))
 
-    def told(self) -> tuple[str, dict[str, Any]]:
+    def told(self) -> tuple[str, Mapping[str, Any]]:
         """Return the caption, and all columns as metadata."""
+        self._check()
         caption = next((self._row[name] for name in CAPTIONS if name in self._row), None)
         if caption is None:
             raise SampleFault("no caption")
@@ -172,13 +191,42 @@ class InTable:
         """Raise SampleFault: a table has no pictures."""
         raise SampleFault("a table holds no picture")
 
+    def num_bytes(self) -> int:
+        """Raise SampleFault: a table has no pictures."""
+        raise SampleFault("a table holds no picture")
+
     def size(self) -> tuple[int, int]:
         """Return width and height, from their columns."""
+        self._check()
         for names in SIDES:
-            sides = [self._row.get(name) for name in names]
-            if None not in sides:
-                return int(sides[0]), int(sides[1])  # type: ignore[arg-type]
+            width, height = (self._row.get(name) for name in names)
+            if width and height and width == width and height == height:  # a NaN is none
+                return int(width), int(height)
         raise SampleFault("no width and height")
+
+    def _check(self) -> None:
+        # img2dataset's tables have rows of pictures that are in no shard.
+        if self._row.get("status", "success") != "success":
+            raise SampleFault("picture was not downloaded")
+
+
+class TableRow(Mapping[str, Any]):
+    """A row of a table; a column becomes Python values when a row is first asked for it."""
+
+    def __init__(self, columns: "_Columns", row: int) -> None:
+        self._columns, self._row = columns, row
+
+    def __getitem__(self, name: str) -> Any:
+        return self._columns[name][self._row]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns.names)
+
+    def __len__(self) -> int:
+        return len(self._columns.names)
 
 
 def open_candidates(path: Path, wanted: Sequence[int]) -> Iterator[Candidate]:
@@ -188,21 +236,26 @@ def open_candidates(path: Path, wanted: Sequence[int]) -> Iterator[Candidate]:
         UserError: The file cannot be read.
     """
     if path.suffix == ".parquet":
-        yield from (Candidate(InTable(row, place)) for place, row in _rows(path, wanted))
+        yield from map(Candidate, _rows(path, wanted))
     else:
         index = open_index(path)
         yield from (Candidate(InShard(index[place])) for place in wanted)
 
 
 def keys_of(path: Path) -> list[str]:
-    """Return the key of every row of a shard or a table."""
+    """Return the key of every row of a shard or a table.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     if path.suffix != ".parquet":
         return open_index(path).keys
-    file = pq.ParquetFile(path)
-    name = next((name for name in KEYS if name in file.schema_arrow.names), None)
-    if name is None:
-        return [str(place) for place in range(file.metadata.num_rows)]
-    return [str(key) for key in file.read(columns=[name])[name].to_pylist()]
+    with _reading(path):
+        file = pq.ParquetFile(path)
+        name = next((name for name in KEYS if name in file.schema_arrow.names), None)
+        if name is None:
+            return [str(place) for place in range(file.metadata.num_rows)]
+        return [str(key) for key in file.read(columns=[name])[name].to_pylist()]
 
 
 def hash64(text: str) -> int:
@@ -211,15 +264,36 @@ def hash64(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _rows(path: Path, wanted: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        rows, start = np.asarray(wanted), 0
+class _Columns(dict[str, list]):
+    """Columns of some rows, as far as they were asked for."""
+
+    def __init__(self, rows: pa.RecordBatch) -> None:
+        super().__init__()
+        self.names = dict.fromkeys(rows.schema.names)
+        self._rows = rows
+
+    def __missing__(self, name: str) -> list:
+        self[name] = self._rows.column(name).to_pylist()
+        return self[name]
+
+
+def _rows(path: Path, wanted: Sequence[int]) -> Iterator[InTable]:
+    rows, start = np.asarray(wanted, np.int64), 0
+    with _reading(path):
         for batch in pq.ParquetFile(path).iter_batches():
             inside = rows[(start <= rows) & (rows < start + len(batch))]
-            yield from zip(inside.tolist(), batch.take(inside - start).to_pylist(), strict=True)
+            columns = _Columns(batch.take(pa.array(inside - start)))
+            for number, place in enumerate(inside.tolist()):
+                yield InTable(TableRow(columns, number), place)
             start += len(batch)
-    except OSError as error:
-        raise UserError(f"Cannot read the table {path}: {first_line(error)}.") from None
+
+
+@contextmanager
+def _reading(table: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"Cannot read the table {table}: {first_line(error)}.") from None
 
 
 def _unmarked(metadata: dict[str, Any]) -> dict[str, Any]:

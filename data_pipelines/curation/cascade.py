@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.curation.candidates import hash64
 from data_pipelines.curation.decide import apply
-from data_pipelines.curation.rules import Cost, Filter, Rule
+from data_pipelines.curation.rules import Cost, Filter, Rule, parts_of
 from data_pipelines.curation.scores import Mask, ScoredSet, score
 from data_pipelines.engine import Engine
 
@@ -27,37 +27,46 @@ def score_in_rounds(
     Returns:
         By column, the rows of the seeded sample, or None for a filter that was asked about all.
     """
+    for part in parts_of(rules).values():
+        part.identity()  # who named a model that is not there need not wait until it is asked
     sample = [_drawn(keys, seed) for keys in scored.keys]
     done: set[str] = set()
     samples: dict[str, list[Mask] | None] = {}
-    for filters, places in _rounds(rules):
+    for is_for_all, filters in _rounds(rules):
         wanted = {}
-        for column, part in filters.items():
-            wanted[column], samples[column] = scored.everything(), None
-            if not _asks_all(part):
-                needed = [_certain(rules[:place], done, scored) for place in places[column]]
-                rows = [np.logical_or.reduce(masks) for masks in zip(*needed, sample, strict=True)]
-                if not all(mask.all() for mask in rows):
-                    wanted[column], samples[column] = rows, sample
+        for column in filters:
+            rows = scored.everything()
+            if not is_for_all:
+                rows = _needed(column, rules, done, scored, sample)
+            wanted[column] = rows
+            samples[column] = None if all(mask.all() for mask in rows) else sample
         score(engine, scored, filters, wanted)
         done |= set(filters)
     return samples
 
 
-def _rounds(rules: Sequence[Rule]) -> Iterator[tuple[dict[str, Filter], dict[str, list[int]]]]:
-    """Yield the filters of each round and at which rules each column stands.
+def _rounds(rules: Sequence[Rule]) -> Iterator[tuple[bool, dict[str, Filter]]]:
+    """Yield the filters of each round by their columns, and whether they are asked about all.
 
-    First come all that are asked about everything, so that a picture is decoded once for them.
+    Those that are come first, so that a picture is decoded once for them.
     """
-    for cost in (None, *Cost):
-        filters, places = {}, {}
-        for place, rule in enumerate(rules):
-            for column, part in rule.parts:
-                if (None if _asks_all(part) else part.cost) == cost:
-                    filters[column] = part
-                    places.setdefault(column, []).append(place)
+    parts = [part for rule in rules for part in rule.parts]
+    everywhere = {column for column, part in parts if _asks_all(part)}
+    if everywhere:
+        yield True, {column: part for column, part in parts if column in everywhere}
+    for cost in Cost:
+        filters = {c: part for c, part in parts if c not in everywhere and part.cost == cost}
         if filters:
-            yield filters, places
+            yield False, filters
+
+
+def _needed(
+    column: str, rules: Sequence[Rule], done: set[str], scored: ScoredSet, sample: Sequence[Mask]
+) -> list[Mask]:
+    """Return the rows that a filter is asked about: what may come to it, and the sample."""
+    places = [n for n, rule in enumerate(rules) if column in dict(rule.parts)]
+    needed = [_certain(rules[:place], done, scored) for place in places]
+    return [np.logical_or.reduce(masks) for masks in zip(*needed, sample, strict=True)]
 
 
 def _asks_all(part: Filter) -> bool:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from vlp.errors import UserError
 
@@ -30,6 +30,8 @@ class Column:
     """Of all rows."""
     first: int
     """Place of the first row among those of all shards, to tell an earlier sample."""
+    shard: str = ""
+    """Path of the shard below the folder of all, as keep-lists name it."""
 
     @cached_property
     def is_scored(self) -> Bool[np.ndarray, "rows"]:
@@ -41,7 +43,7 @@ class Column:
         """The values as numbers, NaN where there is none."""
         if pa.types.is_null(self.values.type):
             return np.full(len(self.values), np.nan)
-        return self.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return self.values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
     @cached_property
     def bytes(self) -> UInt8[np.ndarray, "rows width"]:
@@ -53,6 +55,14 @@ class Column:
             data = np.frombuffer(b"".join(scored.to_pylist()), np.uint8)
             rows[self.is_scored] = data.reshape(-1, width)
         return rows
+
+    @cached_property
+    def entries(self) -> tuple[Int64[np.ndarray, "entries"], Int64[np.ndarray, "entries"]]:
+        """The row and the value of every entry of values that are lists, in their order."""
+        if not pa.types.is_list(self.values.type):  # nothing of the shard was scored
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        rows, found = self.values.value_parent_indices(), self.values.flatten()
+        return np.asarray(rows.cast(pa.int64())), np.asarray(found.cast(pa.int64()))
 
     def places(self) -> np.ndarray:
         """Return the place of each row among those of all shards."""
@@ -86,8 +96,8 @@ def cutoff(
     rank, prefix = 0, 0
     for start, width in _digits():
         counts = np.zeros(1 << width, np.int64)
-        for part in parts:
-            bits = _ordered_bits(part)
+        for lot in _lots(parts):
+            bits = _ordered_bits(lot)
             if start < 64:
                 bits = bits[bits >> np.uint64(start) == prefix]
             digits = (bits >> np.uint64(start - width)) & np.uint64((1 << width) - 1)
@@ -111,6 +121,19 @@ def check_share(share: float, name: str) -> None:
     """Raise UserError unless a share is above 0 and at most 1."""
     if not 0 < share <= 1:
         raise UserError(f"{name}={share} is no share. Give more than 0 and at most 1.")
+
+
+def _lots(parts: Iterable[Float64[np.ndarray, "_"]]) -> Iterator[Float64[np.ndarray, "_"]]:
+    """Yield the same numbers in lots as large as the table, which costs as much as one to add."""
+    lot, held = [], 0
+    for part in parts:
+        lot.append(part)
+        held += len(part)
+        if held >= 1 << DIGIT:
+            yield np.concatenate(lot)
+            lot, held = [], 0
+    if held:
+        yield np.concatenate(lot)
 
 
 def _digits() -> Iterator[tuple[int, int]]:

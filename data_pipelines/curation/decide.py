@@ -10,6 +10,7 @@ from jaxtyping import Int8, UInt8, UInt64
 from data_pipelines.curation.rules import Rule
 from data_pipelines.curation.scores import FAILED, Mask, ScoredSet
 from data_pipelines.faults import Faults
+from data_pipelines.keep_list import MOST
 from vlp.errors import UserError
 
 MOST_RULES = 64
@@ -34,11 +35,11 @@ class Step(NamedTuple):
 class Decision:
     """What becomes of every sample, shard by shard."""
 
-    copies: list[UInt8[np.ndarray, "rows"]]
+    copies: list[UInt8[np.ndarray, "_"]]
     """How often a sample is kept; 0 for one that is not."""
-    first: list[Int8[np.ndarray, "rows"]]
+    first: list[Int8[np.ndarray, "_"]]
     """Number of the first rule that dropped it or failed on it, -1 for a sample that is kept."""
-    failing: list[UInt64[np.ndarray, "rows"]]
+    failing: list[UInt64[np.ndarray, "_"]]
     """Bit n is set where rule n alone would drop it, as far as it was scored."""
     steps: list[Step]
     failed: Faults
@@ -81,7 +82,7 @@ def decide(
         applied = apply(rule, scored, left)
         for n, was_left in enumerate(left):
             first[n][was_left & (applied.copies[n] == 0)] = number
-            copies[n] = copies[n] * applied.copies[n]
+            copies[n] = _product(copies[n], applied.copies[n], rule)
             _count_faults(faults, rule, scored, n, applied.failed[n])
         num_failed, num_left = _count(applied.failed), _count(own > 0 for own in copies)
         dropped = _count(left) - num_left - num_failed
@@ -128,8 +129,20 @@ def _alone(
     count = _count(dropped)
     if sample is None:
         return count, False
-    total, drawn = sum(map(len, scored.keys)), _count(sample)
+    total, drawn = scored.num_samples, _count(sample)
     return (round(count / drawn * total), True) if drawn else (None, True)
+
+
+def _product(
+    copies: UInt8[np.ndarray, "rows"], more: UInt8[np.ndarray, "rows"], rule: Rule
+) -> UInt8[np.ndarray, "rows"]:
+    product = copies.astype(np.uint16) * more
+    if len(product) and product.max() > MOST:
+        raise UserError(
+            f"{rule.text} makes {product.max()} copies of a sample, with the rules before it. "
+            f"At most {MOST} go into a set."
+        )
+    return product.astype(np.uint8)
 
 
 def _count_faults(faults: Faults, rule: Rule, scored: ScoredSet, n: int, failed: Mask) -> None:

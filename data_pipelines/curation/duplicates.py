@@ -1,8 +1,9 @@
 """Which samples of a set repeat others, and which of them stays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jaxtyping import Int64, Shaped, UInt8
 
 from data_pipelines.curation.columns import Column, Columns
 
@@ -19,22 +20,71 @@ def is_first(columns: Columns) -> Iterator[np.ndarray]:
     total = sum(int(column.left.sum()) for column in columns)
     parts = min(256, 1 << max(0, (total // PARTITION)).bit_length()) if total > PARTITION else 1
     firsts = np.sort(np.concatenate([_firsts(columns, part, parts) for part in range(parts)]))
+    return is_at(columns, firsts)
+
+
+def is_at(columns: Columns, places: Int64[np.ndarray, "_"]) -> Iterator[np.ndarray]:
+    """Yield which rows of each column are at these places, ascending, of the whole set."""
     for column in columns:
-        start, end = np.searchsorted(firsts, [column.first, column.first + len(column.left)])
-        is_kept = np.zeros(len(column.left), bool)
-        is_kept[firsts[start:end] - column.first] = True
-        yield is_kept
+        start, end = np.searchsorted(places, [column.first, column.first + len(column.left)])
+        mask = np.zeros(len(column.left), bool)
+        mask[places[start:end] - column.first] = True
+        yield mask
+
+
+def left_bytes(
+    columns: Columns, width: int
+) -> tuple[UInt8[np.ndarray, "rows width"], Int64[np.ndarray, "rows"]]:
+    """Return the values of all rows that are left, bytes of this width, and their places."""
+    values, places = [np.empty((0, width), np.uint8)], [np.empty(0, np.int64)]
+    for column in columns:
+        rows = np.flatnonzero(column.left)
+        if len(rows):  # a shard of which nothing could be scored has no values of any width
+            values.append(column.bytes[rows])
+            places.append(column.first + rows)
+    return np.concatenate(values), np.concatenate(places)
+
+
+def components(count: int, pairs: Iterable[Int64[np.ndarray, "_ 2"]]) -> Int64[np.ndarray, "count"]:
+    """Return for each of so many items the smallest that hangs together with it by pairs."""
+    parent = np.arange(count)
+
+    def root(item: int) -> int:
+        while (above := int(parent[item])) != item:
+            parent[item] = item = int(parent[above])
+        return item
+
+    for some in pairs:
+        for one, other in some.tolist():
+            low, high = sorted((root(one), root(other)))
+            parent[high] = low
+    while (above := parent[parent] != parent).any():
+        parent[above] = parent[parent[above]]
+    return parent
+
+
+def best_of(
+    component: Int64[np.ndarray, "items"], rank: Shaped[np.ndarray, "items"]
+) -> Int64[np.ndarray, "_"]:
+    """Return the item of highest rank of each component, the first of equals; ascending."""
+    order = np.lexsort((np.arange(len(rank)), -rank.astype(np.int64), component))
+    _, firsts = np.unique(component[order], return_index=True)
+    return np.sort(order[firsts])
 
 
 def _firsts(columns: Columns, part: int, parts: int) -> np.ndarray:
     """Return the places of the first of each value in one part of the values."""
-    values, places = [], []
+    values, places = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
     for column in columns:
         rows = np.flatnonzero(column.left & _is_in(column, part, parts))
-        values.append(np.ascontiguousarray(column.bytes[rows]).view("u8,u8").reshape(-1))
-        places.append(column.first + rows)
-    _, index = np.unique(np.concatenate(values), return_index=True)
-    return np.concatenate(places)[index]
+        if len(rows):
+            values.append(np.ascontiguousarray(column.bytes[rows]).view(np.uint64))
+            places.append(column.first + rows)
+    value, place = np.concatenate(values), np.concatenate(places)
+    order = np.lexsort((place, value[:, 1], value[:, 0]))
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (value[order][1:] != value[order][:-1]).any(axis=1)
+    return place[order][is_new]
 
 
 def _is_in(column: Column, part: int, parts: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.curation.blur import Blur
 from data_pipelines.curation.candidates import hash64
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.scores import ScoredSet
 from data_pipelines.engine import Engine
-from data_pipelines.shards import copied_members, safe_key, write_shard
-from data_pipelines.tar_index import TarIndex, open_index
+from data_pipelines.shards import copied_members, read_members, safe_key, write_shard
+from data_pipelines.tar_index import Entry, TarIndex, open_index, origin
 from vlp.manifest import MANIFEST
-from vlp.output import write_json
+from vlp.output import whole_file, write_json
 
 WINDOW = 65_536
 """Samples that are shuffled together; they come from few shards, so an output shard does, too."""
@@ -52,6 +52,8 @@ class Written(NamedTuple):
     samples: int
     bytes: int
     sha256: str
+    blurred: int
+    """Pictures with boxes."""
 
 
 def materialise(
@@ -62,12 +64,14 @@ def materialise(
     *,
     samples_per_shard: int,
     seed: int,
+    blur: Blur | None = None,
 ) -> list[Written]:
     """Write what is kept to ``000000.tar`` and on, with ``sizes.json`` and ``manifest.json``.
 
     All shards but the last hold ``samples_per_shard`` samples. The order is drawn from the seed:
     shards are shuffled, and their samples in windows of ``WINDOW``. The files of a sample are
-    copied byte for byte. A shard that is there already is whole, and is not written again.
+    copied byte for byte, but for pictures that ``blur`` changes. A shard that is there already is
+    whole, and is not written again.
     """
     rows = _numbered(list(_shuffled(decision.copies, seed)), scored.keys)
     starts = range(0, len(rows), samples_per_shard)
@@ -75,7 +79,7 @@ def materialise(
         Task(folder / f"{n:06d}.tar", rows[start : start + samples_per_shard])
         for n, start in enumerate(starts)
     ]
-    written = list(engine.run(CopyShard(tuple(scored.sources)), tasks, what="write"))
+    written = list(engine.run(CopyShard(tuple(scored.sources), blur), tasks, what="write"))
     write_json(folder / SIZES, {one.name: one.samples for one in written})
     files = {one.name: {"bytes": one.bytes, "sha256": one.sha256} for one in written}
     write_json(folder / MANIFEST, {"files": files})
@@ -87,26 +91,41 @@ class CopyShard:
     """Writes one shard of samples of others; what workers run."""
 
     sources: tuple[Path, ...]
+    blur: Blur | None = None
 
     def __call__(self, task: Task) -> Written:
-        """Write a shard under a temporary name, rename it, and return what is in it."""
+        """Write a shard that is not there yet, and return what is in it."""
         if not task.target.exists():
-            part = task.target.with_name(f".{task.target.name}.{os.getpid()}.part")
-            write_shard(map(self._members, task.rows), part)
-            part.rename(task.target)
+            with whole_file(task.target) as file:
+                write_shard(self._members(task.rows), file)
         with task.target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = task.target.stat().st_size
-        return Written(task.target.name, len(task.rows), size, digest)
+        blurred = self._num_blurred(task.rows)
+        return Written(task.target.name, len(task.rows), size, digest, blurred)
 
-    def _members(self, row: Row) -> dict[str, str | bytes]:
-        entry = _index(self.sources[row.shard])[row.row]
-        return copied_members(entry, _key(entry.key, row.number))
+    def _members(self, rows: Sequence[Row]) -> Iterator[dict[str, str | bytes]]:
+        for row, entry in zip(rows, self._entries(rows), strict=True):
+            members = copied_members(entry, _key(entry.key, row.number))
+            yield self.blur(members, _place(entry)) if self.blur else members
+
+    def _num_blurred(self, rows: Sequence[Row]) -> int:
+        """Return how many pictures have boxes, also in a shard that an earlier run wrote."""
+        if not self.blur:
+            return 0
+        found = ((read_members(e, ("json",)), _place(e)) for e in self._entries(rows))
+        return sum(bool(self.blur.boxes(members, place)) for members, place in found)
+
+    def _entries(self, rows: Sequence[Row]) -> Iterator[Entry]:
+        shards = {row.shard: self.sources[row.shard] for row in rows}
+        indexes = {n: _index(shard, origin(shard)) for n, shard in shards.items()}
+        return (indexes[row.shard][row.row] for row in rows)
 
 
 def decision_hash(sources: Sequence[Path], decision: Decision, *options: object) -> str:
     """Return 16 hex digits that say which shards a decision and options lead to."""
-    digest = hashlib.sha256(json.dumps([*map(str, sources), *options], default=str).encode())
+    told = [*((str(source), origin(source)) for source in sources), *options]
+    digest = hashlib.sha256(json.dumps(told, default=str).encode())
     for copies in decision.copies:
         digest.update(copies.tobytes())
     return digest.hexdigest()[:16]
@@ -146,10 +165,15 @@ def _numbered(places: Sequence[tuple[int, int]], keys: Sequence[Sequence[str]]) 
     return rows
 
 
+def _place(entry: Entry) -> str:
+    return f"{entry.shard.name}, {entry.key}"
+
+
 def _key(key: str, number: int) -> str:
     return safe_key(key) if number == 1 else f"{safe_key(key)}-{number}"
 
 
 @lru_cache(maxsize=64)
-def _index(shard: Path) -> TarIndex:
+def _index(shard: Path, told: str) -> TarIndex:
+    """Return the index of a shard that its origin tells from what lay there before."""
     return open_index(shard)

@@ -2,9 +2,10 @@
 
 A filter is one file in ``data_pipelines/filters``: a frozen dataclass that scores samples and says
 which stay. A rule is a filter with its options, ``"clip_score(model='run/', top=0.3)"``, or
-``"any_of(parts=('caption_words(min=3)', 'language(is='ja')'))"``, or the name of a preset.
+``"any_of(parts=('caption_words(min=3)', 'image_side(min=500)'))"``, or the name of a preset.
 """
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ class BoundedFilter(Filter):
     this one (Gadre et al. 2023, DataComp), or the samples that they left."""
 
     def __post_init__(self) -> None:
+        if self.min is self.max is self.top is None:
+            raise UserError("without min, max or top every sample stays. Write one, as top=0.3.")
         for share in self._shares():
             check_share(share, "top")
         if sorted(set(self._shares())) != list(self._shares()):
@@ -182,7 +185,7 @@ def read_rules(keep: Sequence[str]) -> list[Rule]:
         UserError: There is none, or one cannot be built.
     """
     if not keep:
-        raise UserError('There is no rule. Give --keep "caption_words(min=3)" or another filter.')
+        raise UserError(f'There is no rule. Give --keep "caption_words(min=3)". {_known()}')
     texts = [own for text in keep for own in _expanded(text)]
     return [_read_rule(text) for text in texts]
 
@@ -214,7 +217,12 @@ def scoring_options(part: Filter) -> dict[str, Any]:
 def _expanded(text: str) -> Sequence[str]:
     """Return the rules of a preset, with its options filled in, or the rule itself."""
     name, options = parse(text)
-    return PRESETS[name].rules(options) if name in PRESETS else (text,)
+    if name not in PRESETS:
+        return (text,)
+    try:
+        return PRESETS[name].rules(options)
+    except UserError as error:
+        raise UserError(f"{text}: {error}") from None
 
 
 def _read_rule(text: str) -> Rule:
@@ -236,7 +244,21 @@ def _parts(options: Mapping[str, Any]) -> Sequence[str]:
 
 def _read_part(text: str) -> Part:
     name, options = parse(text)
+    own = names(FAMILY)
+    if "." not in name and name not in own:
+        raise UserError(f"There is no filter called {name!r}. {_nearest(name)}")
     part = build_part(FAMILY, name, options)
     if not isinstance(part, Filter):
-        raise UserError(f"{text} is no filter. Known: {', '.join([*names(FAMILY), *PRESETS])}.")
+        raise UserError(f"{text} is no filter. {_nearest(name)}")
     return Part(column_name(name, part), part)
+
+
+def _nearest(name: str) -> str:
+    known = [*names(FAMILY), ANY_OF, *PRESETS]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}?" if close else _known()
+
+
+def _known() -> str:
+    """Return one line that names every filter and preset."""
+    return f"Filters: {', '.join([*names(FAMILY), ANY_OF])}. Presets: {', '.join(PRESETS)}."

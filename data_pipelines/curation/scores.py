@@ -9,7 +9,6 @@ threshold never scores again, another model always does, and a run that was stop
 import hashlib
 import inspect
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +27,9 @@ from data_pipelines.engine import Engine
 from data_pipelines.faults import SampleFault
 from data_pipelines.sources import relative_names
 from data_pipelines.tar_index import origin
-from vlp.encode import batches
+from vlp.batches import batches
 from vlp.image import ImageError
+from vlp.output import whole_file
 
 BATCH_SIZE = 256
 """Samples that a filter sees at once."""
@@ -37,8 +37,9 @@ DECODED = 16
 """Of these, pictures that are decoded at a time."""
 ORIGIN = b"vlp.scored_from"
 """Where a column says what it was computed from."""
+STATUS = " status"
 OK, FAILED = "ok", "failed: "
-Mask = Bool[np.ndarray, "rows"]
+Mask = Bool[np.ndarray, "_"]
 
 
 class Task(NamedTuple):
@@ -74,6 +75,14 @@ class ScoredSet:
     counts: dict[str, int] = field(default_factory=dict)
     num_reused: int = 0
     """Shards whose scores were all there."""
+    asked: dict[str, list[Mask]] = field(default_factory=dict)
+    """By column, the rows that its filter was asked about; all where it is not here. What the files
+    know of other rows is of runs with other rules, and changes nothing about this one."""
+
+    @property
+    def num_samples(self) -> int:
+        """How many there are in all shards."""
+        return sum(map(len, self.keys))
 
     def path(self, shard: int) -> Path:
         """Return the file of a shard's scores."""
@@ -88,31 +97,46 @@ class ScoredSet:
         firsts = np.cumsum([0, *map(len, self.keys)])
 
         def load(shard: int) -> Column:
-            values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
+            values = self.read(shard, name)
             is_scored = ~np.asarray(values.is_null())
-            return Column(values, left[shard] & is_scored, self.keys[shard], int(firsts[shard]))
+            return Column(
+                values,
+                left[shard] & is_scored,
+                self.keys[shard],
+                int(firsts[shard]),
+                self._names[shard],
+            )
 
         return Columns(load, len(self.sources))
 
     def status(self, name: str, shard: int) -> pa.Array:
         """Return the status of each row of a shard by one filter."""
-        table = pq.read_table(self.path(shard), columns=[status_name(name)])
-        return table[status_name(name)].combine_chunks()
+        return self.read(shard, status_name(name))
 
     def failed(self, name: str, shard: int) -> Mask:
         """Return the rows of a shard that a filter failed on."""
-        values = pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
         is_asked = ~np.asarray(self.status(name, shard).is_null())
-        return is_asked & np.asarray(values.is_null())
+        return is_asked & np.asarray(self.read(shard, name).is_null())
+
+    def read(self, shard: int, column: str) -> pa.Array:
+        """Return a column of values or of status, null where the filter was not asked."""
+        # Threads would take longer to begin than a column of one shard to read.
+        table = pq.ParquetFile(self.path(shard)).read([column], use_threads=False)
+        values = table[column].combine_chunks()
+        asked = self.asked.get(column.removesuffix(STATUS))
+        if asked is None or asked[shard].all():
+            return values
+        return values.take(pa.array(np.arange(len(values)), mask=~asked[shard]))
 
     def __post_init__(self) -> None:
-        names = relative_names(self.sources)
-        self._paths = [self.folder / Path(name).with_suffix(".parquet") for name in names]
+        # A keep-list names a shard, also where a table about it is what is read.
+        self._names = relative_names([path.with_suffix(".tar") for path in self.sources])
+        self._paths = [self.folder / Path(name).with_suffix(".parquet") for name in self._names]
 
 
 def status_name(column: str) -> str:
     """Return the name of the column that says how scoring went."""
-    return f"{column} status"
+    return f"{column}{STATUS}"
 
 
 def open_scores(sources: Sequence[Path], folder: Path) -> ScoredSet:
@@ -136,6 +160,7 @@ def score(
         Task(source, scored.path(n), {name: wanted[name][n] for name in filters})
         for n, source in enumerate(scored.sources)
     ]
+    scored.asked.update(wanted)
     on_gpu = any(part.models for part in filters.values())
     for spent in engine.run(work, tasks, what="score", on_gpu=on_gpu):
         scored.num_reused += not spent.counts
@@ -165,8 +190,9 @@ class ScoreShard:
             return Spent({}, {})
         sheet = _Sheet(self.filters, missing)
         rows = np.flatnonzero(np.any([*missing.values()], axis=0)).tolist() if missing else []
-        for group in batches(rows, BATCH_SIZE):
-            sheet.fill(group, list(open_candidates(task.source, group)))
+        candidates = open_candidates(task.source, rows)
+        for pairs in batches(zip(rows, candidates, strict=True), BATCH_SIZE):
+            sheet.fill(pairs)
         _write(task.target, keys, origins, known, sheet)
         return Spent(sheet.seconds, {name: int(mask.sum()) for name, mask in missing.items()})
 
@@ -191,15 +217,15 @@ class _Sheet:
         self.values: dict[str, dict[int, Value | SampleFault]] = {name: {} for name in missing}
         self.seconds: dict[str, float] = {}
 
-    def fill(self, rows: Sequence[int], candidates: Sequence[Candidate]) -> None:
+    def fill(self, pairs: list[tuple[int, Candidate]]) -> None:
         """Score some rows; pictures are decoded few at a time, and once for all filters.
 
         What encodes pictures gets whole batches: they are prepared while they are decoded.
         """
-        pairs = list(zip(rows, candidates, strict=True))
-        seeing = {name for name in self.missing if self.filters[name].needs_picture}
-        encoding = {name for name in seeing if self.filters[name].models}
-        for name in set(self.missing) - seeing:
+        # In the order of the rules: who encodes first decides what is in a batch, to the last bit.
+        seeing = [name for name in self.missing if self.filters[name].needs_picture]
+        encoding = [name for name in seeing if self.filters[name].models]
+        for name in (name for name in self.missing if name not in seeing):
             self._score(name, self._asked(name, pairs))
         for few in batches(pairs, DECODED) if seeing else ():
             for name in seeing:
@@ -242,7 +268,7 @@ class _Sheet:
 
 
 def _values(part: Filter, name: str, candidates: Sequence[Candidate]) -> list[Value | SampleFault]:
-    """Return a value or a fault for each sample; where a batch fails, sample by sample."""
+    """Return a value or a fault for each sample; a batch that fails is halved."""
     if not candidates:
         return []
     try:
@@ -250,7 +276,11 @@ def _values(part: Filter, name: str, candidates: Sequence[Candidate]) -> list[Va
     except (SampleFault, ImageError) as fault:
         if len(candidates) == 1:
             return [SampleFault(str(fault))]
-        return [value for one in candidates for value in _values(part, name, [one])]
+        half = len(candidates) // 2
+        return [
+            *_values(part, name, candidates[:half]),
+            *_values(part, name, candidates[half:]),
+        ]
     assert len(values) == len(candidates), f"{name} gave {len(values)} for {len(candidates)}"
     # A value that is no number differs from itself; it would slip past every threshold.
     return [SampleFault(f"{name} is no number") if v != v else v for v in values]
@@ -263,7 +293,7 @@ def _read(path: Path, keys: Sequence[str], origins: Mapping[str, bytes]) -> dict
     """
     found: dict[str, Any] = {"is_whole": True, "others": []}
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         is_same = table["key"].to_pylist() == list(keys)
     except (OSError, pa.ArrowException, KeyError):
         is_same = False
@@ -297,10 +327,8 @@ def _write(
     for own, column in known["others"]:
         fields.append(own)
         arrays.append(column)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(pa.table(arrays, pa.schema(fields)), part, write_page_checksum=True)
-    part.replace(path)
+    with whole_file(path) as file:
+        pq.write_table(pa.table(arrays, pa.schema(fields)), file, write_page_checksum=True)
 
 
 def _merged(

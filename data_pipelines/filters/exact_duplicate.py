@@ -37,8 +37,9 @@ class ExactDuplicate(Filter):
         return is_first(columns)
 
     def _digest(self, one: Candidate) -> bytes:
-        parts = (one.image if self.by != "caption" else b"", one.text if self.by != "image" else "")
-        digests = hashlib.sha256(parts[0]).digest(), hashlib.sha256(parts[1].encode()).digest()
-        return {"image": digests[0], "caption": digests[1]}.get(
-            self.by, hashlib.sha256(b"".join(digests)).digest()
-        )
+        if self.by == "image":
+            return hashlib.sha256(one.image).digest()
+        caption = hashlib.sha256(one.text.encode(errors="surrogatepass")).digest()
+        if self.by == "caption":
+            return caption
+        return hashlib.sha256(hashlib.sha256(one.image).digest() + caption).digest()

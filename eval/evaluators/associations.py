@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.classification import jaccard_of_labels
 from eval.compositional_sets import Picture, check_pictures, read_json
 from eval.result import PerImage, Result, mean_of, named

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.choices import Item, Margins, captions_of, choose, of_items
 from eval.compositional_sets import READERS, ItemSet, items_of_samples, read_item_set
 from eval.result import PerImage, Result, mean_of, named, per_image

@@ -7,7 +7,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipelines.captions import caption_key
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval import geometry
 from eval.result import Histogram, Part, Pictures, Result, Scatter, named, per_image
 from vlp.encoder import DualEncoder

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet, encode_dataset
 from eval.evaluators.zero_shot import Labelled, ZeroShot
 from eval.metrics import class_ranks, mean_per_class_recall
 from eval.open_dataset import open_dataset

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.evaluators.retrieval import WAYS, Retrieval, Texts, over_images, ranks_both_ways
 from eval.evaluators.zero_shot import Labelled, ZeroShot
 from eval.metrics import class_ranks

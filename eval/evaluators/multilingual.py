@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_pipelines.captions import caption_key
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.evaluators.retrieval import WAYS, ranks_both_ways
 from eval.metrics import chance_recall_at_1, recall_at_k
 from eval.result import Bars, Result, named, per_image

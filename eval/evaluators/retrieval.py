@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data_pipelines.captions import caption_key
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.metrics import (
     best_match_ranks,
     chance_recall_at_1,

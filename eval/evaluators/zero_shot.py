@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.embed import EncodedSet
+from data_pipelines.encoded import EncodedSet
 from eval.answers import OneLabel, several_labels
 from eval.calibration import Logits
 from eval.prompts import (

@@ -3,6 +3,7 @@
     python tests/benchmarks/loader.py                       # on photograph-like JPEGs drawn here
     python tests/benchmarks/loader.py DATA                  # on a folder of shards of JPEGs
     python tests/benchmarks/loader.py DATA --full           # four times as long a measurement
+    python tests/benchmarks/loader.py DATA --quick          # ours alone, for a moment: does it run?
 
 Both sides read the same shards from the page cache with the same number of workers, in turns, each
 time in a new process. The peer is `open_clip_train.data.get_wds_dataset` as it is, in an
@@ -57,7 +58,6 @@ def main() -> None:
         print(json.dumps(measure_ours(json.loads(options.as_ours))))
         return
     began = time.perf_counter()
-    python = environment(CACHE / "open_clip", PACKAGES)
     folder = options.data or drawn_photographs(CACHE / "drawn")
     shards = [str(shard.resolve()) for shard in find_shards(folder)]
     packed = packed_shards(shards)
@@ -71,6 +71,10 @@ def main() -> None:
     common = {"shards": shards, "workers": options.workers, "batch_size": BATCH_SIZE}
     common |= {"scaled": False, "samples_seen": 0}
     common["seconds"] = options.seconds * (4 if options.full else 1)
+    if options.quick:
+        try_out(common, changes)
+        return
+    python = environment(CACHE / "open_clip", PACKAGES)
     pairs, limits, resumed = measured_in_turns(python, common, changes, options.pairs)
     show_figures(pairs, tokenizer_pairs(options.pairs), resumed)
     show_limits(limits, pairs["exact pixels"], options.workers)
@@ -87,6 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--full", action="store_true", help="four times the seconds")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="ours alone, for a moment")
     parser.add_argument("--as-ours", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -108,6 +113,15 @@ def measured_in_turns(
         limits.append(report(peer, common | {"only_decode": True}))
         resumed.append(report(ours, common | half)["first_batch_seconds"])
     return pairs, limits, resumed
+
+
+def try_out(common: dict[str, Any], changes: dict[str, dict[str, Any]]) -> None:
+    """Run what needs no environment of open_clip's once, for a moment, and print what it says."""
+    for name, change in changes.items():
+        ours = [sys.executable, __file__, "--as-ours"]
+        print(name, report(ours, common | change | {"seconds": 0.1}))
+    print(tokenizer_pairs(1))
+    show_fidelity(common["shards"])
 
 
 def measure_ours(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     python tests/benchmarks/losses.py               # about 10 minutes on two cores
     python tests/benchmarks/losses.py --full        # sigmoid up to 65,536 too, and more pairs
     python tests/benchmarks/losses.py --threads 2   # time on the wall instead of CPU time
+    python tests/benchmarks/losses.py --quick       # one pair of small sizes: does it run?
 
 Forward and backward in fp32, dim 512, distinct groups, both sides on the same features. Memory is
 the peak of a new process less what it held before, the features' gradients included. A ratio above
@@ -32,6 +33,7 @@ from vlp.types import Pairs
 DIM = 512
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 TIMED = (2048, 4096, 8192)
+SMALL = (512, 1024)
 COMPARED = {"softmax": (8192, 16384), "sigmoid": (8192,)}
 MIB = 2**20
 TIMEOUT_SECONDS = 1800
@@ -60,9 +62,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=1, help="1: CPU time; more: time on the wall"
     )
+    parser.add_argument("--quick", action="store_true", help="one pair of up to 1,024")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.pairs = 11 if options.full else options.pairs
+    options.pairs = 1 if options.quick else 11 if options.full else options.pairs
     return options
 
 
@@ -137,7 +140,7 @@ def show_times(options: argparse.Namespace) -> None:
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     rows = []
     for name in ("softmax", "sigmoid"):
-        for count in TIMED:
+        for count in SMALL if options.quick else TIMED:
             leaves = drawn(count)
             pairs = []
             for number in range(options.pairs + 1):  # the first warms up
@@ -161,12 +164,12 @@ def show_memory(options: argparse.Namespace) -> None:
     """Print peaks in new processes; the floor is the gradients of the features, which must be."""
     rows = []
     for name in ("softmax", "sigmoid"):
-        for count in SIZES:
+        for count in SMALL if options.quick else SIZES:
             if name == "sigmoid" and count > 16384 and not options.full:
                 continue
             ours = measured("vlp", name, count, options.threads)
             row = [name, count, f"{2 * count * DIM * 4 / MIB:.1f}", f"{ours:.1f}"]
-            if count in COMPARED[name]:
+            if options.quick or count in COMPARED[name]:
                 theirs = measured("open_clip", name, count, options.threads)
                 row += [f"{theirs:.0f}", f"{theirs / ours:.1f}"]
             rows.append([*row, *["-"] * (6 - len(row))])

@@ -1,13 +1,17 @@
 """What `vlp train --dry-run` tells, and that it is true."""
 
 import json
+import re
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from training_support import VIT, colours, train
+from training_support import VIT, colours, one_thread, train
 
 from training.compute.footprint import Footprint, footprint, to_shapes
 from training.optimization.schedule import plan_schedule
@@ -156,3 +160,20 @@ def test_recomputation_larger_pictures_and_a_teacher_change_what_is_counted(tmp_
     assert larger["activations"] > 1.5 * plain["activations"]
     taught = sizes(tmp_path, "--loss", "distill", "--teacher", "ViT-B-32:openai")["memory_bytes"]
     assert taught["teacher's weights"] == pytest.approx(4 * 151.277e6, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_dry_run_of_the_docs_says_what_they_say(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    _, command, shown = re.split(r"(?m)^\$ vlp (train .*--dry-run.*)\n", text)
+    shown = shown.partition("```")[0]
+    argv = [sys.executable, "-m", "vlp", *command.split()]
+    env = one_thread() | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    said = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=env, check=True)
+    number = r"\d[\d.,]*\d|\d"
+    assert re.sub(number, "", shown).split() == re.sub(number, "", said.stdout).split()
+    old, new = (
+        [float(found.replace(",", "")) for found in re.findall(number, told)]
+        for told in (shown, said.stdout)
+    )
+    assert new == pytest.approx(old, rel=0.02, abs=0.002)  # other versions of torch keep others

@@ -1,6 +1,8 @@
 """Processes of gloo train as one process does."""
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,7 +12,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-from training_support import VIT, batch, colours, launch, rows, spoil, train, weights
+from training_support import (
+    VIT,
+    batch,
+    colours,
+    differences,
+    launch,
+    one_thread,
+    rows,
+    spoil,
+    train,
+    weights,
+)
 
 from data_pipelines.plan import Plan, Row, hash63
 from training.compute.accumulate import Pieces, average_gradients, encode, without_reduction
@@ -202,3 +215,42 @@ def test_when_any_process_fails_the_ledger_holds_what_it_knows(tmp_path):
     places = map(plans[seed].place, range(96))
     bad = [place for place in places if (50 * place.shard + place.index) % 4 == 0]
     assert faults["image ends early"]["count"] >= len(bad) > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer.nam", "lion"], "Did you mean --optimizer.name"),
+        (["--data.batch-size", "25"], "The batch of 25 does not divide by 3 processes"),
+        (["--data.shards", "nowhere"], "There are no shards at nowhere"),
+        (["--guard.patience", "1", "--optimizer.learning-rate", "1e30"], "steps in a row"),
+    ],
+)
+def test_a_mistake_that_all_processes_meet_is_said_once(options, message, tmp_path):
+    data = colours(tmp_path / "shards", 96)
+    usual = ["--data.batch-size", "24", "--steps", "4", "--log-every", "1", "--data.workers", "0"]
+    ran = launch(3, tmp_path / "run", data, *usual, *options)
+    assert ran.returncode
+    (said,) = [line for line in ran.stderr.splitlines() if line.startswith("vlp: ")]
+    assert message in said
+    assert ran.stderr.count("Traceback (most") == 1, ran.stderr  # the launcher's own
+    report = tmp_path / "run" / "report.html"
+    if report.is_file():
+        assert "Ended by an error" in report.read_text()
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_as_torchrun_does(tmp_path):
+    data = colours(tmp_path / "shards", 96)
+    argv = ["--data.batch-size", "24", "--steps", "3", "--log-every", "1"]
+    torchrun = launch(2, tmp_path / "torchrun", data, *argv)
+    assert torchrun.returncode == 0, torchrun.stderr
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
+    start += ["--num_processes=2", "--mixed_precision=no", "--dynamo_backend=no", "-m", "vlp"]
+    start += ["train", "toy", "--out", str(tmp_path / "accelerate"), "--data.shards", str(data)]
+    ran = subprocess.run([*start, *argv], capture_output=True, text=True, env=one_thread())
+    assert ran.returncode == 0, ran.stderr
+    assert not differences(tmp_path / "torchrun", tmp_path / "accelerate")
+    session = json.loads((tmp_path / "accelerate" / "sessions.jsonl").read_text().splitlines()[0])
+    assert session["processes"] == 2

@@ -331,9 +331,11 @@ def test_when_a_process_of_three_dies_all_end_within_a_minute_and_say_so(victim,
         time.sleep(0.1)
     print(f"all ended after {time.monotonic() - killed:.1f} s")
     assert launcher.returncode
-    assert said.count("vlp: Another process of the run ended") == 2, said
-    if victim != "process":
-        assert "A worker that reads samples was killed" in said
+    is_process = victim == "process"
+    assert said.count("vlp: Another process of the run ended") == is_process, said
+    assert said.count("vlp: A worker that reads samples was killed") == (not is_process), said
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert ("another process of the run" if is_process else "A worker that reads") in report
     assert said.count("Traceback (most") == 1, said  # the launcher's own
 
 

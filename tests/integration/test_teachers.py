@@ -8,7 +8,7 @@ import torch
 from tests_support import COLOURS, picture
 from training_support import VIT, launch, rows, train, weights
 
-from data_pipelines.embed import embed_shards
+from data_pipelines.embed import embed
 from data_pipelines.shards import write_shards
 from training import step
 from vlp.checkpoint import save_encoder
@@ -36,7 +36,7 @@ def world(tmp_path_factory):
     teacher.set_logits(30.0, None)
     (folder / "teacher").mkdir()
     save_encoder(teacher, folder / "teacher")
-    embed_shards(str(folder / "teacher"), str(folder / "shards"), folder / "features")
+    embed(str(folder / "teacher"), str(folder / "shards"), folder / "features")
     return folder
 
 
@@ -88,7 +88,7 @@ def test_a_taught_run_goes_on_exactly_and_with_no_other_teacher(by, world, tmp_p
     save_encoder(teacher, tmp_path / "world" / "teacher")
     if by == "features":
         sources = (str(tmp_path / "world" / name) for name in ("teacher", "shards"))
-        embed_shards(*sources, tmp_path / "world" / "features", overwrite=True)
+        embed(*sources, tmp_path / "world" / "features", overwrite=True)
     with pytest.raises(UserError, match="is no longer the one that the run began with"):
         taught(tmp_path / "world", tmp_path / "other", by, *options)
 

@@ -144,6 +144,17 @@ def test_a_run_goes_on_where_its_data_was_moved_to_and_on_no_other(data, tmp_pat
         train(tmp_path / "run", other, "--steps", "2")
 
 
+def test_a_run_is_validated_on_one_set_wherever_it_lies(data, tmp_path):
+    run, usual = tmp_path / "run", ("--steps", "2", "--data.validation")
+    held, other = (colours(tmp_path / name, n, first=96) for name, n in (("a", 24), ("b", 30)))
+    train(run, data, *usual, str(held))
+    train(run, data, "--steps", "2")  # a run may do without
+    (tmp_path / "moved").mkdir()
+    train(run, data, *usual, str(shutil.move(held, tmp_path / "moved")))
+    with pytest.raises(UserError, match="validation shards are not those"):
+        train(run, data, *usual, str(other))
+
+
 STOP_AT_STEP_8 = """
 import os, sys, torch
 torch.set_num_threads(1)
@@ -208,6 +219,13 @@ def test_every_nth_and_the_best_checkpoint_stay(data, tmp_path):
     left = {int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").iterdir()}
     losses = {row["step"]: row[best] for row in rows(tmp_path / "run") if best in row}
     assert left == {5, 10, 12, min(losses, key=losses.get)}
+
+
+@pytest.mark.slow
+def test_a_best_figure_that_there_is_not_is_named(data, tmp_path, capsys):
+    options = ["--steps", "1", "--data.validation", str(colours(tmp_path / "held", 24, first=96))]
+    train(tmp_path / "run", data, *options, "--keep.best", "validation/los")
+    assert "no figure 'validation/los'. Did you mean validation/loss" in capsys.readouterr().err
 
 
 def test_a_batch_larger_than_the_data_leaves_no_folder_behind(data, tmp_path):

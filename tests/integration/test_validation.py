@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch.nn.modules.batchnorm import _BatchNorm
 from training_support import colours, rows, spoil, train
 
-from data_pipelines.embed import EncodedSet, encode_shards
+from data_pipelines.encoded import EncodedSet, encode_shards
 from data_pipelines.shards import open_shards
 from training.objective import build_objective
 from training.run_folder.report import REPORT
@@ -147,7 +147,7 @@ def test_cards_of_a_moving_average_leave_the_checkpoint_whole_and_the_report_say
     assert "Validated at step 2, before these weights of step 3" in averaged
     assert "model-index" not in raw + averaged
     report = (tmp_path / "run" / REPORT).read_text()
-    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Ended 20" in report
+    assert "3 of 4 steps, not finished; 72 samples seen. Stopped by SIGTERM. Written 20" in report
     assert "Of the moving average of the weights" in report
 
 

@@ -7,7 +7,7 @@ from encoded_support import encoded_set, sample, written
 from tests_support import picture
 
 from data_pipelines import toy
-from data_pipelines.embed import encode_dataset
+from data_pipelines.encoded import encode_dataset
 from data_pipelines.toy_compositions import CHANGES, draw_compositions
 from eval.choices import Item, captions_of, choose
 from eval.compositional_sets import LEFT_OUT, SUGAR_CREPE, items_of_samples, read_item_set

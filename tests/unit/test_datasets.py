@@ -15,7 +15,7 @@ from PIL import Image
 from tests_support import COLOURS, picture
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.embed import encode_dataset
+from data_pipelines.encoded import encode_dataset
 from eval.open_dataset import open_dataset
 from eval.prompts import class_of_samples, classes_of, classes_of_samples
 from vlp.errors import UserError

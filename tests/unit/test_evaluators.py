@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from data_pipelines.embed import encode_dataset
+from data_pipelines.encoded import encode_dataset
 from eval.evaluators.retrieval import Retrieval
 from eval.evaluators.zero_shot import ZeroShot
 from eval.open_dataset import open_dataset

@@ -1,350 +1,293 @@
-"""Filters: scores are written down, decided over the whole set, and the report adds up."""
+"""Curation from shards to shards: copied as they are, resumed, and scored no more than needed."""
 
-import io
-import itertools
+import hashlib
 import json
-import os
 import random
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from curation_support import filtered, many, sample
 
-from data_pipelines.filter import FAMILY, Column, decide, filter_shards, read_rules
-from data_pipelines.filters.caption_words import CaptionWords
-from data_pipelines.filters.exact_duplicate import ExactDuplicate
-from data_pipelines.filters.image_side import ImageSide
-from data_pipelines.scores import ShardScores, score_shards
+from data_pipelines import filter as filtering
+from data_pipelines.curation import materialise, scores
+from data_pipelines.engine import Engine
+from data_pipelines.filter import filter_shards
+from data_pipelines.keep_list import read_copies
 from data_pipelines.shards import open_shards, write_shards
 from vlp.errors import UserError
-from vlp.image import ImageError
-from vlp.spec import build, names
-from vlp.types import Sample
+from vlp.manifest import damage
+
+INLINE = Engine(kind="inline")
+KEEP = ("caption_words(min=2)", "image_side(min=21, top=0.7)", "exact_duplicate(by='pair')")
 
 
-def picture(width=300, height=300, colour="red"):
-    data = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(data, "PNG")
-    return data.getvalue()
-
-
-def sample(key, text="a red square", image=None, **metadata):
-    return Sample(key, picture() if image is None else image, text, metadata)
-
-
-def raw_shards(tmp_path, samples, samples_per_shard=2):
-    write_shards(samples, tmp_path / "raw", samples_per_shard=samples_per_shard)
-    return str(tmp_path / "raw")
-
-
-def run(tmp_path, samples, *keep, **options):
-    report = filter_shards(raw_shards(tmp_path, samples), tmp_path / "clean", keep=keep, **options)
-    return [s.key for s in open_shards(tmp_path / "clean")], report
-
-
-def column(values, left=None, first=0):
-    values = np.array(values)
-    return Column(values, np.ones(len(values), bool) if left is None else np.array(left), first)
-
-
-def kept(part, *columns):
-    reduced = part.reduce([part.summarise(c) for c in columns])
-    return [(c.left & part.keep(c, reduced)).tolist() for c in columns]
-
-
-def many(count=40):
-    """Samples of few sizes and captions, so that there are duplicates of every kind."""
-    rng = random.Random(0)
-    sides = [20 + rng.randint(0, 3) for _ in range(count)]
-    captions = [" ".join(["word"] * rng.randint(1, 5)) for _ in range(count)]
-    return [
-        sample(str(n), text, picture(side, side))
-        for n, (text, side) in enumerate(zip(captions, sides, strict=True))
-    ]
-
-
-@pytest.mark.parametrize("name", names(FAMILY))
-def test_a_score_depends_on_its_sample_alone(name):
-    scorer, samples = build(FAMILY, name), many(12)
-    together = list(scorer.score(samples))
-    apart = [value for one in samples for value in scorer.score([one])]
-    backwards = list(scorer.score(samples[::-1]))[::-1]
-    assert together == apart == backwards
-
-
-@pytest.mark.parametrize("name", names(FAMILY))
-def test_a_decision_does_not_depend_on_the_order_of_the_summaries(name):
-    part, samples = build(FAMILY, name), many(12)
-    pieces = [
-        column(part.score(samples[start : start + 4]), first=start) for start in range(0, 12, 4)
-    ]
-    summaries = [part.summarise(piece) for piece in pieces]
-    results = {
-        tuple(tuple(part.keep(piece, part.reduce(order))) for piece in pieces)
-        for order in itertools.permutations(summaries)
+def contents(folder):
+    """Return every file below a folder but the report's times, hashed."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".tar", ".npy") or path.name in ("manifest.json", "sizes.json")
     }
-    assert len(results) == 1
 
 
-def test_caption_words_counts_words_between_white_space():
-    captions = ["", "one", "a  red\tsquare\n", "well-known facts, all"]
-    scores = CaptionWords().score([sample("k", text) for text in captions])
-    assert scores == [0, 1, 3, 3]
-    assert kept(CaptionWords(), column(scores)) == [[False, False, True, True]]
+def uids(count):
+    return [f"{n:016x}{n + 1:016x}" for n in range(count)]
 
 
-def test_image_side_is_the_shorter_side_and_0_beyond_the_aspect():
-    sizes = [(200, 600), (600, 200), (199, 199), (200, 601)]
-    scores = ImageSide().score([sample("k", image=picture(*size)) for size in sizes])
-    assert scores == [200, 200, 199, 0]
-    assert kept(ImageSide(), column(scores)) == [[True, True, False, False]]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody stopped, in the folder ``whole`` beside its raw shards."""
+    folder = tmp_path_factory.mktemp("whole")
+    filtered(folder, many(), *KEEP, out="whole", samples_per_shard=4, per_shard=14)
+    return folder
 
 
-def test_image_side_reads_no_further_than_the_header():
-    assert ImageSide().score([sample("k", image=picture()[:64])]) == [300]
-    with pytest.raises(ImageError, match="image is empty"):
-        ImageSide().score([sample("k", image=b"")])
+@pytest.mark.parametrize("size", [9, 40])
+def test_decisions_do_not_depend_on_how_samples_are_cut_into_shards(tmp_path, whole, size):
+    kept, report = filtered(tmp_path, many(), *KEEP, per_shard=size)
+    assert kept == sorted(one.key for one in open_shards(whole / "whole"))
+    first = json.loads((whole / "whole" / "report.json").read_text())
+    assert report["rules"] == first["rules"]
 
 
-@pytest.mark.parametrize(
-    ("by", "expected"), [("image", "abd"), ("caption", "ac"), ("pair", "abcd")]
-)
-def test_exact_duplicate_compares_what_it_is_told_to(by, expected):
-    red, blue, green = (picture(colour=c) for c in ("red", "blue", "green"))
+def test_what_is_kept_is_copied_byte_for_byte_into_full_shards_without_gaps(tmp_path):
     samples = [
-        sample("a", "one", red),
-        sample("b", "one", blue),
-        sample("c", "two", red),
-        sample("d", "two", green),
-        sample("e", "two", green),
+        sample(f"{n:02d}", "short" if n % 3 == 0 else "a long caption", n=n) for n in range(9)
     ]
-    part = ExactDuplicate(by=by)
-    (mask,) = kept(part, column(part.score(samples)))
-    assert "".join(s.key for s, stays in zip(samples, mask, strict=True) if stays) == expected
-
-
-def test_the_first_of_equals_stays_among_those_that_earlier_rules_left():
-    one = column(["x", "y"], left=[False, True], first=0)
-    two = column(["y", "x", "x"], first=2)
-    assert kept(ExactDuplicate(), one, two) == [[False, True], [False, True, False]]
-
-
-def test_exact_duplicate_agrees_with_a_naive_loop():
-    samples = many()
-    part, seen, expected = ExactDuplicate(by="pair"), set(), []
-    for one in samples:
-        expected.append((one.image, one.text) not in seen)
-        seen.add((one.image, one.text))
-    masks = kept(part, *(column(part.score(samples[n : n + 7]), first=n) for n in range(0, 40, 7)))
-    assert list(itertools.chain(*masks)) == expected
-
-
-def test_top_is_a_share_of_all_shards_and_not_of_each():
-    low, high = column([1, 2, 3, 4, 5]), column([6, 7, 8, 9, 10])
-    assert kept(CaptionWords(min=None, top=0.3), low, high) == [
-        [False] * 5,
-        [False, False, True, True, True],
-    ]
-
-
-def test_top_keeps_no_sample_too_many_but_every_tie():
-    hundred = column(list(range(100)))
-    for percent in range(1, 101):
-        (mask,) = kept(CaptionWords(min=None, top=percent / 100), hundred)
-        assert sum(mask) == percent
-    assert kept(CaptionWords(min=None, top=0.25), column([1, 2, 2, 2])) == [
-        [False, True, True, True]
-    ]
-
-
-def test_top_does_not_depend_on_the_rules_before_it():
-    shards = [ShardScores([None] * 4, {"caption_words": np.array([1, 2, 3, 4])})]  # type: ignore
-    rules = read_rules(["caption_words(min=1, max=2)", "caption_words(min=None, top=0.5)"])
-    masks, steps = decide(rules, shards)
-    assert not masks[0].any()
-    assert [tuple(step)[1:] for step in steps] == [(2, 2, 2), (2, 2, 0)]
-
-
-@pytest.mark.parametrize("shift", [1, 3])
-def test_decisions_do_not_depend_on_how_samples_are_cut_into_shards(tmp_path, shift):
-    keep = ("caption_words(min=2)", "image_side(min=21, top=0.7)", "exact_duplicate(by='pair')")
-    samples, results = many(), []
-    for size in (4, 4 + shift):
-        write_shards(samples, tmp_path / f"raw{size}", samples_per_shard=size)
-        clean = tmp_path / f"clean{size}"
-        filter_shards(str(tmp_path / f"raw{size}"), clean, keep=keep)
-        results.append((clean / "000000.tar").read_bytes())
-    assert results[0] == results[1]
-
-
-def test_what_is_kept_is_copied_byte_for_byte_in_order_and_numbered_without_gaps(tmp_path):
-    samples = [sample(str(n), "short" if n % 3 == 0 else "a long caption") for n in range(9)]
-    keys, report = run(tmp_path, samples, "caption_words", samples_per_shard=4)
-    assert keys == ["1", "2", "4", "5", "7", "8"]
+    keys, report = filtered(tmp_path, samples, "caption_words", samples_per_shard=4)
+    assert keys == ["01", "02", "04", "05", "07", "08"]
     clean = tmp_path / "clean"
-    assert list(open_shards(clean)) == [samples[int(key)] for key in keys]
-    assert sorted(p.name for p in clean.glob("*.tar")) == ["000000.tar", "000001.tar"]
+    assert {one.key: one for one in open_shards(clean)} == {
+        one.key: one for one in samples if one.text != "short"
+    }
+    assert [len(open_shards(path)) for path in sorted(clean.glob("*.tar"))] == [4, 2]
+    assert json.loads((clean / "sizes.json").read_text()) == {"000000.tar": 4, "000001.tar": 2}
+    assert damage(clean) is None
+    (clean / "000001.tar").write_bytes(b"x" * (clean / "000001.tar").stat().st_size)
+    assert damage(clean) == "000001.tar is not as it was written"
     assert (report["samples_in"], report["samples_out"], report["shards_out"]) == (9, 6, 2)
 
 
-def test_the_report_says_what_each_rule_drops_alone_and_in_order(tmp_path):
-    short, tiny = "one", picture(10, 10)
-    samples = [sample("a", short, tiny), sample("b", short), sample("c"), sample("d", image=tiny)]
-    keys, report = run(tmp_path, samples, "caption_words(min=2)", "image_side")
-    assert keys == ["c"]
-    assert report["rules"] == [
-        {"rule": "caption_words(min=2)", "alone": 2, "dropped": 2, "left": 2},
-        {"rule": "image_side", "alone": 2, "dropped": 1, "left": 1},
-    ]
-    assert json.loads((tmp_path / "clean" / "report.json").read_text()) == report
-
-
-def test_what_cannot_be_scored_is_failed_not_filtered_and_outside_the_pool(tmp_path):
-    samples = [
-        sample("broken", "a very very long caption", b"\xff\xd8 no picture"),
-        sample("a", "one two three"),
-        sample("b", "one two"),
-        sample("empty", "another very very long caption", b""),
-    ]
-    keys, report = run(tmp_path, samples, "caption_words(top=0.5)", "image_side")
-    assert keys == ["a"]
-    assert {reason: fault["count"] for reason, fault in report["failed"].items()} == {
-        "image format is not known": 1,
-        "image is empty": 1,
-    }
-    assert [step["dropped"] for step in report["rules"]] == [1, 0]
-
-
-def test_scores_have_a_row_for_every_sample_with_its_status(tmp_path):
-    samples = [sample("a"), sample("b", image=b"broken")]
-    run(tmp_path, samples, "image_side", "caption_words(min=1)", "caption_words(max=9)")
-    table = pq.read_table(tmp_path / "clean" / "scores" / "000000.parquet").to_pydict()
-    assert table == {
-        "key": ["a", "b"],
-        "caption_words": [3, None],
-        "image_side": [300, None],
-        "status": ["ok", "failed: image format is not known"],
-    }
-
-
-def test_other_thresholds_and_orders_do_not_score_again(tmp_path):
-    samples = many()
-    _, first = run(tmp_path, samples, "caption_words(min=2)", "image_side(min=1)")
-    raw, clean = str(tmp_path / "raw"), tmp_path / "clean"
-    keep = ("image_side(min=21)", "caption_words(min=1, top=0.5)")
-    second = filter_shards(raw, clean, keep=keep, overwrite=True)
-    assert (first["scores_reused"], second["scores_reused"]) == (0, 20)
-    fresh = filter_shards(raw, tmp_path / "fresh", keep=keep)
-    assert fresh["scores_reused"] == 0
-    assert fresh["rules"] == second["rules"]
-    tars = [(folder / "000000.tar").read_bytes() for folder in (clean, tmp_path / "fresh")]
-    assert tars[0] == tars[1]
-
-
-@pytest.mark.parametrize("keep", ["image_side(min=1, max_aspect=2.0)", "exact_duplicate"])
-def test_another_way_to_score_scores_again(tmp_path, keep):
-    raw, clean = raw_shards(tmp_path, many()), tmp_path / "clean"
-    filter_shards(raw, clean, keep=["image_side(min=1)"])
-    report = filter_shards(raw, clean, keep=["image_side(min=1)", keep], overwrite=True)
-    assert report["scores_reused"] == 0
-
-
-def test_only_a_changed_shard_is_scored_again(tmp_path):
-    raw = raw_shards(tmp_path, many(6))
-    filter_shards(raw, tmp_path / "clean", keep=["caption_words(min=1)"])
-    os.utime(tmp_path / "raw" / "000001.tar", ns=(1, 1))
-    (tmp_path / "clean" / "scores" / "000002.parquet").write_bytes(b"damaged")
-    report = filter_shards(raw, tmp_path / "clean", keep=["caption_words(min=1)"])
-    assert report["scores_reused"] == 1
-
-
-def test_the_marks_of_the_toy_world_are_hidden_from_filters_and_kept_in_the_shards(tmp_path):
-    class Curious:
-        def score(self, samples):
-            return [float("planted" in s.metadata or "a" not in s.metadata) for s in samples]
-
-    shards = open_shards(raw_shards(tmp_path, [sample("k", planted="tiny_image", a=1)]))
-    scored = score_shards(shards, {"c": Curious()}, tmp_path / "s", earlier=tmp_path / "none")
-    assert scored.shards[0].columns["c"].tolist() == [0.0]
-    filter_shards(str(tmp_path / "raw"), tmp_path / "clean", keep=["caption_words"])
-    (only,) = open_shards(tmp_path / "clean")
-    assert only.metadata == {"planted": "tiny_image", "a": 1}
-    assert "planted" not in (tmp_path / "clean" / "report.json").read_text()
-
-
-def test_a_score_that_is_no_number_fails(tmp_path):
-    class Broken:
-        def score(self, samples):
-            return [float("nan") if s.key == "a" else 1.0 for s in samples]
-
-    shards = open_shards(raw_shards(tmp_path, [sample("a"), sample("b")]))
-    scored = score_shards(shards, {"it": Broken()}, tmp_path / "s", earlier=tmp_path / "none")
-    assert [entry.key for entry in scored.shards[0].entries] == ["b"]
-    assert scored.failed.summary() == "1 it is no number"
+def test_the_order_follows_from_the_seed_and_mixes_all_shards(tmp_path):
+    orders = []
+    for seed, out in ((0, "a"), (0, "b"), (1, "c")):
+        filtered(tmp_path, many(), "caption_words(min=1)", out=out, seed=seed, samples_per_shard=20)
+        orders.append([one.key for one in open_shards(tmp_path / out)])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2])
+    first_half = [int(key) for key in orders[0][:20]]
+    assert 5 < sum(key < 20 for key in first_half) < 15
 
 
 def test_shards_of_one_name_in_two_folders_keep_their_own_scores_and_keys(tmp_path):
     for folder, text in (("one", "a b c"), ("two", "a b c d")):
         write_shards([sample("000", text)], tmp_path / "raw" / folder)
-    filter_shards(str(tmp_path / "raw"), tmp_path / "clean", keep=["caption_words"])
-    scores = tmp_path / "clean" / "scores"
-    values = [pq.read_table(scores / n / "000000.parquet")["caption_words"] for n in ("one", "two")]
-    assert [value.to_pylist() for value in values] == [[3], [4]]
-    assert [s.key for s in open_shards(tmp_path / "clean")] == ["000", "000-2"]
+    raw, clean = str(tmp_path / "raw"), tmp_path / "clean"
+    filter_shards(raw, clean, keep=["caption_words"], engine=INLINE)
+    values = [
+        pq.read_table(clean / "scores" / n / "000000.parquet")["caption_words"].to_pylist()
+        for n in ("one", "two")
+    ]
+    assert values == [[3], [4]]
+    assert sorted(one.key for one in open_shards(clean)) == ["000", "000-2"]
 
 
-def test_a_filter_from_outside_the_repository_is_one_file(tmp_path, monkeypatch):
-    (tmp_path / "my_filters").mkdir()
-    (tmp_path / "my_filters" / "caption_characters.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from data_pipelines.filter import BoundedFilter\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class CaptionCharacters(BoundedFilter):\n"
-        "    def score(self, samples):\n"
-        "        return [len(sample.text) for sample in samples]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    samples = [sample("a", "long enough"), sample("b", "short")]
-    assert run(tmp_path, samples, "my_filters.caption_characters(min=6)")[0] == ["a"]
+def test_keys_are_unique_even_where_a_name_that_is_given_is_taken(tmp_path):
+    for folder, keys in (("a", ["k", "k-2"]), ("b", ["k"]), ("c", ["k", "k-3"])):
+        write_shards([sample(key) for key in keys], tmp_path / "raw" / folder)
+    filter_shards(str(tmp_path / "raw"), tmp_path / "clean", keep=["decodable"], engine=INLINE)
+    keys = [one.key for one in open_shards(tmp_path / "clean")]
+    assert len(set(keys)) == 5
+    assert not open_shards(tmp_path / "clean").faults
 
 
-@pytest.mark.parametrize(
-    ("keep", "message"),
-    [
-        ([], "There is no rule"),
-        (["caption_word"], "Did you mean caption_words"),
-        (["data_pipelines.faults"], "faults is no filter. Known: caption_words"),
-        (["caption_words(top=0)"], r"caption_words\(top=0\): top=0 is no share"),
-        (["caption_words(top=1.5)"], "top=1.5 is no share"),
-        (["caption_words(min=5, max=2)"], "min=5 is above max=2"),
-        (["caption_words(top=True)"], "top cannot be True, a bool"),
-        (["caption_words(min='a')"], "min cannot be 'a', a str"),
-        (["image_side(min=0)"], "min=0 is below 1 pixel"),
-        (["image_side(max_aspect=0.5)"], "max_aspect=0.5 cannot be met"),
-        (["exact_duplicate(by='sound')"], "by='sound' is not known"),
-        (["exact_duplicate(top=0.5)"], "unexpected keyword argument 'top'"),
-        (
-            ["caption_words(min=4)", "image_side"],
-            r"caption_words\(min=4\) dropped most: 2 of the 2",
-        ),
-    ],
-)
-def test_bad_rules_get_one_line(tmp_path, keep, message):
-    raw = raw_shards(tmp_path, [sample("a"), sample("b")])
-    with pytest.raises(UserError, match=message) as error:
-        filter_shards(raw, tmp_path / "clean", keep=keep)
-    assert "\n" not in str(error.value)
+def test_a_shard_that_is_written_anew_is_not_read_by_its_old_index(tmp_path):
+    for text in ("one two three", "four five six, and much longer than it was"):
+        write_shards([sample("a", text)], tmp_path / "raw")
+        filter_shards(
+            str(tmp_path / "raw"), tmp_path / "clean", keep=["caption_words"], engine=INLINE
+        )
+        assert [one.text for one in open_shards(tmp_path / "clean")] == [text]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_a_run_that_stops_at_any_write_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, whole, stop
+):
+    (tmp_path / "raw14").symlink_to(whole / "raw14")
+    writes = iter(range(1, 100))
+
+    def stopping(real):
+        def call(*arguments, **options):
+            if next(writes) == stop:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scores, "_write", stopping(scores._write))
+        patched.setattr(materialise, "write_shard", stopping(materialise.write_shard))
+        with pytest.raises(KeyboardInterrupt):
+            filtered(tmp_path, many(), *KEEP, samples_per_shard=4, per_shard=14)
     assert not (tmp_path / "clean").exists()
+    part = tmp_path / ".clean.part"
+    (part / "scores").mkdir(exist_ok=True)
+    (part / "scores" / ".000000.parquet.1.part").write_bytes(b"half")
+    (part / "000099.tar").write_bytes(b"of another decision, and moved already")
+    for shards in part.glob(".shards-*"):
+        (shards / ".000000.tar.1.part").write_bytes(b"half")
+    filtered(tmp_path, many(), *KEEP, samples_per_shard=4, per_shard=14)
+    assert contents(tmp_path / "clean") == contents(whole / "whole")
+    folders = (tmp_path / "clean", whole / "whole")
+    reports = [json.loads((folder / "report.json").read_text())["rules"] for folder in folders]
+    assert reports[0] == reports[1]  # what was counted before the stop, too
+    names = [sorted(p.name for p in folder.rglob("*")) for folder in folders]
+    assert names[0] == names[1]
+
+
+def test_shards_that_a_stopped_run_left_are_not_those_of_an_input_that_has_changed(
+    tmp_path, monkeypatch
+):
+    raw, clean = tmp_path / "raw", tmp_path / "clean"
+    real = filtering.materialise
+
+    def stopping(*arguments, **options):
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    write_shards([sample("a", "one two three")], raw)
+    with monkeypatch.context() as patched:
+        patched.setattr(filtering, "materialise", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
+    write_shards([sample("a", "four five six, and longer")], raw)
+    filter_shards(str(raw), clean, keep=["caption_words"], engine=INLINE)
+    assert [one.text for one in open_shards(clean)] == ["four five six, and longer"]
+
+
+def test_a_keep_list_says_the_same_as_shards_and_holds_uids_where_all_have_one(tmp_path):
+    samples = [sample(f"{n}", "word " * (n % 5 + 1), uid=uid) for n, uid in enumerate(uids(10))]
+    kept, _ = filtered(tmp_path, samples, "caption_words", per_shard=3)
+    raw = str(tmp_path / "raw3")
+    filter_shards(raw, tmp_path / "list", keep=["caption_words"], keep_list=True, engine=INLINE)
+    assert not list((tmp_path / "list").glob("*.tar"))
+    shards = open_shards(raw)
+    for name in ("", "keep.npy"):
+        copies = np.concatenate(read_copies(str(tmp_path / "list" / name), shards))
+        assert [shards.entries[n].key for n in np.flatnonzero(copies)] == kept
+    listed = np.load(tmp_path / "list" / "keep.npy")
+    assert (listed == np.sort(listed)).all()
+
+
+def test_a_table_is_chosen_from_by_its_columns_alone(tmp_path):
+    (tmp_path / "pool").mkdir()
+    table = pa.table(
+        {
+            "uid": uids(6),
+            "text": ["a b c", "a b c", None, "a b", "a b c", "a b c d"],
+            "original_width": [300, 300, 300, 300, 100, 700],
+            "original_height": [300, 300, 300, 300, 300, 200],
+            "clip_l14_similarity_score": [0.1, 0.3, 0.9, 0.2, 0.5, float("nan")],
+        }
+    )
+    pq.write_table(table, tmp_path / "pool" / "00000000.parquet", row_group_size=2)
+    keep = ("caption_words", "image_side(min=1)")
+    options = {"keep_list": True, "engine": INLINE, "overwrite": True}
+    report = filter_shards(str(tmp_path / "pool"), tmp_path / "list", keep=keep, **options)
+    listed = np.load(tmp_path / "list" / "keep.npy")
+    assert listed["f0"].tolist() == [0, 1, 4]
+    assert report["failed"] == {
+        "no caption": {"count": 1, "examples": [f"00000000.parquet: {uids(6)[2]}"]}
+    }
+    rows = pq.read_table(tmp_path / "list" / "keep.parquet").to_pylist()
+    assert rows[0] == {"shard": "00000000.tar", "key": uids(6)[0], "copies": 1}
+    score = "metadata_number(field='clip_l14_similarity_score', top=0.6)"
+    filter_shards(str(tmp_path / "pool"), tmp_path / "list", keep=[score], **options)
+    # Of the six one has no caption and one no number: 0.6 of four is two.
+    assert np.load(tmp_path / "list" / "keep.npy")["f0"].tolist() == [1, 4]
+    with pytest.raises(UserError, match="Add --keep-list"):
+        filter_shards(str(tmp_path / "pool"), tmp_path / "clean", keep=keep, engine=INLINE)
+
+
+def test_rows_whose_picture_img2dataset_did_not_get_are_failed(tmp_path):
+    columns = {
+        "key": ["000", "001"],
+        "caption": ["a b c", "a b c"],
+        "status": ["success", "failed_to_download"],
+        "width": [300, None],
+        "height": [300, None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "00000.parquet")
+    for keep in ("caption_words", "image_side"):
+        report = filter_shards(
+            str(tmp_path / "*.parquet"), tmp_path / keep, keep=[keep], keep_list=True, engine=INLINE
+        )
+        assert report["failed"]["picture was not downloaded"]["count"] == 1
+        rows = pq.read_table(tmp_path / keep / "keep.parquet").to_pylist()
+        assert rows == [{"shard": "00000.tar", "key": "000", "copies": 1}]
+
+
+def test_a_table_that_is_damaged_gets_one_line(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(UserError, match=r"Cannot read the table .*a.parquet") as error:
+        filter_shards(
+            str(tmp_path / "a.parquet"), tmp_path / "l", keep=["caption_words"], keep_list=True
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_a_sample_that_a_list_names_several_times_is_written_as_often(tmp_path):
+    write_shards([sample(k) for k in "abc"], tmp_path / "raw")
+    rows = {"shard": ["000000.tar"] * 2, "key": ["a", "c"], "copies": [3, 1]}
+    pq.write_table(pa.table(rows), tmp_path / "keep.parquet")
+    keep = [f"listed(path={str(tmp_path / 'keep.parquet')!r})"]
+    report = filter_shards(str(tmp_path / "raw"), tmp_path / "clean", keep=keep, engine=INLINE)
+    keys = Counter(one.key for one in open_shards(tmp_path / "clean"))
+    assert keys == {"a": 1, "a-2": 1, "a-3": 1, "c": 1}
+    assert report["samples_out"] == 4
+    pq.write_table(pa.table(rows | {"copies": [30, 1]}), tmp_path / "keep.parquet")
+    with pytest.raises(UserError, match="makes 900 copies of a sample"):
+        filter_shards(str(tmp_path / "raw"), tmp_path / "twice", keep=[*keep, *keep], engine=INLINE)
 
 
 def test_a_set_in_which_everything_is_broken_says_so(tmp_path):
-    raw = raw_shards(tmp_path, [sample(k, image=b"broken") for k in "abc"])
+    samples = [sample(k, image=b"broken") for k in "abc"]
     with pytest.raises(UserError, match="can be scored: 3 image format is not known"):
-        filter_shards(raw, tmp_path / "clean", keep=["image_side(top=0.5)", "exact_duplicate"])
+        filtered(tmp_path, samples, "image_side(top=0.5)", "exact_duplicate")
 
 
 def test_the_input_is_never_the_output(tmp_path):
-    raw = raw_shards(tmp_path, [sample("a")])
+    write_shards([sample("a")], tmp_path / "raw")
     with pytest.raises(UserError, match="Give another output folder"):
-        filter_shards(f"{raw}/*.tar", tmp_path / "raw", keep=["caption_words"], overwrite=True)
+        filter_shards(
+            f"{tmp_path}/raw/*.tar", tmp_path / "raw", keep=["caption_words"], overwrite=True
+        )
+
+
+def test_few_samples_start_no_pool_and_cheap_filters_load_no_torch(tmp_path):
+    write_shards(many(20), tmp_path / "raw", samples_per_shard=5)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from data_pipelines import engine, filter\n"
+        "engine._open_pool = None\n"
+        "keep = ['caption_words(min=1)', 'image_side(min=1)', 'exact_duplicate']\n"
+        "filter.filter_shards(sys.argv[1], Path(sys.argv[2]), keep=keep, keep_list=True)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "raw"), str(tmp_path / "list")]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "False"
+
+
+def test_a_pool_writes_what_one_process_writes(tmp_path):
+    samples = many(24)
+    random.Random(1).shuffle(samples)
+    filtered(tmp_path, samples, *KEEP, per_shard=12, out="one")
+    filtered(tmp_path, samples, *KEEP, per_shard=12, out="two", engine=Engine(workers=2))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -17,6 +17,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Row
 from data_pipelines.reader import Reader
 from data_pipelines.shards import open_shards, write_shards
+from data_pipelines.tar_index import open_index
 from vlp import cli
 from vlp.errors import UserError
 
@@ -92,8 +93,8 @@ def test_equal_names_of_shards_in_folders_are_told_apart(tmp_path):
     for name in ("a", "b"):
         write_shards(pairs(4), tmp_path / "two" / name)
     opened = open_shards(tmp_path / "two")
-    second = [entry for entry in opened.entries if entry.shard.parent.name == "b"]
-    assert write_keep_list(second, opened.shards, tmp_path / "keep.parquet") == 4
+    keys = [open_index(shard).keys for shard in opened.shards]
+    assert write_keep_list(opened.shards, keys, [np.zeros(4, int), np.ones(4, int)], tmp_path) == 4
     copies = read_copies(str(tmp_path / "keep.parquet"), opened)
     assert [c.tolist() for c in copies] == [[0] * 4, [1] * 4]
 

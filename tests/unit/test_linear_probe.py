@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from encoded_support import encoded_set, sample, written
 from sklearn.linear_model import LogisticRegression
 
-from data_pipelines.embed import encode_dataset
+from data_pipelines.encoded import encode_dataset
 from eval.evaluators import linear_probe
 from eval.evaluators.linear_probe import LinearProbe
 from eval.evaluators.zero_shot import ZeroShot

@@ -3,7 +3,7 @@ import statistics
 import pytest
 from encoded_support import encoded_set, sample, written
 
-from data_pipelines.embed import encode_dataset
+from data_pipelines.encoded import encode_dataset
 from eval.evaluators.multilingual import Multilingual
 from vlp.encode import encode_texts
 from vlp.errors import UserError

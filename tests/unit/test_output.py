@@ -1,9 +1,11 @@
 """Output folders are whole or not there, and nobody's work is replaced by mistake."""
 
+import os
+
 import pytest
 
 from vlp.errors import UserError
-from vlp.output import differences, output_folder, read_record
+from vlp.output import differences, output_folder, read_record, whole_file
 
 
 def write(path, command="filter", text="new", **config):
@@ -64,3 +66,17 @@ def test_differences_name_nested_fields():
         "data.n was 1, is 2",
         "x was 0, is None",
     ]
+
+
+def test_a_file_is_flushed_before_it_takes_its_name_and_the_old_one_stays_till_then(
+    tmp_path, monkeypatch
+):
+    path, flushed = tmp_path / "a" / "file", []
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(path.exists() and path.read_text()))
+    for text in ("one", "two"):
+        with whole_file(path) as file:
+            file.write(text.encode())
+    assert flushed == [False, "one"]
+    with pytest.raises(TypeError), whole_file(path) as file:
+        file.write("no bytes")
+    assert path.read_text() == "two"

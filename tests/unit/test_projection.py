@@ -8,7 +8,7 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 from transformers import BertConfig
 
-from data_pipelines.embed import encode_shards
+from data_pipelines.encoded import encode_shards
 from data_pipelines.shards import open_shards
 from training.compute.towers import compile_towers
 from vlp.encoder import create_encoder

@@ -4,16 +4,17 @@ import json
 import math
 import re
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 
 import pytest
 from huggingface_hub import ModelCard
 from markupsafe import Markup
 from PIL import Image
+from tests_support import Seen
 
 from training.recipes import toy
 from training.run_folder.card import public_name, write_card
-from training.run_folder.report import REPORT, RunStatus, write_report
+from training.run_folder.report import REPORT, write_report
+from training.run_folder.sessions import RunStatus, end_session, read_sessions
 from vlp.output import write_json, write_record
 from vlp.report import (
     beside,
@@ -29,31 +30,6 @@ from vlp.report import (
 )
 
 EVIL = "</td><script>alert('x')</script>\"&{0}{title}\x1b[2J"
-
-
-class Seen(HTMLParser):
-    """The tags and the text of a document; every tag is closed in the order it was opened."""
-
-    def __init__(self, document):
-        super().__init__()
-        self.tags, self.text, self.open, self.sources = [], [], [], []
-        self.feed(document)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def test_text_is_never_markup_in_any_part():
@@ -231,9 +207,19 @@ def test_the_report_tells_the_step_that_was_reached_and_why_the_run_ended(run):
     error = "Ended by an error: </p><script>"
     write_report(run, RunStatus(3, 400, error))
     text = " ".join(Seen((run / REPORT).read_text()).text)
-    assert f"3 of 4 steps, not finished; 400 samples seen. {error}. Ended 20" in text
+    assert f"3 of 4 steps, not finished; 400 samples seen. {error}. Written 20" in text
     write_report(run, RunStatus(4, 512))
     assert "4 of 4 steps, finished; 512 samples seen. Written" in (run / REPORT).read_text()
+
+
+def test_the_report_of_a_run_that_is_over_tells_from_its_files_why(run):
+    for why in ("Stopped by SIGTERM", "a second end of the same session"):
+        end_session(run, RunStatus(3, 400, why))
+    (session,) = read_sessions(run)
+    assert session["why"] == "Stopped by SIGTERM"
+    write_report(run)
+    text = " ".join(Seen((run / REPORT).read_text()).text)
+    assert "3 of 4 steps, not finished; 400 samples seen. Stopped by SIGTERM. Written" in text
 
 
 def test_figures_of_speed_and_the_guard_have_their_places(run):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_pipelines.embed import embed_shards
+from data_pipelines.embed import embed
 from vlp.checkpoint import load_encoder, save_encoder
 from vlp.errors import UserError
 from vlp.image import decode
@@ -18,7 +18,7 @@ from vlp.search import search
 @pytest.fixture
 def built(shards, model, tmp_path):
     """Return (features, index) of the drawn shards."""
-    embed_shards(str(model), str(shards), tmp_path / "features")
+    embed(str(model), str(shards), tmp_path / "features")
     build_index(tmp_path / "features", tmp_path / "index")
     return tmp_path / "features", tmp_path / "index"
 
@@ -35,7 +35,7 @@ def test_features_lie_as_clip_retrieval_lays_them_out(built):
 
 
 def test_features_do_not_depend_on_the_batch_size(built, shards, model, tmp_path):
-    embed_shards(str(model), str(shards), tmp_path / "other", batch_size=7)
+    embed(str(model), str(shards), tmp_path / "other", batch_size=7)
     one, other = (
         np.load(folder / "image_emb" / "image_emb_0.npy")
         for folder in (built[0], tmp_path / "other")

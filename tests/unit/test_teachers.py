@@ -11,7 +11,7 @@ from training_support import VIT
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice
 from data_pipelines.decode import training_views
-from data_pipelines.embed import embed_shards
+from data_pipelines.embed import embed
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan, Row, sample_seed
 from data_pipelines.reader import Reader
@@ -109,7 +109,7 @@ def test_a_run_does_not_go_on_with_another_teacher():
 @pytest.fixture
 def folder(shards, model, tmp_path):
     """Return the features of the shards, whose first sample has NaN and whose second 0."""
-    embed_shards(str(model), str(shards), tmp_path / "features")
+    embed(str(model), str(shards), tmp_path / "features")
     path = tmp_path / "features" / "image_emb" / "image_emb_0.npy"
     rows = np.load(path)
     rows[0], rows[1] = np.nan, 0

@@ -6,27 +6,29 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from data_pipelines.plan import check_processes
 from training.config import TrainConfig
-from vlp.errors import UserError
+from vlp.console import warn
+from vlp.errors import UserError, said_by_first_process
 
 PATIENCE = timedelta(minutes=30)
 """For what one process does alone while the others wait, as writing a checkpoint or trying a shard
 again. It is for a process that hangs: of one that died, its closed connections tell at once."""
-LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Broken pipe",
-    "Timed out waiting",
-    "remote process exited",
-)
-"""How gloo and NCCL say that another process is gone or does not answer."""
+
+LAUNCHER_DEFAULTS = {
+    "ACCELERATE_USE_FSDP": "false",
+    "ACCELERATE_USE_DEEPSPEED": "false",
+    "ACCELERATE_USE_MEGATRON_LM": "false",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
+    "ACCELERATE_DYNAMO_BACKEND": "no",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+}
+"""What `accelerate launch` may set for Accelerate, and how a run needs it. Its precision is not
+read: a run has its own."""
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
@@ -36,8 +38,10 @@ def start_processes(config: TrainConfig) -> Accelerator:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if _computes_bf16(has_gpu=has_gpu) else "fp32"
-    if precision == "fp16" and not has_gpu:
-        raise UserError("fp16 needs a GPU. Write --precision fp32, or bf16.")
+    with said_by_first_process():
+        if precision == "fp16" and not has_gpu:
+            raise UserError("fp16 needs a GPU. Write --precision fp32, or bf16.")
+        _refuse_launcher_options()
     is_one_of_several = has_gpu and "LOCAL_RANK" in os.environ
     group = InitProcessGroupKwargs(
         backend="cpu:gloo,cuda:nccl" if is_one_of_several else None, timeout=PATIENCE
@@ -47,6 +51,7 @@ def start_processes(config: TrainConfig) -> Accelerator:
         cpu=not has_gpu,
         kwargs_handlers=[group],
     )
+    _warn_of_one_process()
     check_processes(config.data.batch_size, accelerator.num_processes)
     return accelerator
 
@@ -70,23 +75,32 @@ def cores_for_workers() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def lost_processes_told() -> Iterator[None]:
-    """End in one line when another process is gone, instead of with what its connection says."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_lost(error):
-            raise UserError(
-                "Another process of the run ended or does not answer; what it or the launcher "
-                "printed says why. Run the same command again to go on from the last checkpoint."
-            ) from None
-        raise
+def _refuse_launcher_options() -> None:
+    """Raise UserError where `accelerate launch` would change a run: Accelerate reads it by itself.
+
+    It would wrap and compile the encoder its own way, and divide the loss by what it accumulates.
+    """
+    changed = [
+        name
+        for name, usual in LAUNCHER_DEFAULTS.items()
+        if os.environ.get(name, usual).lower() != usual
+    ]
+    if changed:
+        raise UserError(
+            f"`accelerate launch`, or its config, sets {' and '.join(changed)}. Leave that out, "
+            f"or use torchrun, and write --sharding fsdp, --image-piece or --speed.compile."
+        )
 
 
-def is_lost(error: BaseException) -> bool:
-    """Return whether an error says that another process is gone."""
-    return isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in LOST)
+def _warn_of_one_process() -> None:
+    """Warn where several processes were asked for: without GPUs the launcher starts one."""
+    # It names a port to meet at then, but no rank.
+    if {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys() and "RANK" not in os.environ:
+        warn(
+            "`accelerate launch` started one process and not several, as it does with --cpu. Write "
+            "`accelerate launch --multi_gpu --num_processes N`, on CPUs, too, or `torchrun "
+            "--nproc-per-node=N`."
+        )
 
 
 def _computes_bf16(*, has_gpu: bool) -> bool:

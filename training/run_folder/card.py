@@ -1,6 +1,5 @@
 """The model card of a checkpoint: ``README.md`` in Hugging Face's form, beside its weights."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +9,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from eval.run import CHANCE
 from training.run_folder.log import METRICS
 from training.run_folder.sessions import read_sessions
+from vlp.card import CARD, markdown_table, plain, public_name
 from vlp.checkpoint import AVERAGED, list_checkpoints, step_of
-from vlp.console import one_line, warn
+from vlp.console import warn
 from vlp.errors import first_line
 from vlp.output import read_lines, read_record, write_bytes
 from vlp.report import number
-
-CARD = "README.md"
 
 
 def write_card(run: Path, *, step: int, samples_seen: int) -> None:
@@ -40,14 +38,6 @@ def write_card(run: Path, *, step: int, samples_seen: int) -> None:
             _write(checkpoint, _card(facts._replace(figures={}), _RAW, _RAW_FIGURES))
         else:
             _write(checkpoint, _card(facts, "", _figures(facts)))
-
-
-def public_name(source: str) -> str:
-    """Return the name of data as it may be published: no folders, logins, keys or commands."""
-    if source.startswith("pipe:"):
-        return "output of a command"
-    place = re.sub(r"^(\w+://)[^/@]*@", r"\1", source).partition("?")[0]
-    return place if "://" in place else Path(place.rstrip("/")).name or "shards"
 
 
 class _Facts(NamedTuple):
@@ -101,8 +91,8 @@ def _card(facts: _Facts, which: str, figures: str) -> str:
         figures: The section about them.
     """
     parts = [
-        f"# {_plain(facts.name)}",
-        f"A CLIP-style dual encoder ({_plain(_model(facts.config['model']['name']))}), as it was "
+        f"# {plain(facts.name)}",
+        f"A CLIP-style dual encoder ({plain(_model(facts.config['model']['name']))}), as it was "
         f"at step {facts.step} of its run, after {number(facts.samples_seen)} image-text pairs.",
         which,
         "## How to load it",
@@ -181,7 +171,7 @@ def _front_matter(facts: _Facts) -> str:
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "image-text-retrieval", "vlp"],
-        model_name=_plain(facts.name) if results else None,
+        model_name=plain(facts.name) if results else None,
         eval_results=results or None,
     ).to_yaml()
 
@@ -193,7 +183,7 @@ def _data(session: Mapping[str, Any]) -> str:
         samples = "not counted" if source["samples"] is None else number(source["samples"])
         names = ", ".join(map(public_name, source["names"]))
         rows.append((names, samples, number(source["shards"]), epochs))
-    return _table(("source", "samples", "shards", "passes in the whole run"), rows)
+    return markdown_table(("source", "samples", "shards", "passes in the whole run"), rows)
 
 
 def _training(facts: _Facts) -> str:
@@ -215,7 +205,7 @@ def _training(facts: _Facts) -> str:
         ("processes", session.get("processes", "")),
     ]
     rows += session.get("versions", {}).items()
-    return _table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def _extras(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -266,14 +256,4 @@ def _figures(facts: _Facts) -> str:
         f"Validated at step {facts.validated_at}{older}. On "
         f"{number((held_out or {}).get('samples', 0))} held-out pairs; shares are in [0, 1].\n\n"
     )
-    return about + _table(("figure", "value", "chance"), rows)
-
-
-def _table(columns: tuple[str, ...], rows: Any) -> str:
-    lines = [columns, tuple("---" for _ in columns), *rows]
-    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-
-
-def _plain(text: object) -> str:
-    """Return a text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", one_line(str(text), 200))
+    return about + markdown_table(("figure", "value", "chance"), rows)

@@ -8,7 +8,7 @@ from typing import IO
 
 from data_pipelines.loader import Loader, worker_error
 from data_pipelines.sources import find_shards
-from training.compute.processes import is_lost
+from training.compute.shared_errors import is_lost
 from training.config import TrainConfig
 from training.run_folder.checkpoints import remove_parts
 from vlp.checkpoint import list_checkpoints, paths_of

@@ -3,19 +3,19 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
 from signal import Signals
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
 from eval.run import CHANCE
-from training.compute.processes import is_lost
+from training.compute.shared_errors import is_lost, reason_elsewhere
 from training.config import TrainConfig
 from training.recipes import RECIPES
 from training.rewind import SKIPPED
@@ -23,13 +23,25 @@ from training.run import Run
 from training.run_folder.checkpoints import is_cost
 from training.run_folder.folder import FAULTS
 from training.run_folder.log import METRICS
-from training.run_folder.sessions import read_sessions
+from training.run_folder.sessions import RunStatus, end_session, read_sessions
 from vlp.console import one_line, warn
 from vlp.errors import UserError, first_line
 from vlp.output import flatten, read_lines, read_record
-from vlp.report import beside, folded, number, page, plot, section, table, tiles, write_page
+from vlp.report import (
+    beside,
+    fault_table,
+    folded,
+    number,
+    page,
+    plot,
+    section,
+    table,
+    tiles,
+    write_page,
+)
 
 REPORT = "report.html"
+FINISHED = "Finished"
 OF_AVERAGE = "Of the moving average of the weights (--ema), not of the raw ones."
 SHOWN = 50
 """Rows of a table that may be long."""
@@ -66,32 +78,26 @@ Rows = list[dict[str, Any]]
 Series = dict[str, list[tuple[float, float]]]
 
 
-class RunStatus(NamedTuple):
-    """How far a run has come; the last row of its figures may be older."""
-
-    step: int
-    samples_seen: int
-    ended: str = ""
-    """Why it ended before its time, a sentence; empty where it did not."""
-
-
 @contextmanager
 def reported(run: Run) -> Iterator[None]:
-    """Write the report when the block ends, however it ends; it says why."""
-    state, requests, ended = run.state, run.requests, ""
+    """Write down why the run ended when the block ends, and the report, however it ends."""
+    state, requests, why = run.state, run.requests, ""
     try:
         yield
-        if requests.signal and state.step < run.steps:
-            ended = f"Stopped by {Signals(requests.signal).name}"
+        is_stopped = requests.signal and state.step < run.steps
+        why = f"Stopped by {Signals(requests.signal).name}" if is_stopped else FINISHED
     except KeyboardInterrupt:
-        ended = "Stopped by Ctrl-C within a step"
+        why = "Stopped by Ctrl-C within a step"
         raise
     except Exception as error:
-        ended = f"Ended by an error: {_told(error)}"
+        why = f"Ended by an error: {_told(error)}"
         raise
     finally:
         if run.accelerator.is_main_process:
-            write_report(run.out, RunStatus(state.step, state.samples_seen, ended))
+            status = RunStatus(state.step, state.samples_seen, why)
+            with suppress(OSError):  # of a full disk the error tells
+                end_session(run.out, status)
+            write_report(run.out, status)
 
 
 def write_report(run: Path, status: RunStatus | None = None) -> None:
@@ -105,7 +111,8 @@ def write_report(run: Path, status: RunStatus | None = None) -> None:
 def report_of(run: Path, status: RunStatus | None = None) -> Markup:
     """Return the report of a run by its ``config.json``, ``metrics.jsonl`` and other files.
 
-    Of a run that is not at work, its last row of figures says how far it came.
+    Without a status, the end of the last session, or else the last row of figures, says how far it
+    came.
     """
     rows, sessions = read_lines(run / METRICS), read_sessions(run)
     series = _series(rows)
@@ -125,7 +132,7 @@ def report_of(run: Path, status: RunStatus | None = None) -> Markup:
         section("Data", _sources(sessions), _faults(faults)),
         section("Config", *_config(record["config"])),
         section("Where it ran", *_sessions(sessions, record["config"])),
-        subtitle=_subtitle(status or _last_logged(rows), sessions),
+        subtitle=_subtitle(status or _last_status(rows, sessions), sessions),
     )
 
 
@@ -133,23 +140,26 @@ def _subtitle(status: RunStatus | None, sessions: Rows) -> str:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     if status is None:
         return f"No step is logged yet. Written {now}."
-    step, samples_seen, ended = status
+    step, samples_seen, why = status
     steps = sessions[-1]["steps"] if sessions else step
-    done = "finished" if step >= steps and not ended else "not finished"
-    why = f"{one_line(ended, 500)}. " if ended else ""
+    is_finished = step >= steps and why in ("", FINISHED)
+    told = f"{one_line(why, 500)}. " if why and not is_finished else ""
     return (
-        f"{number(step)} of {number(steps)} steps, {done}; {number(samples_seen)} samples seen. "
-        f"{why}{'Ended' if ended else 'Written'} {now}."
+        f"{number(step)} of {number(steps)} steps, {'' if is_finished else 'not '}finished; "
+        f"{number(samples_seen)} samples seen. {told}Written {now}."
     )
 
 
-def _last_logged(rows: Rows) -> RunStatus | None:
+def _last_status(rows: Rows, sessions: Rows) -> RunStatus | None:
+    if sessions and "ended" in sessions[-1]:
+        last = sessions[-1]
+        return RunStatus(last["ended_at_step"], last["samples_seen"], last["why"])
     return RunStatus(rows[-1]["step"], rows[-1]["samples_seen"]) if rows else None
 
 
 def _told(error: Exception) -> str:
     if is_lost(error):
-        return "another process of the run ended or does not answer"
+        return reason_elsewhere() or "another process of the run ended or does not answer"
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return kind + first_line(error)
 
@@ -229,13 +239,9 @@ def _source(source: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _faults(faults: Mapping[str, Mapping[str, Any]]) -> Markup:
-    rows = [
-        (reason, found["count"], one_line("; ".join(found["examples"]), 200))
-        for reason, found in sorted(faults.items(), key=lambda item: -item[1]["count"])
-    ]
-    if not rows:
+    if not faults:
         return Markup("<p>No fault of the data was met.</p>")
-    return table(("what was wrong with the data", "samples", "such as"), rows)
+    return fault_table("what was wrong with the data", faults)
 
 
 def _loose_table(rows: Rows) -> Markup:
@@ -266,8 +272,9 @@ def _changed(base: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 
 
 def _sessions(sessions: Rows, config: Mapping[str, Any]) -> Iterable[Markup]:
-    columns = ("started", "step", "processes", "device", "precision")
-    yield table(columns, [[session[name] for name in columns] for session in sessions])
+    columns = ("started", "step", "processes", "device", "precision", "ended", "why")
+    rows = [[_cell(session.get(name)) for name in columns] for session in sessions]
+    yield table(columns, rows)
     if sessions:
         last = sessions[-1]
         facts = {"seed": config.get("seed", ""), **last["hardware"]}

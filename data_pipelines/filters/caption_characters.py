@@ -1,0 +1,22 @@
+"""Captions with too few or too many characters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.rules import BoundedFilter
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionCharacters(BoundedFilter):
+    """Number of characters of the caption, white space included; at least 6 by default.
+
+    DataComp's basic filter: ``len(text) > 5`` (Gadre et al. 2023). LAION keeps 5 and more
+    (Schuhmann et al. 2022).
+    """
+
+    min: float | None = 6
+
+    def score(self, candidates: Sequence[Candidate]) -> list[int]:
+        """Return the number of characters of each caption."""
+        return [len(one.text) for one in candidates]

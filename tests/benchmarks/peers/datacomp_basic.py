@@ -1,0 +1,45 @@
+"""DataComp's basic filter over tables, less the language, as `baselines/apply_filter.py` has it.
+
+DataComp is no package, so its rule is written down again here, in its own steps and in its own
+words of pandas (`load_uids_with_basic_filter_helper` and what is around it at commit 4a8df19, MIT).
+Its language identification is left out on both sides: the model cannot be had from a registry.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+def basic_filter(folder: Path, out: Path) -> int:
+    """Write the sorted uids of a folder of tables that pass, and return their number."""
+    uids = np.concatenate([uids_of(path) for path in sorted(folder.glob("*.parquet"))])
+    uids.sort()
+    np.save(out, uids)
+    return len(uids)
+
+
+def uids_of(path: Path) -> np.ndarray:
+    """Return the uids of a table that pass; line by line what DataComp's helper does."""
+    df = pd.read_parquet(path, columns=["uid", "text", "original_width", "original_height"])
+    caption_num_words = df.text.apply(lambda x: len(x.split()))
+    caption_num_chars = df.text.apply(lambda x: len(x))
+    uid_int = df.uid.apply(int, base=16)
+    uid_upper_uint64 = (uid_int // 2**64).astype("uint64")
+    uid_lower_uint64 = (uid_int % 2**64).astype("uint64")
+    inds_array = np.array(list(zip(uid_upper_uint64, uid_lower_uint64, strict=True)), "u8,u8")
+    caption_mask = (caption_num_words > 2) & (caption_num_chars > 5)
+    min_image_dim = np.minimum(df.original_width, df.original_height)
+    max_image_dim = np.maximum(df.original_width, df.original_height)
+    aspect_ratio = max_image_dim / min_image_dim
+    image_mask = (min_image_dim >= 200) & (aspect_ratio <= 3.0)
+    return inds_array[caption_mask & image_mask]
+
+
+if __name__ == "__main__":
+    began = time.process_time()
+    kept = basic_filter(Path(sys.argv[1]), Path(sys.argv[2]))
+    print(json.dumps([time.process_time() - began, kept]))
