@@ -154,7 +154,7 @@ def embed(
     Args:
         model: Run folder, checkpoint folder, or a model that open_clip knows.
         source: Shards; a folder of images with ``.txt`` or ``.json`` beside them; or a table.
-        features: Folder to write: ``image_emb/``, ``text_emb/``, ``metadata/``.
+        features: Folder to write: ``img_emb/``, ``text_emb/``, ``metadata/``.
         only: Embed one of the two; of a folder or table it need not have the other.
         pooled: Write ``image_pooled/`` and ``text_pooled/``, too: rows before the projections.
         dtype: Of the numbers on disk.

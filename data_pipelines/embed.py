@@ -1,6 +1,6 @@
 """``vlp embed``: the features of pictures and captions on disk, part by part.
 
-``image_emb/image_emb_0.npy``, ``text_emb/text_emb_0.npy`` and on hold unit-length rows, as
+``img_emb/img_emb_0.npy``, ``text_emb/text_emb_0.npy`` and on hold unit-length rows, as
 clip-retrieval lays them out; ``metadata/metadata_0.parquet`` has a row for each: key, caption, the
 sample's metadata as JSON, and the file, byte offset and size of its picture. Which rows are in
 which part follows from the data alone, so a run that was stopped goes on and the bytes are the same
@@ -32,11 +32,12 @@ from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.manifest import MANIFEST
 from vlp.output import output_folder, take_over, whole_file, write_json
+from vlp.sample import Sample
 
 Dtype = Literal["fp32", "fp16"]
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
 METADATA = "metadata"
-FOLDERS = ("image_emb", "text_emb", "image_pooled", "text_pooled", METADATA)
+FOLDERS = ("img_emb", "text_emb", "image_pooled", "text_pooled", METADATA)
 TOLD = b"vlp.embedded_from"
 """In a part's metadata, what its features follow from, and what could not be read."""
 
@@ -75,33 +76,38 @@ def embed(
     Raises:
         UserError: There is no such model or source, or no sample can be read.
     """
-    for name, size in (("batch_size", batch_size), ("samples_per_part", samples_per_part)):
-        if size < 1:
-            raise UserError(f"{name} is {size}. Give at least 1.")
+    _check(batch_size=batch_size, samples_per_part=samples_per_part)
     found = cut(source, size=samples_per_part, only=only, image=image, caption=caption)
     encoder = load_encoder(model)
-    # A whole path, so that `vlp search` finds the model from any folder.
-    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model  # as seen from anywhere
     made = {"model": model, "model_hash": encoder_hash(encoder), "only": only, "pooled": pooled}
     made |= {"dtype": dtype, "batch_size": batch_size}
     scale = encoder.logit_scale.exp().item()  # for who learns from these features
     config = {**made, "scale": scale, "shards": source, "samples_per_part": samples_per_part}
     inputs = [*found.files, *paths_of(model, source)]
+    told: dict[str, Any] = {**made, "dim": encoder.dim}
     with output_folder(
         out, "embed", config, inputs=inputs, overwrite=overwrite, keeps=FOLDERS
     ) as part:
         take_over(out, part, FOLDERS)
         tasks = [Task(number, one) for number, one in enumerate(found.parts)]
-        work = EmbedPart(part, **made)
-        written = list((engine or Engine()).run(work, tasks, what="embed", on_gpu=True))
-        count, faults = _count(written, found.faults)
-        if not count:
+        work, engine = EmbedPart(part, **made), engine or Engine()
+        written = list(engine.run(work, tasks, what="embed", on_gpu=True))
+        told["samples"], faults = _count(written, found.faults)
+        if not told["samples"]:
             raise UserError(f"No sample of {source} could be read ({faults.summary()}).")
-        _seal(part, written, {**made, "samples": count, "dim": encoder.dim, **_faults(faults)})
-    show(f"Embedded {count} samples of {source} into {out} ({encoder.dim} dimensions).")
+        told |= _faults(faults)
+        _seal(part, written, told)
+    show(f"Embedded {told['samples']} samples of {source} into {out} ({encoder.dim} dimensions).")
     if faults:
         show(f"Left out: {faults.summary()}.")
-    return {"samples": count, "dim": encoder.dim, "out": str(out), **_faults(faults)}
+    return {"samples": told["samples"], "dim": encoder.dim, "out": str(out), **_faults(faults)}
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name} is {size}. Give at least 1.")
 
 
 class Task(NamedTuple):
@@ -180,7 +186,7 @@ class EmbedPart:
     def _arrays(self, encoded: EncodedSet) -> dict[str, Tensor]:
         """Return what is to be on the disk, by the name of its folder."""
         found = {
-            "image_emb": None if self.only == "texts" else encoded.image,
+            "img_emb": None if self.only == "texts" else encoded.image,
             "text_emb": None if self.only == "images" else encoded.text,
             "image_pooled": encoded.image_pooled,
             "text_pooled": encoded.text_pooled,
@@ -213,6 +219,7 @@ def _metadata(encoded: EncodedSet, picture: Callable[[int], Picture]) -> pa.Tabl
     return pa.table(
         {
             "key": pa.array([sample.key for sample in samples], pa.string()),
+            "image_path": pa.array(_image_paths(samples, pictures), pa.string()),
             "caption": pa.array([sample.text for sample in samples], pa.string()),
             "metadata": pa.array(said, pa.string()),
             "shard": pa.array([one.file for one in pictures], pa.string()),
@@ -220,6 +227,14 @@ def _metadata(encoded: EncodedSet, picture: Callable[[int], Picture]) -> pa.Tabl
             "size": pa.array([one.size for one in pictures], pa.int64()),
         }
     )
+
+
+def _image_paths(samples: Sequence[Sample], pictures: Sequence[Picture]) -> list[str]:
+    """Return what clip-retrieval calls a sample: its picture's file; of one in a shard, the key."""
+    return [
+        one.file if one.file and not one.offset else sample.key
+        for sample, one in zip(samples, pictures, strict=True)
+    ]
 
 
 def _size_and_hash(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from eval.classification import (
     jaccard_per_class,
 )
 from eval.metrics import BLOCK, class_ranks, mean_per_class_recall
-from eval.result import Bars, Curve, Matrix, Part, Pictures, Result, Table, per_image
+from eval.result import Bars, Curve, Matrix, Part, Pictures, Result, Table, per_image, places_of
 
 FEW = 60
 """Classes whose whole confusion matrix is drawn."""
@@ -73,10 +73,7 @@ class OneLabel:
 
     def resample(self, drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
         """Return the figures that are no means over images, if the set were these of its images."""
-        place = torch.full((self.num_images,), -1)
-        place[self.rows] = torch.arange(len(self.rows))
-        images = place[drawn]
-        images = images[images >= 0]
+        images = places_of(drawn, self.rows, self.num_images)
         if not len(images):
             return {}
         labels, ranks = self.logits.labels[images], self._ranks[images]

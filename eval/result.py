@@ -141,3 +141,12 @@ def per_image(
     weights = torch.bincount(rows, minlength=num_images).double()
     sums = torch.zeros(num_images, dtype=torch.float64).index_add_(0, rows, values)
     return PerImage(sums / weights.clamp(min=1), weights)
+
+
+def places_of(
+    drawn: Int64[Tensor, "drawn"], rows: Int64[Tensor, "values"], num_images: int
+) -> Int64[Tensor, "_"]:
+    """Return where among ``rows`` each drawn image stands; those that do not are left out."""
+    place = torch.full((num_images,), -1)
+    place[rows] = torch.arange(len(rows))
+    return place[drawn][place[drawn] >= 0]

@@ -17,7 +17,7 @@ from vlp.checkpoint import encoder_hash, load_encoder
 from vlp.console import warn
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-from vlp.features import StoredFeatures, open_features
+from vlp.features import FOLDERS, StoredFeatures, open_features
 from vlp.types import Batch, TeacherFeatures
 
 CHECKED = 2_000_000
@@ -74,7 +74,7 @@ class Teacher:
 
 def is_stored(name: str) -> bool:
     """Return whether a teacher is features on disk, not a model."""
-    return (Path(name) / "image_emb").is_dir()
+    return any((Path(name) / folder).is_dir() for folder in FOLDERS["image"])
 
 
 def open_teacher(name: str, device: torch.device) -> Teacher:

@@ -1,8 +1,8 @@
 """Features on disk: mapped into memory, and found by the key and caption of their sample.
 
-A folder holds ``image_emb/*.npy`` and ``text_emb/*.npy``, ``[rows, dim]`` in parts by number, and
-``metadata/*.parquet`` with a row for each, as `vlp embed` writes; or ``img_emb/*.npy`` and rows of
-``image_path`` and ``caption``, as clip-retrieval does.
+A folder holds ``img_emb/*.npy`` and ``text_emb/*.npy``, ``[rows, dim]`` in parts by number, and
+``metadata/*.parquet`` with a row for each, as `vlp embed` writes and clip-retrieval reads; of its
+own rows, ``image_path`` is the key.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from vlp.errors import UserError, first_line
 from vlp.output import read_record
 
 KINDS = ("image", "text")
-FOLDERS = {"image": ("image_emb", "img_emb"), "text": ("text_emb",)}
-"""By what they are of, where features lie: ours, then clip-retrieval's."""
+FOLDERS = {"image": ("img_emb", "image_emb"), "text": ("text_emb",)}
+"""By what they are of, where features lie; ``image_emb`` is what `vlp embed` wrote before."""
 KEYS = ("key", "image_path")
 """Columns of a sample's key: ours, then clip-retrieval's."""
 COLUMNS = ("key", "caption", "metadata", "shard", "offset", "size")
@@ -214,9 +214,10 @@ def _mapped(folder: Path, kind: str) -> list[np.ndarray]:
             raise UserError(f"{path} holds {part.dtype} of {part.ndim} dimensions, no features.")
         parts.append(part)
     if not parts:
+        name = FOLDERS[kind][0]
         raise UserError(
-            f"{folder} lacks {kind}_emb/{kind}_emb_0.npy: it holds no features of {kind}s. Give a "
-            f"folder that `vlp embed` wrote."
+            f"{folder} lacks {name}/{name}_0.npy: it holds no features of {kind}s. Give a folder "
+            f"that `vlp embed` wrote."
         )
     return parts
 

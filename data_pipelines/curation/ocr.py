@@ -69,9 +69,11 @@ def without_texts(candidate: Candidate) -> Image.Image:
 
 
 def reader_identity() -> str:
-    """Return what changes when the models change, which come with rapidocr."""
+    """Return what changes when the models change, which come with rapidocr, or what runs them."""
     _reader()
-    return f"rapidocr {version('rapidocr')} {SIDE}"
+    import onnxruntime
+
+    return f"rapidocr {version('rapidocr')} onnxruntime {onnxruntime.__version__} {SIDE}"
 
 
 @lru_cache
@@ -80,7 +82,7 @@ def _reader() -> Any:
     with needs("filters", "Reading text in pictures takes rapidocr and onnxruntime"):
         import onnxruntime  # noqa: F401
         import rapidocr
-    folder = Path(rapidocr.__file__).parent / "models"
+    folder = Path(str(rapidocr.__file__)).parent / "models"
     options: dict[str, Any] = {
         "Global.log_level": "critical",
         "EngineConfig.onnxruntime.intra_op_num_threads": 1,

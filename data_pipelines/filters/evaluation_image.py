@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.evaluation_sets import picture_hashes, set_identity
-from data_pipelines.curation.pdq import BITS, QUALITY, RADIUS, pdq
+from data_pipelines.curation.pdq import BITS, QUALITY, RADIUS, pdq, pdq_identity
 from data_pipelines.curation.rules import BoundedFilter, Cost
 
 TILE = 1 << 22
@@ -32,9 +32,9 @@ class EvaluationImage(BoundedFilter):
     """Evaluation shards."""
 
     def identity(self) -> str:
-        """Return what tells the evaluation shards from others; their hashes are made here, once."""
+        """Return what tells shards and PDQ from others; the hashes are made here, once."""
         picture_hashes(self.against)
-        return set_identity(self.against)
+        return f"{pdq_identity()} {set_identity(self.against)}"
 
     def score(self, candidates: Sequence[Candidate]) -> list[int]:
         """Return the distance of each picture to the nearest of the evaluation set."""

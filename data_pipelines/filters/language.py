@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,6 +54,11 @@ class Language(Filter):
     def is_pointwise(self) -> bool:
         """Whether a sample's fate follows from its own score: it does."""
         return True
+
+    def identity(self) -> str:
+        """Return the version of py3langid, whose model comes with it."""
+        _identifier(self.among)
+        return f"py3langid {version('py3langid')}"
 
     def score(self, candidates: Sequence[Candidate]) -> list[str]:
         """Return the language of each caption."""

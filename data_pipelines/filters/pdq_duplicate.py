@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.duplicates import best_of, components, is_at, left_bytes
-from data_pipelines.curation.pdq import BITS, QUALITY, RADIUS, pdq
+from data_pipelines.curation.pdq import BITS, QUALITY, RADIUS, pdq, pdq_identity
 from data_pipelines.curation.rules import Cost, Filter
 from vlp.errors import UserError
 
@@ -42,6 +42,10 @@ class PdqDuplicate(Filter):
             raise UserError(f"radius={self.radius} is out of range. Give 0 to 64 bits of 256.")
         if not 0 <= self.quality <= 100:
             raise UserError(f"quality={self.quality} is out of range. Give 0 to 100.")
+
+    def identity(self) -> str:
+        """Return the version of what makes the hashes."""
+        return pdq_identity()
 
     def score(self, candidates: Sequence[Candidate]) -> list[bytes]:
         """Return the hash, its quality and the number of pixels of each picture."""

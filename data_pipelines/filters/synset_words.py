@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from data_pipelines.curation.candidates import Candidate
-from data_pipelines.curation.files import file_hash, read_lines
+from data_pipelines.curation.files import file_hash, read_lines, read_once
 from data_pipelines.curation.rules import BoundedFilter
 from data_pipelines.curation.wordnet import PARTS, read_wordnet
 from vlp.errors import UserError
@@ -30,7 +30,8 @@ class SynsetWords(BoundedFilter):
     def identity(self) -> str:
         """Return the hashes of both lists."""
         read = Path(self.words)
-        files = [read / f"index.{name}" for name in PARTS] if read.is_dir() else [read]
+        names = [file for name in PARTS for file in (f"index.{name}", f"{name}.exc")]
+        files = [read / name for name in names] if read.is_dir() else [read]
         return " ".join(map(file_hash, [self.synsets, *map(str, files)]))
 
     def score(self, candidates: Sequence[Candidate]) -> list[int]:
@@ -41,7 +42,7 @@ class SynsetWords(BoundedFilter):
         ]
 
 
-@lru_cache
+@read_once
 def _listed(path: str) -> frozenset[str]:
     wnids = frozenset(line.split()[0] for line in read_lines(path))
     wrong = next((one for one in wnids if one[0] not in "nvar" or not one[1:].isdigit()), None)
@@ -52,7 +53,7 @@ def _listed(path: str) -> frozenset[str]:
     return wnids
 
 
-@lru_cache
+@read_once
 def _first_meanings(path: str) -> Callable[[str], str | None]:
     if Path(path).is_dir():
         return lru_cache(1 << 20)(read_wordnet(path).wnid)

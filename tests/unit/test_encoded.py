@@ -168,7 +168,7 @@ def test_a_target_needs_no_text_features_and_its_keys_may_repeat(tmp_path):
     part.identity()
     assert kept(part, part.score(candidates(40))) == [[True] * 40]
     shutil.rmtree(tmp_path / "target" / "image_emb")
-    with pytest.raises(UserError, match="lacks image_emb"):
+    with pytest.raises(UserError, match="lacks img_emb"):
         kept(part, part.score(candidates(40)))
 
 

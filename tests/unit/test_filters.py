@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import re
+from importlib.metadata import version
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,7 @@ OPTIONS = {
     "synset_words": "synsets={synsets!r}, words={words!r}",
 }
 """What a filter that cannot be made without options, or without what is not here, is made with."""
-MISSING = "pip install|spaCy cannot load|Cannot read the model"
+MISSING = "pip install|spaCy cannot load|Cannot read .*onnx"
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,24 @@ def test_what_is_damaged_is_a_fault_and_nothing_else(part):
             assert len(scored(part, one)) == 1
         except (SampleFault, ImageError):
             continue
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("caption_action", "spacy"),
+        ("caption_complexity", "spacy"),
+        ("evaluation_image", "pdqhash"),
+        ("language", "py3langid"),
+        ("masked_clip_score", "rapidocr"),
+        ("pdq_duplicate", "pdqhash"),
+        ("text_area", "rapidocr"),
+        ("text_spotting", "rapidocr"),
+    ],
+)
+def test_the_version_of_a_library_is_part_of_what_a_score_follows_from(name, library, files):
+    options = OPTIONS.get(name, "").format(**files)
+    (rule,) = read_rules([f"{name}({options})"])
+    if not importlib.util.find_spec(library):
+        pytest.skip(f"{library} is missing")
+    assert f"{library} {version(library)}" in rule.parts[0].filter.identity()

@@ -48,6 +48,9 @@ def test_a_probe_learns_colours_from_all_and_from_few_images(folders, encoder):
     for name in ("acc@1", "few_shot/2/acc@1"):
         values = result.per_image[f"linear_probe/{name}"].values
         assert values.mean().item() == pytest.approx(found[name])
+    again = result.resample(torch.arange(24))
+    expected = found["mean_per_class_recall"]
+    assert again["linear_probe/mean_per_class_recall"] == pytest.approx(expected)
     (curve,) = result.parts
     assert [x for x, _ in curve.series["few shots"]] == [0, 2]
 

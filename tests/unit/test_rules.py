@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from curation_support import kept, plain, red_model, sample, scored
 
+from data_pipelines.curation.files import forget
 from data_pipelines.curation.presets import PRESETS
 from data_pipelines.curation.rules import FAMILY, column_name, parts_of, read_rules
 from data_pipelines.filter import filter_shards
@@ -126,7 +127,7 @@ def test_the_tables_in_the_docs_name_all_and_no_others(kind):
         (["pdq_duplicate(radius=65)"], "radius=65 is out of range"),
         (["any_of(parts=())"], "Write any_of"),
         (["any_of(parts=('caption_word',))"], "Did you mean caption_words"),
-        (["onnx_score(path='no.onnx', top=0.3)"], r"Cannot read the model no\.onnx"),
+        (["onnx_score(path='no.onnx', top=0.3)"], r"Cannot read no\.onnx"),
         (["listed(path='no.parquet')"], "Cannot read the keep-list"),
         (["listed(path='no.npy')"], "Cannot read the keep-list"),
         (["language(among=('en', 'xx'))"], "xx"),
@@ -179,6 +180,23 @@ def test_onnx_score_is_what_the_model_says(red, tmp_path):
     one = OnnxScore(path=str(tmp_path / "one.onnx"), **options)
     np.testing.assert_allclose(scored(one, *pictures), [1.0, 128 / 255], atol=1e-6)
     assert one.identity() != before
+
+
+def test_weights_in_a_file_beside_the_model_are_part_of_its_identity(red, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    whole = onnx.load(red)
+    onnx.external_data_helper.set_external_data(whole.graph.initializer[0], "red.data")
+    onnx.save_model(whole, tmp_path / "apart.onnx")
+    part = OnnxScore(path=str(tmp_path / "apart.onnx"), size=8, top=0.5)
+    before, weights = part.identity(), (tmp_path / "red.data").read_bytes()
+    assert scored(part, sample("k"))
+    (tmp_path / "red.data").write_bytes(weights[::-1])
+    forget()
+    assert part.identity() != before
+    (tmp_path / "red.data").unlink()
+    forget()
+    with pytest.raises(UserError, match=r"Cannot read .*red\.data"):
+        part.identity()
 
 
 def test_onnx_score_takes_features_of_a_model(red, model, tmp_path, encoder):

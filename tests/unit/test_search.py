@@ -25,7 +25,7 @@ def built(shards, model, tmp_path):
 
 def test_features_lie_as_clip_retrieval_lays_them_out(built):
     features = built[0]
-    image = np.load(features / "image_emb" / "image_emb_0.npy")
+    image = np.load(features / "img_emb" / "img_emb_0.npy")
     text = np.load(features / "text_emb" / "text_emb_0.npy")
     table = pq.read_table(features / "metadata" / "metadata_0.parquet")
     assert image.shape == text.shape == (64, 64)
@@ -37,15 +37,14 @@ def test_features_lie_as_clip_retrieval_lays_them_out(built):
 def test_features_do_not_depend_on_the_batch_size(built, shards, model, tmp_path):
     embed(str(model), str(shards), tmp_path / "other", batch_size=7)
     one, other = (
-        np.load(folder / "image_emb" / "image_emb_0.npy")
-        for folder in (built[0], tmp_path / "other")
+        np.load(folder / "img_emb" / "img_emb_0.npy") for folder in (built[0], tmp_path / "other")
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_hits_are_those_of_the_whole_similarity_matrix(built):
     index = load_index(built[1])
-    rows = np.load(built[0] / "image_emb" / "image_emb_0.npy")
+    rows = np.load(built[0] / "img_emb" / "img_emb_0.npy")
     query = rows[7]
     best = np.argsort(-(rows @ query), kind="stable")[:5]
     hits = index.hits(query, 5)
@@ -56,12 +55,12 @@ def test_hits_are_those_of_the_whole_similarity_matrix(built):
 
 def test_a_hit_brings_its_picture_with_one_seek(built):
     index = load_index(built[1])
-    hit = index.hits(np.load(built[0] / "image_emb" / "image_emb_0.npy")[3], 1)[0]
+    hit = index.hits(np.load(built[0] / "img_emb" / "img_emb_0.npy")[3], 1)[0]
     assert decode(index.picture(hit)).size == (40, 32)
 
 
 def test_an_image_file_finds_itself(built, shards, tmp_path):
-    hit = load_index(built[1]).hits(np.load(built[0] / "image_emb" / "image_emb_0.npy")[9], 1)[0]
+    hit = load_index(built[1]).hits(np.load(built[0] / "img_emb" / "img_emb_0.npy")[9], 1)[0]
     (tmp_path / "query.png").write_bytes(load_index(built[1]).picture(hit))
     found = search(built[1], str(tmp_path / "query.png"), k=1, sheet=tmp_path / "sheet.png")
     assert found[0]["key"] == "00009"
@@ -103,6 +102,6 @@ def test_a_shard_that_has_moved_is_named(built, shards):
     index = load_index(built[1])
     for shard in shards.glob("*.tar"):
         shard.unlink()
-    hit = index.hits(np.load(built[0] / "image_emb" / "image_emb_0.npy")[0], 1)[0]
+    hit = index.hits(np.load(built[0] / "img_emb" / "img_emb_0.npy")[0], 1)[0]
     with pytest.raises(UserError, match="is not there any more"):
         index.picture(hit)

@@ -4,6 +4,7 @@ import pytest
 from curation_support import kept
 
 from data_pipelines.curation.candidates import Candidate
+from data_pipelines.curation.files import forget
 from data_pipelines.curation.wordnet import read_wordnet
 from data_pipelines.filters.synset_words import SynsetWords
 from vlp.errors import UserError
@@ -82,6 +83,10 @@ def test_another_list_is_another_identity(tmp_path, wordnet, synsets):
     (tmp_path / "other.txt").write_text("n02883344\n")
     other = SynsetWords(synsets=str(tmp_path / "other.txt"), words=wordnet)
     assert part.identity() != other.identity()
+    before = part.identity()
+    (tmp_path / "noun.exc").write_text("geese goose\nmice mouse\n")
+    forget()
+    assert part.identity() != before
 
 
 def test_wrong_files_get_one_line(tmp_path, wordnet, synsets):

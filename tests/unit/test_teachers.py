@@ -110,7 +110,7 @@ def test_a_run_does_not_go_on_with_another_teacher():
 def folder(shards, model, tmp_path):
     """Return the features of the shards, whose first sample has NaN and whose second 0."""
     embed(str(model), str(shards), tmp_path / "features")
-    path = tmp_path / "features" / "image_emb" / "image_emb_0.npy"
+    path = tmp_path / "features" / "img_emb" / "img_emb_0.npy"
     rows = np.load(path)
     rows[0], rows[1] = np.nan, 0
     np.save(path, rows)
@@ -136,7 +136,7 @@ def test_features_on_disk_are_those_of_the_sample_and_bad_ones_a_fault(shards, s
     assert not {"00000", "00001"} & set(batch.keys)
     fault = loaders[0].faults().as_dict()["the teacher's features are not finite, or 0"]
     assert fault["count"] == 2
-    stored = [np.load(folder / f"{kind}_emb" / f"{kind}_emb_0.npy") for kind in ("image", "text")]
+    stored = [np.load(folder / name / f"{name}_0.npy") for name in ("img_emb", "text_emb")]
     taught = open_teacher(str(folder), torch.device("cpu"))(batch, Pieces())
     for row, key in enumerate(batch.keys):
         np.testing.assert_allclose(taught.image[row], stored[0][int(key)], atol=1e-6)
