@@ -147,6 +147,17 @@ def test_compare_says_what_stands_and_what_noise_it_covers(tmp_path, capsys):
     assert "the seed of training (3 and 3 runs)" in compare(seeds)["noise"]
 
 
+def test_the_mean_of_a_benchmark_is_compared_with_its_datasets(tmp_path):
+    folders = []
+    for name, share in (("a", 0.4), ("b", 0.8)):
+        own = run(answers(share, 1))
+        draws = {figure: own.replicates["z/acc@1"] for figure in ("cars/main", "main")}
+        metrics = dict.fromkeys(draws, own.summary["metrics"]["z/acc@1"])
+        folders.append(written(tmp_path / name, own._replace(replicates=draws), metrics=metrics))
+    found = compare(folders)["differences"]
+    assert [one["figure"] for one in found] == ["cars/main", "main"]
+
+
 def test_what_cannot_be_compared_is_told_in_a_line(tmp_path):
     own = run(answers(0.5, 1))
     a, b = written(tmp_path / "a", own), written(tmp_path / "b", own, sample_ids="y")
