@@ -27,7 +27,7 @@ from vlp.errors import UserError
 
 LEVEL = 0.05
 """Share of comparisons of equal models in which any difference would be said to stand."""
-MAIN = ("*/acc@1", "*/mean_recall@1", "*/mean_average_precision", "*/accuracy", "*/main")
+MAIN = ("*/acc@1", "*/mean_recall@1", "*/mean_average_precision", "*/accuracy", "*/main", "main")
 
 
 class Run(NamedTuple):
@@ -151,6 +151,8 @@ def differ(first: Model, second: Model, name: str) -> Difference:
     freedom = variance**2 / spread if spread > 0 else math.inf
     difference = second.figure(name) - first.figure(name)
     error = math.sqrt(variance)
+    if math.isnan(error):  # fewer than two draws have the figure: nothing is known
+        return Difference(name, first.name, second.name, difference, error, freedom, 1.0)
     p = two_sided(difference / error, freedom) if error > 0 else float(difference == 0)
     return Difference(name, first.name, second.name, difference, error, freedom, p)
 

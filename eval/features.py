@@ -2,7 +2,7 @@
 
 A folder is of one model and one dataset: ``image.npy``, ``text.npy`` and, where asked for,
 ``image_pooled.npy`` and ``text_pooled.npy``, a row for each usable sample; ``samples.parquet``; and
-``caption_features.npy`` with ``captions.json``, of all captions that evaluators encoded besides.
+``captions.npz``, all captions that evaluators encoded besides, with their features.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ from vlp.encode import TextMemory
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.manifest import MANIFEST, damage, seal
-from vlp.output import check_output, output_folder, read_record, write_bytes, write_json
+from vlp.output import check_output, output_folder, read_record, whole_file, write_json
 from vlp.types import Sample
 
 COMMAND = "eval --features"
 KINDS = ("image", "text", "image_pooled", "text_pooled")
 SAMPLES, FAULTS = "samples.parquet", "faults.json"
-CAPTIONS, CAPTION_FEATURES = "captions.json", "caption_features.npy"
+CAPTIONS = "captions.npz"
 
 
 def describe(encoder: DualEncoder, dataset: Dataset) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def describe(encoder: DualEncoder, dataset: Dataset) -> dict[str, Any]:
         "preprocessing": encoder.config["preprocess_cfg"],
         "dataset_identity": dataset.identity,
         "ids": keys.hexdigest()[:16],
+        "has_lines": dataset.has_lines,
         "samples": len(dataset),
         "dtype": str(encoder.logit_scale.dtype).removeprefix("torch."),
     }
@@ -94,10 +95,9 @@ def read_memory(encoder: DualEncoder, folder: Path | None) -> TextMemory:
     """Return the captions of a folder and their features; none where there is no such folder."""
     memory = TextMemory(encoder)
     if folder and (folder / CAPTIONS).is_file():
-        captions = json.loads((folder / CAPTIONS).read_text())
-        rows = torch.from_numpy(np.load(folder / CAPTION_FEATURES))
-        if len(captions) == len(rows):  # written one after the other
-            memory.rows.update(zip(captions, rows, strict=True))
+        with np.load(folder / CAPTIONS) as found:
+            captions = json.loads(found["captions"].tobytes())
+            memory.rows.update(zip(captions, torch.from_numpy(found["features"]), strict=True))
     return memory
 
 
@@ -105,9 +105,10 @@ def write_memory(memory: TextMemory, folder: Path) -> None:
     """Write the captions that were encoded; the features of a folder stay as they are."""
     if not memory.rows:
         return
-    np.save(folder / CAPTION_FEATURES, torch.stack(list(memory.rows.values())).numpy())
-    text = json.dumps(list(memory.rows), ensure_ascii=True)
-    write_bytes(folder / CAPTIONS, text.encode())
+    captions = np.frombuffer(json.dumps(list(memory.rows)).encode(), dtype=np.uint8)
+    # One file, so that of two evaluations at once no caption gets the other's features.
+    with whole_file(folder / CAPTIONS) as file:
+        np.savez(file, captions=captions, features=torch.stack(list(memory.rows.values())).numpy())
 
 
 def _is_complete(folder: Path, pooled: bool) -> bool:

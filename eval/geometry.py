@@ -107,13 +107,13 @@ def rank_me(rows: Float[Tensor, "rows dim"]) -> float:
 
 
 def participation_ratio(rows: Float[Tensor, "rows dim"]) -> float:
-    """Return tr(C)^2 / tr(C^2) of the rows' covariance C, in [1, dim].
+    """Return tr(C)^2 / tr(C^2) of the rows' covariance C, in [1, dim]; 0 where all are one point.
 
     How many directions carry the variance: 1 for a line, dim where all carry the same.
     """
     centred = rows.double() - rows.double().mean(0)
     gram = _gram(centred)
-    return (gram.trace().square() / gram.square().sum()).item()
+    return (gram.trace().square() / gram.square().sum()).nan_to_num().item()
 
 
 def conformity(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows"]:

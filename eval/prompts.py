@@ -124,7 +124,8 @@ def _templates(found: Any, path: Path) -> tuple[str, ...] | dict[str, tuple[str,
         return (found,)
     if isinstance(found, list):
         return tuple(found)
-    if not isinstance(found, dict) or not all(isinstance(own, list) for own in found.values()):
+    own = [*found.values()] if isinstance(found, dict) else [None]
+    if not all(isinstance(of, list) and all(isinstance(text, str) for text in of) for of in own):
         raise UserError(
             f"{path} is no list of templates. Write a JSON list of captions with {{}}, or a "
             f"dictionary from each class to a list of its captions."
@@ -236,7 +237,8 @@ def _no_part(path: Path, part: str | None, tree: Any, above: str) -> str:
 
 def _parts(node: Any, prefix: str) -> Iterator[str]:
     """Yield the dotted paths of all class lists in a file; "" is the file itself."""
-    if isinstance(node, list) or (isinstance(node, dict) and "classnames" in node):
+    names = node.get("classnames") if isinstance(node, dict) else node
+    if isinstance(names, list):
         yield prefix
     if isinstance(node, dict):
         for word in node:

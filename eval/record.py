@@ -24,6 +24,7 @@ from data_pipelines.encoded import EncodedSet
 from eval.bootstrap import LEVEL, interval
 from eval.report import markdown_table, report
 from eval.result import Result
+from vlp.checkpoint import find_model, parse_model
 from vlp.console import say
 from vlp.environment import hardware, versions
 from vlp.output import output_folder, read_record, write_bytes, write_json
@@ -96,12 +97,19 @@ def write_evaluation(
 
 
 def training_of(model: str) -> dict[str, Any] | None:
-    """Return the seed and the config, as a hash, of the run that a model is of; None of others."""
-    path = Path(model)
-    for folder in (path, *path.absolute().parents[:3]):
+    """Return the seed and the config, as a hash, of the run that a model is of; None of others.
+
+    Which of the run's checkpoints it is belongs to the config: two steps are no two seeds.
+    """
+    checkpoint = find_model(*parse_model(model)).folder
+    if checkpoint is None:
+        return None
+    checkpoint = checkpoint.absolute()
+    for folder in checkpoint.parents[:3]:
         record = read_record(folder)
         if record is not None and record["command"] == "train":
             config = {k: v for k, v in record["config"].items() if k not in BY_CHANCE}
+            config["checkpoint"] = str(checkpoint.relative_to(folder))
             text = json.dumps(config, sort_keys=True, default=str)
             return {"seed": record["config"].get("seed"), "config": hash_of([text])}
     return None

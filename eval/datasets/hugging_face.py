@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.dataset import Dataset, identity_of
+from data_pipelines.faults import SampleFault
 from eval.datasets.table import IMAGE, LABEL, find_column, metadata_of, text_of
 from vlp.classifier import Classes
 from vlp.errors import UserError, first_line, nearest
@@ -50,7 +51,10 @@ def _dataset(found: Any, image: str, name: str) -> Dataset:
     def read(row: int) -> Sample:
         cells = found[row]
         cell = cells[image]
-        data = cell["bytes"] or Path(cell["path"]).read_bytes()
+        try:
+            data = cell["bytes"] or Path(cell["path"]).read_bytes()
+        except (TypeError, OSError):
+            raise SampleFault("row has no picture") from None
         return Sample(keys[row], data, text_of(cells), metadata_of(cells, (image,)))
 
     label = next((column for column in LABEL if column in found.column_names), None)
@@ -63,5 +67,5 @@ def _dataset(found: Any, image: str, name: str) -> Dataset:
         files=[],
         identity=identity_of([found._fingerprint, *keys], []),
         classes=classes,
-        has_lines=bool(keys) and "\n" in text_of({k: v for k, v in found[0].items() if k != image}),
+        has_lines=any("\n" in text_of(cells) for cells in found.remove_columns(image)),
     )

@@ -81,7 +81,9 @@ def find_column(known: Sequence[str], columns: Iterable[str], where: str, what: 
 
 def text_of(row: dict[str, Any]) -> str:
     """Return the caption of a row, or its captions as lines; "" where it has none."""
-    value = next((row[name] for name in TEXT if row.get(name) not in (None, "")), "")
+    said = (row.get(name) for name in TEXT)
+    # A dictionary holds captions by language, for `multilingual`.
+    value = next((v for v in said if v not in (None, "") and not isinstance(v, dict)), "")
     lines = value if isinstance(value, list) else [value]
     return "\n".join(" ".join(str(line).split()) for line in lines)
 
@@ -91,7 +93,7 @@ def metadata_of(row: dict[str, Any], without: Sequence[str]) -> dict[str, Any]:
     metadata = {
         name: value
         for name, value in row.items()
-        if name not in without and isinstance(value, str | int | float | bool | list)
+        if name not in without and isinstance(value, str | int | float | bool | list | dict)
     }
     label = next((metadata[name] for name in LABEL if name in metadata), None)
     return metadata if label is None else metadata | {"cls": label}

@@ -1,7 +1,7 @@
 """Linear classifiers on frozen features: of all training images, and of a few for each class."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -134,14 +134,16 @@ class LinearProbe:
 
     def _train_set(self, dataset: Dataset) -> Dataset:
         if self.train is not None:
-            return open_dataset(self.train)
-        folder = Path(dataset.name).resolve().parent / "train"
-        if not folder.is_dir():
-            raise UserError(
-                f"{self.name} has nothing to learn from: there is no folder {folder}. "
-                f"Write linear_probe(train='SHARDS')."
-            )
-        return open_dataset(str(folder))
+            train = open_dataset(self.train)
+        else:
+            folder = Path(dataset.name).resolve().parent / "train"
+            if not folder.is_dir():
+                raise UserError(
+                    f"{self.name} has nothing to learn from: there is no folder {folder}. "
+                    f"Write linear_probe(train='SHARDS')."
+                )
+            train = open_dataset(str(folder))
+        return train if self.classes is not None else same_classes(train, dataset)
 
     def _draws(self, known: Labelled) -> dict[int, list[tuple[Tensor, Tensor]]]:
         """Return the rows to learn from and to choose by, of each number of shots and seed."""
@@ -158,6 +160,22 @@ class LinearProbe:
             ]
             for shots in self.shots
         }
+
+
+def same_classes(train: Dataset, dataset: Dataset) -> Dataset:
+    """Return the training set with the classes of the evaluated one, whatever others it has.
+
+    Raises:
+        UserError: Labels are places, and they would mean other classes in training.
+    """
+    own, theirs = dataset.classes, train.classes
+    if own is None or theirs is None or own == theirs:
+        return train
+    if own.ids is None:
+        raise UserError(
+            f"{train.name} has other classes than {dataset.name}. Give one list as classes=."
+        )
+    return replace(train, classes=own)
 
 
 def _few_shot(

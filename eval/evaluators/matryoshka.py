@@ -126,7 +126,7 @@ def _funnel(image: Tensor, texts: Texts, lengths: Sequence[int]) -> dict[str, fl
     """Return how a funnel finds the images of captions, and what it saves."""
     if len(lengths) < 2:
         return {}
-    counts = [max(KEPT_LAST, KEPT >> stage) for stage in range(len(lengths))]
+    counts = [min(len(image), max(KEPT_LAST, KEPT >> stage)) for stage in range(len(lengths))]
     kept = funnel_search(texts.features, image, list(zip(lengths, counts, strict=True)))
     exact = funnel_search(texts.features, image, [(lengths[-1], 1)])
     text = torch.arange(len(kept))[:, None]

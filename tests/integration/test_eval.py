@@ -129,7 +129,7 @@ def test_the_report_has_its_named_parts_and_fetches_nothing(evaluated):
 
 def test_the_next_evaluation_encodes_nothing_and_finds_the_same(evaluated, model, monkeypatch):
     monkeypatch.setattr("vlp.encode._encode_tokens", None)
-    monkeypatch.setattr("data_pipelines.embed.encode_pixels", None)
+    monkeypatch.setattr("data_pipelines.encoded.encode_pixels", None)
     how = How(features=evaluated / "features", draws=0)
     found = evaluate(str(model), str(evaluated / "shards"), tasks=TASKS, how=how)
     told = json.loads((evaluated / "out" / "metrics.json").read_text())
@@ -158,6 +158,10 @@ def test_features_of_another_model_or_dataset_and_damaged_ones_are_refused(
     write_shards(pairs(5), tmp_path / "few")
     with pytest.raises(UserError, match="dataset_identity was"):
         evaluate(str(model), str(tmp_path / "few"), tasks=["retrieval"], how=how)
+    shutil.copytree(shards, tmp_path / "shards")
+    (tmp_path / "dataset_type.txt").write_text("retrieval")
+    with pytest.raises(UserError, match="has_lines was False, is True"):
+        evaluate(str(model), str(tmp_path / "shards"), tasks=["retrieval"], how=how)
     path = tmp_path / "features" / "image.npy"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(UserError, match=r"damaged: image\.npy is not as it was written"):
@@ -190,7 +194,7 @@ def test_features_that_are_nan_end_in_one_line(model, evaluated, tmp_path, capsy
 def test_a_wrong_task_ends_in_one_line_before_anything_is_encoded(
     tasks, message, evaluated, model, capsys, monkeypatch
 ):
-    monkeypatch.setattr("data_pipelines.embed.encode_pixels", None)
+    monkeypatch.setattr("data_pipelines.encoded.encode_pixels", None)
     with pytest.raises(SystemExit) as stop:
         cli.main(["eval", str(model), str(evaluated / "shards"), "--tasks", *tasks])
     said = capsys.readouterr().err

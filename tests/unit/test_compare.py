@@ -9,10 +9,11 @@ from scipy.stats import t as student
 
 from eval.bootstrap import replicate
 from eval.compare import Difference, Model, Run, compare, differ, group, holm, two_sided
-from eval.record import METRICS, write_draws
+from eval.record import METRICS, training_of, write_draws
 from eval.result import Result, per_image
+from vlp.checkpoint import save_encoder
 from vlp.errors import UserError
-from vlp.output import write_json
+from vlp.output import write_json, write_record
 
 NUM_IMAGES, DRAWS = 400, 150
 
@@ -58,6 +59,15 @@ def test_equal_models_do_not_differ():
     assert (found.difference, found.error, found.p) == (0, 0, 1)
 
 
+def test_a_difference_of_which_one_draw_is_known_does_not_stand():
+    first, second = (model(answers(share, 1)) for share in (0.2, 0.9))
+    for one in (first, second):
+        one.runs[0].replicates["z/acc@1"][1:] = math.nan
+    found = holm([differ(first, second, "z/acc@1")])[0]
+    assert math.isnan(found.error)
+    assert not found.stands
+
+
 def test_training_seeds_are_noise_as_well():
     few = [answers(share, 4) for share in (0.3, 0.5, 0.7)]
     one = differ(model(answers(0.45, 4)), model(few[1]), "z/acc@1")
@@ -97,6 +107,23 @@ def test_runs_of_one_config_are_one_model():
     assert [len(one.runs) for one in found] == [2, 1]
 
 
+def test_seeds_are_of_one_config_and_steps_are_not(encoder, tmp_path):
+    for seed in (0, 1):
+        for step in (1, 2):
+            folder = tmp_path / f"run{seed}" / "checkpoints" / f"step_{step:07d}"
+            folder.mkdir(parents=True)
+            save_encoder(encoder, folder)
+        write_record(tmp_path / f"run{seed}", "train", {"seed": seed, "lr": 1})
+    found = {
+        (seed, step): training_of(f"{tmp_path}/run{seed}/checkpoints/step_{step:07d}")
+        for seed in (0, 1)
+        for step in (1, 2)
+    }
+    configs = {place: of["config"] for place, of in found.items() if of is not None}
+    assert configs[0, 1] == configs[1, 1] != configs[0, 2] == configs[1, 2]
+    assert [of["seed"] for of in found.values() if of] == [0, 0, 1, 1]
+
+
 def written(folder: Path, own: Run, **changes: object) -> Path:
     folder.mkdir()
     write_json(folder / METRICS, own.summary | changes)
@@ -118,6 +145,17 @@ def test_compare_says_what_stands_and_what_noise_it_covers(tmp_path, capsys):
         for seed in range(3)
     ]
     assert "the seed of training (3 and 3 runs)" in compare(seeds)["noise"]
+
+
+def test_the_mean_of_a_benchmark_is_compared_with_its_datasets(tmp_path):
+    folders = []
+    for name, share in (("a", 0.4), ("b", 0.8)):
+        own = run(answers(share, 1))
+        draws = {figure: own.replicates["z/acc@1"] for figure in ("cars/main", "main")}
+        metrics = dict.fromkeys(draws, own.summary["metrics"]["z/acc@1"])
+        folders.append(written(tmp_path / name, own._replace(replicates=draws), metrics=metrics))
+    found = compare(folders)["differences"]
+    assert [one["figure"] for one in found] == ["cars/main", "main"]
 
 
 def test_what_cannot_be_compared_is_told_in_a_line(tmp_path):

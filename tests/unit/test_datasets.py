@@ -16,6 +16,7 @@ from tests_support import COLOURS, picture
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import encode_dataset
+from data_pipelines.faults import SampleFault
 from eval.open_dataset import open_dataset
 from eval.prompts import class_of_samples, classes_of, classes_of_samples
 from vlp.errors import UserError
@@ -196,6 +197,30 @@ def test_every_line_is_a_caption(make, tmp_path):
     assert dataset.has_lines
     rows = by_picture(dataset)
     assert {key: dataset.read(row).text.splitlines() for key, row in rows.items()} == LINES
+
+
+def test_captions_by_language_are_no_caption_but_kept(tmp_path):
+    languages = {"en": "a red field", "de": "ein rotes Feld"}
+    rows = [{"image": file, "captions": languages} for file in write_pictures(tmp_path)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sample = open_dataset(str(tmp_path / "a.jsonl")).read(0)
+    assert sample.text == ""
+    assert sample.metadata["captions"] == languages
+
+
+def test_of_hugging_face_any_row_may_have_several_captions_or_no_picture(tmp_path):
+    features = datasets.Features(
+        {"image": datasets.Image(), "captions": datasets.List(datasets.Value("string"))}
+    )
+    cells = [{"bytes": next(iter(PICTURES.values())), "path": None}, None]
+    captions = [["one"], ["one", "two"]]
+    made = datasets.Dataset.from_dict({"image": cells, "captions": captions}, features=features)
+    made.save_to_disk(tmp_path / "saved")
+    dataset = open_dataset(f"hf:{tmp_path / 'saved'}")
+    assert dataset.has_lines
+    assert dataset.read(0).text == "one"
+    with pytest.raises(SampleFault, match="row has no picture"):
+        dataset.read(1)
 
 
 def test_several_labels_of_clip_benchmark_are_a_list(tmp_path):

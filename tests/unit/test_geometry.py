@@ -75,6 +75,7 @@ def test_the_participation_ratio_equals_one_of_eigenvalues(pairs):
     values = torch.linalg.eigvalsh(torch.cov(pairs[0].double().T))
     expected = values.sum().square() / values.square().sum()
     assert participation_ratio(pairs[0]) == pytest.approx(expected.item(), rel=1e-6)
+    assert participation_ratio(pairs[0][:1].expand(4, -1)) == 0
 
 
 def test_conformity_equals_a_naive_loop(pairs):

@@ -5,11 +5,14 @@ import torch
 import torch.nn.functional as F
 from encoded_support import encoded_set, sample, written
 from sklearn.linear_model import LogisticRegression
+from tests_support import picture
 
 from data_pipelines.encoded import encode_dataset
 from eval.evaluators import linear_probe
-from eval.evaluators.linear_probe import LinearProbe
+from eval.evaluators.linear_probe import LinearProbe, same_classes
 from eval.evaluators.zero_shot import ZeroShot
+from eval.open_dataset import open_dataset
+from vlp.classifier import Classes
 from vlp.errors import UserError
 
 COLOURS = ("red", "green", "blue")
@@ -110,6 +113,27 @@ def test_a_class_without_training_images_is_named(tmp_path, encoder):
     task = probe(train=train.name)
     with pytest.raises(UserError, match="none to learn from, such as 'blue'"):
         task(encoder, test)
+
+
+def test_a_class_is_the_same_one_where_the_training_folder_has_others_before_it(tmp_path, encoder):
+    for split, names in (("train", ("black", "blue", "red")), ("val", ("blue", "red"))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(6):
+                data = picture(name, noise=i + 9 * (split == "val"))
+                (tmp_path / split / name / f"{i}.png").write_bytes(data)
+    encoded = encode_dataset(encoder, open_dataset(str(tmp_path / "val")), pooled=True)
+    figures = LinearProbe(shots=())(encoder, encoded).figures
+    assert figures["linear_probe/acc@1"] > 0.9
+    assert figures["linear_probe/chance"] == 1 / 2
+    assert figures["linear_probe/training_images"] == 12  # without the black ones
+
+
+def test_numbers_that_mean_other_classes_in_training_are_refused(folders):
+    train, test = folders
+    own, theirs = Classes(names=COLOURS), Classes(names=COLOURS[::-1])
+    with pytest.raises(UserError, match=r"has other classes than .* Give one list as classes="):
+        same_classes(replace(train, classes=theirs), replace(test, classes=own))
 
 
 def test_one_image_of_each_class_is_too_few_to_choose_by(tmp_path, encoder):

@@ -85,6 +85,7 @@ def test_a_missing_or_unknown_part_is_told_what_there_is(nested):
         ("a.txt", "cat\n\ndog", "Class 2 of 3 is ''"),
         ("a.json", "{", "is no JSON"),
         ("a.json", "{}", "holds no class names"),
+        ("a.json", '{"classnames": 3}', "holds no class names"),
         ("a.json", '[{"name": "cat"}]', "needs 'name' and the label_key, 'cls'"),
         ("a.json", '{"classnames": ["a"], "ids": [1, 2]}', "1 class names and 2 ids"),
         ("a.json", '{"classnames": ["a", "b"], "ids": [1, 1]}', "'1' stands twice"),
@@ -168,8 +169,9 @@ def test_each_class_may_have_captions_of_its_own(tmp_path):
     assert Classes(names=("cat", "dog"), templates=own).templates == own
     with pytest.raises(UserError, match=r"class 'owl' has no caption"):
         Classes(names=("cat", "owl"), templates=own)
-    with pytest.raises(UserError, match=r"no list of templates.*dictionary"):
-        read_templates(write(tmp_path / "wrong.json", {"cat": "A cat purrs."}))
+    for wrong in ({"cat": "A cat purrs."}, {"cat": [3]}):
+        with pytest.raises(UserError, match=r"no list of templates.*dictionary"):
+            read_templates(write(tmp_path / "wrong.json", wrong))
 
 
 @pytest.mark.parametrize(
