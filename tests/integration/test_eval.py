@@ -129,7 +129,7 @@ def test_the_report_has_its_named_parts_and_fetches_nothing(evaluated):
 
 def test_the_next_evaluation_encodes_nothing_and_finds_the_same(evaluated, model, monkeypatch):
     monkeypatch.setattr("vlp.encode._encode_tokens", None)
-    monkeypatch.setattr("data_pipelines.embed.encode_pixels", None)
+    monkeypatch.setattr("data_pipelines.encoded.encode_pixels", None)
     how = How(features=evaluated / "features", draws=0)
     found = evaluate(str(model), str(evaluated / "shards"), tasks=TASKS, how=how)
     told = json.loads((evaluated / "out" / "metrics.json").read_text())
@@ -190,7 +190,7 @@ def test_features_that_are_nan_end_in_one_line(model, evaluated, tmp_path, capsy
 def test_a_wrong_task_ends_in_one_line_before_anything_is_encoded(
     tasks, message, evaluated, model, capsys, monkeypatch
 ):
-    monkeypatch.setattr("data_pipelines.embed.encode_pixels", None)
+    monkeypatch.setattr("data_pipelines.encoded.encode_pixels", None)
     with pytest.raises(SystemExit) as stop:
         cli.main(["eval", str(model), str(evaluated / "shards"), "--tasks", *tasks])
     said = capsys.readouterr().err
