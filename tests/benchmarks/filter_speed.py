@@ -118,7 +118,9 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="also clip_score by this model")
-    model = parser.parse_args().model
+    parser.add_argument("--quick", action="store_true", help="few samples of each: does it run?")
+    options = parser.parse_args()
+    model = options.model
     of_shard = (*OF_SHARD, *([(f"clip_score(model={model!r}, top=0.3)",)] if model else []))
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
@@ -134,7 +136,7 @@ def main() -> None:
                 except UserError as error:  # a library or a pipeline is not installed
                     print(f"| {source.suffix[1:]} | {' '.join(keep)} | {error} |", flush=True)
                     continue
-                most = FEW if "text_spotting" in keep else None
+                most = FEW if options.quick or "text_spotting" in keep else None
                 target = folder / source.suffix / f"{number}.parquet"
                 found = speed(source, target, told, most=most)
                 print(f"| {source.suffix[1:]} | {' '.join(keep)} | {found:,.0f} |", flush=True)

@@ -22,6 +22,9 @@ RUNS = {
     if path.stem not in PARTS
 }
 RUNS |= {
+    # Its other parts take minutes: they train, or read many pictures.
+    "filters": ["filters", "--quick", "--only", "planted"],
+    "filters, memory": ["filters", "--quick", "--only", "reduced"],
     "loader": ["loader", "PHOTOGRAPHS", "--quick"],
     "emoji": ["emoji", "EMOJI", "OUT", *SHORT],
     "emoji, selection": ["emoji", "EMOJI", "OUT", "--select", *SHORT],
