@@ -83,6 +83,7 @@ def test_features_are_those_of_the_encoder_whatever_the_samples_lie_in(
         assert index.picture(hit) == pairs(8)[7].image
 
 
+@pytest.mark.slow
 def test_bytes_are_the_same_for_every_engine_and_a_second_run(inputs, model, tmp_path):
     found = []
     for name, engine in (("one", INLINE), ("two", Engine(workers=2))):

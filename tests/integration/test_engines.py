@@ -147,6 +147,8 @@ def started(folder, kind="pool"):
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -171,8 +173,8 @@ def test_ctrl_c_ends_a_run_and_its_workers_at_once_and_quietly(seed, tmp_path):
     os.killpg(run.pid, signal.SIGINT)
     start = time.monotonic()
     said = run.communicate()[1]
-    assert time.monotonic() - start < 3
-    wait_until(lambda: not group(run.pid), 3)
+    assert time.monotonic() - start < 10
+    wait_until(lambda: not group(run.pid), 10)
     if list(tmp_path.iterdir()):  # else Python itself may have been starting
         assert run.returncode == 130
         assert said == ""

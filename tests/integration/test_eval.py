@@ -212,6 +212,7 @@ def one_rank(rank: int, processes: int, port: int, model: str, shards: str, out:
     assert bool(found) == (rank == 0)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_features_and_figures(evaluated, model, tmp_path):
     how, shards = How(batch_size=7, draws=20, features=tmp_path / "features1"), evaluated / "shards"
     evaluate(str(model), str(shards), tasks=["retrieval"], out=tmp_path / "out1", how=how)

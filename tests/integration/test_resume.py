@@ -348,8 +348,8 @@ def children(pid: int) -> list[int]:
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_has_ended(data, tmp_path):
     out = tmp_path / "run"
     train(out, data, "--steps", "1")
-    code = "import sys, pathlib; from training.run_folder.folder import _lock; "
-    code += "l = _lock(pathlib.Path(sys.argv[1])); "
+    code = "import sys, pathlib; from vlp.output import lock_folder; "
+    code += "l = lock_folder(pathlib.Path(sys.argv[1])); "
     code += "print('held', flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", code, str(out)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
