@@ -13,7 +13,6 @@ from torch import Tensor
 
 from eval.bootstrap import interval
 from eval.open_dataset import open_dataset
-from eval.processes import Processes, joined
 from eval.record import (
     METRICS,
     Evaluation,
@@ -31,6 +30,7 @@ from vlp.encoder import DualEncoder
 from vlp.environment import versions
 from vlp.errors import UserError, nearest
 from vlp.output import check_output, output_folder, write_json
+from vlp.processes import Processes, joined
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -9,13 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from PIL import Image
+from typing import Any
 
 from eval.choices import Item
+from eval.pictures import Picture, check_pictures
 from vlp.errors import UserError
-from vlp.image import open_image
 from vlp.types import Sample
 
 FALSE = "false_captions"
@@ -28,23 +26,6 @@ MIN_ITEMS = 25
 """Of an attribute pair of VG-Attribution, for it to count (ARO's code)."""
 LEFT_OUT = Path(__file__).parent / "vg_relation_left_out.txt"
 """Relations that do not count in VG-Relation: the list of "symmetric" ones in ARO's notebook."""
-
-
-class Picture(NamedTuple):
-    """A picture file, or a part of it."""
-
-    path: Path
-    box: tuple[int, int, int, int] | None = None
-    """Left, top, right and bottom in pixels; None for the whole."""
-
-    def open(self) -> Image.Image:
-        """Return it as upright RGB.
-
-        Raises:
-            UserError: The file is missing or is no picture.
-        """
-        whole = open_image(str(self.path))
-        return whole.crop(self.box) if self.box else whole
 
 
 @dataclass(frozen=True)
@@ -82,16 +63,6 @@ def read_item_set(benchmark: str, files: str, images: str) -> ItemSet:
         raise UserError(f"{path} holds no item of {benchmark}.")
     check_pictures(found.pictures, path, folder)
     return found
-
-
-def check_pictures(pictures: Sequence[Picture], path: Path, folder: Path) -> None:
-    """Raise UserError where a file names pictures that the folder lacks."""
-    missing = [picture.path for picture in pictures if not picture.path.is_file()]
-    if missing:
-        raise UserError(
-            f"{path} names {len(missing)} pictures that are not in {folder}, such as "
-            f"{missing[0].name}. Give the folder that holds them as images=."
-        )
 
 
 def read_json(path: Path) -> Any:

@@ -19,7 +19,7 @@ FILES = [
 ]
 FAMILIES = {
     "training.losses": ("local", "world", "rows", "scale", "bias"),
-    "eval.evaluators": ("encoder", "encoded"),
+    "eval.evaluators": ("encode", "encoded"),
 }
 DOORS = {
     "webdataset": ("data_pipelines/shards.py",),

@@ -1,14 +1,13 @@
 """Datasets of torchvision that are on this machine; nothing is downloaded."""
 
 import inspect
-import io
 from pathlib import Path
 from typing import Any
 
 import torchvision.datasets
-from PIL import Image
 
 from data_pipelines.dataset import Dataset, identity_of
+from eval.pictures import encoded_pixels
 from vlp.classifier import Classes
 from vlp.errors import UserError, first_line, nearest
 from vlp.types import Sample
@@ -47,7 +46,7 @@ def open_torchvision(kind: str, folder: Path, split: str, name: str) -> Dataset:
         picture, target = found[row]
         text = "\n".join(target) if _are_captions(target) else ""
         metadata = {} if text else {"cls": int(target)}
-        return Sample(keys[row], encode(picture), text, metadata)
+        return Sample(keys[row], encoded_pixels(picture), text, metadata)
 
     about = f"{kind} {options} {getattr(found, 'targets', '')}"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -60,13 +59,6 @@ def open_torchvision(kind: str, folder: Path, split: str, name: str) -> Dataset:
         classes=classes,
         has_lines=bool(keys) and _are_captions(found[0][1]),
     )
-
-
-def encode(picture: Image.Image) -> bytes:
-    """Return a picture as bytes that decode to its very pixels, quickly."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "BMP")
-    return buffer.getvalue()
 
 
 def _are_captions(target: Any) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from data_pipelines.encoded import EncodedSet
 from eval.classification import jaccard_of_labels
-from eval.compositional_sets import Picture, check_pictures, read_json
+from eval.compositional_sets import read_json
+from eval.features import Encode
+from eval.pictures import Picture, check_pictures, encode_pictures
 from eval.result import PerImage, Result, mean_of, named
-from vlp.encode import encode_images, encode_texts
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
 SMALL, LARGE = (5, 6), (10, 12)
@@ -60,12 +60,12 @@ class Associations:
                 "associations(files='winogavil.jsonl', images='FOLDER')."
             )
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the overlap with what people chose."""
         self.check(encoded.dataset)
         instances, pictures = self._published
-        images = encode_images(encoder, (picture.open() for picture in pictures))
-        texts = encode_texts(encoder, [instance.caption for instance in instances])
+        images = encode_pictures(encode, pictures, self.name)
+        texts = encode.texts([instance.caption for instance in instances])
         scores = torch.tensor(
             [
                 _overlap(images[instance.candidates] @ text, instance)

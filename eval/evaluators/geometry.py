@@ -9,8 +9,8 @@ from torch import Tensor
 from data_pipelines.captions import caption_key
 from data_pipelines.encoded import EncodedSet
 from eval import geometry
+from eval.features import Encode
 from eval.result import Histogram, Part, Pictures, Result, Scatter, named, per_image
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -47,7 +47,7 @@ class Geometry:
                 f"k={self.k}."
             )
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the figures, of every modality and across."""
         rows = self._rows(encoded.samples)
         image, text = encoded.image[rows], encoded.text[rows]
@@ -74,7 +74,7 @@ class Geometry:
             if pooled is not None:
                 figures["rank_me_pooled"] = geometry.rank_me(pooled[rows])
             found |= {f"{way}/{name}": value for name, value in figures.items()}
-        found["scale"] = encoder.logit_scale.exp().item()
+        found["scale"] = encode.encoder.logit_scale.exp().item()
         found["pairs"] = float(len(rows))
         per = {
             name: per_image(values[has_value[name]], rows[has_value[name]], num_images=count)

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.encoded import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet
 from eval.evaluators.zero_shot import Labelled, ZeroShot
+from eval.features import Encode
 from eval.metrics import class_ranks, mean_per_class_recall
 from eval.open_dataset import open_dataset
 from eval.probe import Probe, draw_shots, fit_probe, sweep_strength
 from eval.result import Curve, Result, named, per_image, places_of
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
 MOST_TO_CHOOSE_BY = 4
@@ -87,13 +87,15 @@ class LinearProbe:
         self._zero_shot.check(dataset)
         self._zero_shot.check(train)
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the accuracy of the probe on all images, and of those on few."""
-        train = encode_dataset(encoder, self._train_set(encoded.dataset), pooled=True)
-        known, asked = (self._zero_shot.labelled(encoder, of) for of in (train, encoded))
+        train = encode.dataset(
+            self._train_set(encoded.dataset), self.name, pooled=True, only="images"
+        )
+        known, asked = (self._zero_shot.labelled(encode, of) for of in (train, encoded))
         _check_classes(known, asked)
         draws = self._draws(known)  # too few images end the command before anything is learnt
-        count, device = len(encoded.samples), encoder.logit_scale.device
+        count, device = len(encoded.samples), encode.encoder.logit_scale.device
         figures, ranks = _on_all(
             _pooled(train, known).to(device), _pooled(encoded, asked).to(device), len(known.weights)
         )
@@ -106,7 +108,7 @@ class LinearProbe:
             Part(train.image[known.rows], known.labels).to(device),
             Part(encoded.image[asked.rows], asked.labels).to(device),
             known.weights.to(device),
-            encoder.logit_scale.exp().item(),
+            encode.encoder.logit_scale.exp().item(),
             draws,
         )
         per |= {name: per_image(of, asked.rows, num_images=count) for name, of in few_means.items()}

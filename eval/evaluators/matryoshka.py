@@ -12,11 +12,11 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import EncodedSet
 from eval.evaluators.retrieval import WAYS, Retrieval, Texts, over_images, ranks_both_ways
 from eval.evaluators.zero_shot import Labelled, ZeroShot
+from eval.features import Encode
 from eval.metrics import class_ranks
 from eval.prefixes import area_by_octave, funnel_search, prefix, prefix_lengths, shortest_enough
 from eval.result import Curve, PerImage, Result, mean_of, named, per_image
 from vlp import spec
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
 KEPT = 200
@@ -61,18 +61,18 @@ class Matryoshka:
         for task in self._tasks:
             getattr(task, "check", lambda _: None)(dataset)
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the figures of each prefix, of all of them, and of the funnel."""
-        lengths = self._lengths_of(encoder.dim)
+        lengths = self._lengths_of(encode.encoder.dim)
         means: dict[str, dict[int, PerImage]] = {}
         figures: dict[str, float] = {}
         for task in self._tasks:
             if isinstance(task, Retrieval):
-                texts = task.texts(encoder, encoded)
+                texts = task.texts(encode, encoded)
                 means |= _recalls(encoded.image, texts, lengths)
                 figures |= _funnel(encoded.image, texts, lengths)
             else:
-                found = task.labelled(encoder, encoded)
+                found = task.labelled(encode, encoded)
                 means["acc@1"] = _accuracies(encoded.image, found, lengths)
         per = {f"{m}/{name}": mean for name, of in means.items() for m, mean in of.items()}
         curves = {name: {m: mean_of(mean) for m, mean in of.items()} for name, of in means.items()}

@@ -12,11 +12,10 @@ from data_pipelines.captions import caption_key
 from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.encoded import EncodedSet
 from eval.evaluators.retrieval import WAYS, ranks_both_ways
+from eval.features import Encode
 from eval.metrics import chance_recall_at_1, recall_at_k
 from eval.result import Bars, Result, named, per_image
 from vlp.console import say
-from vlp.encode import encode_texts
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -43,7 +42,7 @@ class Multilingual:
         """Look for captions by language, before the dataset is encoded."""
         self._rows(some_samples(dataset))
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return recall by language, and how much it varies."""
         languages, rows = self._rows(encoded.samples)
         left_out = len(encoded.samples) - len(rows)
@@ -56,7 +55,7 @@ class Multilingual:
             said = [encoded.samples[row].metadata[self.field][language] for row in rows]
             captions, place = _distinct(said)
             matches = torch.stack([torch.arange(len(rows)), place], 1)
-            texts = encode_texts(encoder, captions)
+            texts = encode.texts(captions)
             for way, of in ranks_both_ways(image, texts, matches).items():
                 # Of each image: what it finds, or what its caption finds.
                 by_image = of.ranks if way == WAYS[0] else of.ranks[place]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_pipelines.captions import caption_key
 from data_pipelines.encoded import EncodedSet
+from eval.features import Encode
 from eval.metrics import (
     best_match_ranks,
     chance_recall_at_1,
@@ -20,8 +21,6 @@ from eval.metrics import (
     similarities_of_pairs_and_others,
 )
 from eval.result import Histogram, Part, PerImage, Pictures, Result, mean_of, named, per_image
-from vlp.encode import encode_texts
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
 WAYS = ("image_to_text", "text_to_image")
@@ -79,9 +78,9 @@ class Retrieval:
         if self.fold is not None and self.fold < 2:
             raise UserError(f"retrieval takes folds of at least 2 images, got fold={self.fold}.")
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return recalls, ranks and chance of both directions, and what both come to."""
-        texts = self.texts(encoder, encoded)
+        texts = self.texts(encode, encoded)
         image, num_images = encoded.image, len(encoded.image)
         true, false = similarities_of_pairs_and_others(image, texts.features, texts.matches)
         both = ranks_both_ways(image, texts.features, texts.matches)
@@ -110,7 +109,7 @@ class Retrieval:
         parts = (_histogram(true, false), _misses(image, texts, both[WAYS[0]].ranks))
         return named(self.name, Result(figures, means, resample, parts))
 
-    def texts(self, encoder: DualEncoder, encoded: EncodedSet) -> Texts:
+    def texts(self, encode: Encode, encoded: EncodedSet) -> Texts:
         """Return each different caption once; only captions that are lines are encoded here.
 
         Raises:
@@ -121,7 +120,7 @@ class Retrieval:
         if not captions:
             raise UserError("retrieval needs captions, and no sample has one. Give another task.")
         has_other = lines or encoded.dataset.has_lines
-        features = encode_texts(encoder, captions) if has_other else encoded.text[first_rows]
+        features = encode.texts(captions) if has_other else encoded.text[first_rows]
         return Texts(captions, features, torch.tensor(matches))
 
     @property

@@ -7,6 +7,7 @@ from encoded_support import encoded_set, sample
 from tests_support import picture
 
 from eval.evaluators.associations import Associations
+from eval.features import Encode
 from eval.result import mean_of
 from vlp.encode import encode_images, encode_texts
 from vlp.errors import UserError
@@ -37,7 +38,7 @@ def write(tmp_path, entries):
 
 def test_the_overlap_with_peoples_choice_equals_one_of_sets(encoder, pictures, tmp_path):
     task = Associations(files=write(tmp_path, ENTRIES), images=str(pictures))
-    result = task(encoder, encoded_set([sample(0)], torch.ones(1, 64)))
+    result = task(Encode(encoder), encoded_set([sample(0)], torch.ones(1, 64)))
     scores, chances = [], []
     for entry, caption in zip(ENTRIES, ("A fire", "An ocean", "A leaf"), strict=True):
         names, true = entry["candidates"], set(entry["associations"])
