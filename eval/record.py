@@ -59,7 +59,12 @@ class Evaluation:
 def summarise(found: Evaluation, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``metrics.json`` holds: figures, intervals, and all that they may depend on."""
     figures = found.figures
-    intervals = {n: interval(values, figures[n]) for n, values in found.replicates.items()}
+    intervals = {
+        name: interval(found.replicates[name], figures[name], within=result.range_of(name))
+        for result in found.results.values()
+        for name in result.figures
+        if name in found.replicates
+    }
     return {
         "metrics": figures,
         "intervals": {name: [*of] for name, of in intervals.items() if not math.isnan(of[0])},

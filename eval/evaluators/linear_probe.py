@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
@@ -104,22 +104,25 @@ class LinearProbe:
             means["acc@5"] = ranks <= 5
         per = {name: per_image(of, asked.rows, num_images=count) for name, of in means.items()}
         figures = {name: of.double().mean().item() for name, of in means.items()} | figures
-        few_figures, few_means = _few_shot(
+        right = _few_shot(
             Part(train.image[known.rows], known.labels).to(device),
             Part(encoded.image[asked.rows], asked.labels).to(device),
             known.weights.to(device),
             encode.encoder.logit_scale.exp().item(),
             draws,
         )
-        per |= {name: per_image(of, asked.rows, num_images=count) for name, of in few_means.items()}
-        figures |= few_figures | {"chance": 1 / len(known.weights)}
+        shares = {f"few_shot/{shots}/acc@1": of.mean(0) for shots, of in right.items()}
+        per |= {name: per_image(of, asked.rows, num_images=count) for name, of in shares.items()}
+        figures |= {name: of.mean().item() for name, of in shares.items()}
+        figures |= _deviations(right, torch.arange(len(asked.rows)))
+        figures["chance"] = 1 / len(known.weights)
         figures |= {"images": float(len(asked.rows)), "training_images": float(len(known.rows))}
 
         def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
             """Return what is no mean over images, if the set were these of its images."""
             images = places_of(drawn, asked.rows, count)
             recall = mean_per_class_recall(ranks[images], asked.labels[images])
-            return {"mean_per_class_recall": recall}
+            return {"mean_per_class_recall": recall} | _deviations(right, images)
 
         return named(self.name, Result(figures, per, resample, _curve(figures, self.shots)))
 
@@ -186,18 +189,24 @@ def _few_shot(
     weights: Tensor,
     scale: float,
     draws: dict[int, list[tuple[Tensor, Tensor]]],
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return mean accuracy and its deviation by shots, and each test image's share of it."""
-    figures, means = {}, {}
-    if draws:
-        means["few_shot/0/acc@1"] = _ranks(test, Probe.of(weights)) == 1
+) -> dict[int, Float64[Tensor, "seeds images"]]:
+    """Return by shots, 0 among them, whether the probe of each draw gets each image right."""
+    if not draws:
+        return {}
+    found = {0: (_ranks(test, Probe.of(weights)) == 1).double()[None]}
     for shots, drawn in draws.items():
-        # [seeds, images]
-        right = torch.stack([_on_few(train, test, weights, scale, *rows) for rows in drawn])
-        means[f"few_shot/{shots}/acc@1"] = right.double().mean(0)
-        spread = right.double().mean(1).std(unbiased=False).item()
-        figures[f"few_shot/{shots}/acc@1_deviation"] = spread
-    return {name: of.double().mean().item() for name, of in means.items()} | figures, means
+        right = [_on_few(train, test, weights, scale, *rows) for rows in drawn]
+        found[shots] = torch.stack(right).double()
+    return found
+
+
+def _deviations(right: dict[int, Tensor], images: Tensor) -> dict[str, float]:
+    """Return how far the accuracies of the draws of few shots lie apart, on some test images."""
+    return {
+        f"few_shot/{shots}/acc@1_deviation": of[:, images].mean(1).std(unbiased=False).item()
+        for shots, of in right.items()
+        if shots
+    }
 
 
 def _on_all(train: Part, test: Part, num_classes: int) -> tuple[dict[str, float], Tensor]:

@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import tarfile
+from dataclasses import replace
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -116,6 +118,32 @@ def test_an_evaluation_holds_figures_intervals_and_all_that_they_may_depend_on(e
     assert np.mean(images["zero_shot/acc@1"]) == pytest.approx(figures["zero_shot/acc@1"])
     table = (evaluated / "out" / "table.md").read_text()
     assert f"| zero_shot/acc@1 | {figures['zero_shot/acc@1']:.4g} |" in table
+
+
+def test_every_figure_has_an_interval_inside_its_range_or_the_docs_say_why_not(
+    evaluated, model, tmp_path
+):
+    samples = []
+    for number, sample in enumerate(pairs(48)):
+        said = {"en": sample.text, "de": f"ein {sample.text}", "fr": f"un {sample.text} {number}"}
+        samples.append(replace(sample, metadata={**sample.metadata, "captions": said}))
+    write_shards(samples, tmp_path / "shards", samples_per_shard=20)
+    few = "zero_shot(classes=['red', 'green'], label='colour', name='few')"
+    tasks = [*TASKS, *every_kind_of_task(evaluated)[2:], "multilingual", few]
+    tasks[0] = "retrieval(fold=20)"
+    summary = evaluate(str(model), str(tmp_path / "shards"), tasks=tasks, how=How(draws=25))
+    table = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    table = table.partition("| without an interval |")[2].partition("\n\n")[0]
+    patterns = re.findall(
+        r"`([^`]+)`", "\n".join(row.split("|")[1] for row in table.splitlines()[2:])
+    )
+    for name, value in summary["metrics"].items():
+        excused = [pattern for pattern in patterns if fnmatch(name, pattern)]
+        assert (name in summary["intervals"]) != bool(excused), (name, excused)
+        low, high = summary["intervals"].get(name, (value, value))
+        assert low <= value <= high, name
+    for pattern in patterns:
+        assert any(fnmatch(name, pattern) for name in summary["metrics"]), pattern
 
 
 def test_the_report_has_its_named_parts_and_fetches_nothing(evaluated):

@@ -114,7 +114,7 @@ def test_drawing_every_image_once_gives_the_figures_again(encoder, encoded):
     again |= {name: mean_of(of) for name, of in result.per_image.items()}
     for name, value in again.items():
         assert value == pytest.approx(result.figures[name]), name
-    counted = {"temperature", "chance", "samples", "left_out"}
+    counted = {"chance", "samples", "left_out"}
     assert {name.removeprefix("zero_shot/") for name in set(result.figures) - set(again)} == counted
     right = [row for row in range(COUNT) if result.per_image["zero_shot/acc@1"].values[row] == 1]
     assert result.resample(torch.tensor([9])) == {}  # it has no class
