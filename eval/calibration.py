@@ -19,7 +19,7 @@ from eval.metrics import BLOCK
 from eval.result import Estimate
 
 NUM_BINS = 15
-"""Guo et al. 2017, section 4."""
+"""Guo et al. 2017."""
 ITERATIONS = 60
 """Newton's steps at most; some ten are enough, and bisection alone would take as many as this."""
 FEW = 8
@@ -126,14 +126,14 @@ def expected_calibration_error(bins: Reliability) -> float:
     """Return the mean over images of |accuracy - confidence| of their bin, in [0, 1].
 
     Lower is better; 0 where the accuracy of each bin is its confidence. Over all images at once,
-    not averaged over batches (Guo et al. 2017, equation 3).
+    not averaged over batches (Guo et al. 2017).
     """
     gaps = (bins.accuracy - bins.confidence).abs().nan_to_num()
     return (gaps * bins.count).sum().item() / bins.count.sum().item()
 
 
 def maximum_calibration_error(bins: Reliability) -> float:
-    """Return the largest |accuracy - confidence| of a bin, in [0, 1] (Guo et al. 2017, equation 5).
+    """Return the largest |accuracy - confidence| of a bin, in [0, 1] (Guo et al. 2017).
 
     Lower is better. A bin with few images counts like any other.
     """

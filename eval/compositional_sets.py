@@ -25,7 +25,7 @@ SUGAR_CREPE = (
 MIN_ITEMS = 25
 """Of an attribute pair of VG-Attribution, for it to count (ARO's code)."""
 LEFT_OUT = Path(__file__).parent / "vg_relation_left_out.txt"
-"""Relations that do not count in VG-Relation: the list of "symmetric" ones in ARO's notebook."""
+"""Relations that do not count in VG-Relation, after lines that say where they are from."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,12 @@ def items_of_samples(samples: Sequence[Sample]) -> list[Item]:
     items = []
     for rows in together.values():
         true = [samples[row].text for row in rows]
-        false = [text for row in rows for text in samples[row].metadata[FALSE] if text not in true]
+        false = [
+            text
+            for row in rows
+            for text in samples[row].metadata[FALSE]
+            if text not in true or text == samples[row].text  # the others of a pair are there
+        ]
         kind = str(samples[rows[0]].metadata.get("kind", "all"))
         items.append(Item(tuple(rows), (*true, *dict.fromkeys(false)), kind))
     return items
@@ -131,14 +136,20 @@ def _sugar_crepe(path: Path, folder: Path) -> ItemSet:
     return ItemSet(items, pictures, {name: of for name, of in families.items() if of})
 
 
+def relations_left_out() -> list[str]:
+    """Return the relations that VG-Relation's macro accuracy leaves out."""
+    lines = LEFT_OUT.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
 def _vg_relation(path: Path, folder: Path) -> ItemSet:
-    """Yuksekgonul et al. 2023 (ARO), section 2.1: which of two stands in a relation to which."""
-    left_out = frozenset(LEFT_OUT.read_text().splitlines())
+    """Yuksekgonul et al. 2023 (ARO): which of two stands in a relation to which."""
+    left_out = frozenset(relations_left_out())
     return _visual_genome(path, folder, lambda entry: entry["relation_name"], without=left_out)
 
 
 def _vg_attribution(path: Path, folder: Path) -> ItemSet:
-    """Yuksekgonul et al. 2023 (ARO), section 2.1: which of two things has which attribute."""
+    """Yuksekgonul et al. 2023 (ARO): which of two things has which attribute."""
     return _visual_genome(
         path, folder, lambda entry: "_".join(entry["attributes"]), min_items=MIN_ITEMS
     )
@@ -173,7 +184,7 @@ def _box(entry: Any) -> tuple[int, int, int, int]:
 
 
 def _order(path: Path, folder: Path) -> ItemSet:
-    """Yuksekgonul et al. 2023 (ARO), section 2.2: a caption among four orders of its words.
+    """Yuksekgonul et al. 2023 (ARO): a caption among four orders of its words.
 
     A list of ``{"image": name, "caption_options": [true, false, ...]}``, as ARO makes them.
     """

@@ -62,6 +62,9 @@ class Encode:
             UserError: Nothing of it could be read, a feature is not finite, or the folder holds
                 features of another model or dataset, or damaged ones.
         """
+        for known in self._sets:
+            if known.dataset.identity == dataset.identity and _holds(known, pooled, only):
+                return known
         config = self._describe(dataset) | {"only": only or "images and texts"}
         place = self.folder / name.replace("/", "-") if self.folder else None
         file = "image_pooled.npy" if pooled else "image.npy"
@@ -113,7 +116,13 @@ class Encode:
         """The features of captions that the datasets' own rows hold."""
         return {}
 
+    @cached_property
+    def _sets(self) -> list[EncodedSet]:
+        """The datasets that were encoded."""
+        return []
+
     def _remembered(self, encoded: EncodedSet) -> EncodedSet:
+        self._sets.append(encoded)
         if encoded.text.shape[1]:
             firsts = (sample.text.partition("\n")[0] for sample in encoded.samples)
             self._of_samples.update(zip(firsts, encoded.text, strict=True))
@@ -149,6 +158,13 @@ class Encode:
             "has_lines": dataset.has_lines,
             "samples": len(dataset),
         }
+
+
+def _holds(encoded: EncodedSet, pooled: bool, only: Only) -> bool:
+    """Return whether a set has all the features that are asked for."""
+    has_images, has_texts = (of.shape[1] > 0 for of in (encoded.image, encoded.text))
+    has_pooled = encoded.image_pooled is not None or not pooled
+    return has_pooled and (has_images or only == "texts") and (has_texts or only == "images")
 
 
 def check_features(encoded: EncodedSet) -> None:

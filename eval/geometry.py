@@ -18,7 +18,7 @@ from vlp.errors import UserError
 HEAT = 2.0
 """Wang and Isola's t: the width of the kernel of uniformity is 1 / sqrt(2 t)."""
 FLOOR = 1e-7
-"""Garrido et al. 2023, equation 1: added to each share, so that none has the logarithm of 0."""
+"""Garrido et al. 2023: added to each share, so that none has the logarithm of 0."""
 
 
 def alignment(
@@ -26,7 +26,7 @@ def alignment(
 ) -> Float[Tensor, "pairs"]:
     """Return the squared distance of each image to its text, in [0, 4]; lower is better.
 
-    2 - 2 cos. Its mean is the alignment of Wang and Isola 2020 (section 4.1, alpha = 2).
+    2 - 2 cos. Its mean is the alignment of Wang and Isola 2020 (alpha = 2).
     """
     return (image - text).square().sum(1)
 
@@ -34,7 +34,7 @@ def alignment(
 def uniformity(rows: Float[Tensor, "rows dim"]) -> Estimate:
     """Return the log of the mean of exp(-2 |x_i - x_j|^2) over pairs i < j, in [-8, 0].
 
-    Lower is better: the more evenly rows lie on the sphere (Wang and Isola 2020, section 4.1,
+    Lower is better: the more evenly rows lie on the sphere (Wang and Isola 2020,
     t = 2). 0 where all are one point, near -4 for random rows of many dimensions.
 
     Raises:
@@ -70,7 +70,7 @@ def cross_uniformity(
 def centroid_gap(image: Float[Tensor, "pairs dim"], text: Float[Tensor, "pairs dim"]) -> Estimate:
     """Return the distance between the mean image and the mean text, in [0, 2].
 
-    The modality gap of Liang et al. 2022 (section 2), about 0.82 for CLIP on COCO; 0 where both
+    The modality gap of Liang et al. 2022, about 0.82 for CLIP on COCO; 0 where both
     modalities have one centre.
     """
     apart = image.double() - text.double()
@@ -141,7 +141,7 @@ def participation_ratio(rows: Float[Tensor, "rows dim"]) -> Estimate:
 def conformity(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows"]:
     """Return each row's mean cosine to all others of its modality, in [-1, 1].
 
-    Low where the content is rare (Levi and Gilboa 2024, arXiv 2411.14517, section 4). Exact in one
+    Low where the content is rare (Levi and Gilboa 2024, arXiv 2411.14517). Exact in one
     pass: (N <x_j, m> - 1) / (N - 1), with m the mean of the rows.
 
     Raises:

@@ -1,9 +1,9 @@
 """Picture files that a benchmark names, and parts of them, as a dataset."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from PIL import Image
@@ -37,7 +37,23 @@ class Picture(NamedTuple):
         return data if self.box is None else encoded_pixels(decode(data).crop(self.box))
 
 
-def check_pictures(pictures: Sequence[Picture], path: Path, folder: Path) -> None:
+@runtime_checkable
+class Readable(Protocol):
+    """A picture of a benchmark; what it is made of names it."""
+
+    @property
+    def path(self) -> Path:
+        """The file that it lies in."""
+        ...
+
+    def read(self) -> bytes:
+        """Return an encoded picture; raises SampleFault."""
+        ...
+
+    def __iter__(self) -> Iterator[object]: ...
+
+
+def check_pictures(pictures: Sequence[Readable], path: Path, folder: Path) -> None:
     """Raise UserError where a file names pictures that the folder lacks."""
     missing = [picture.path for picture in pictures if not picture.path.is_file()]
     if missing:
@@ -48,14 +64,14 @@ def check_pictures(pictures: Sequence[Picture], path: Path, folder: Path) -> Non
 
 
 def encode_pictures(
-    encode: Encode, pictures: Sequence[Picture], name: str
+    encode: Encode, pictures: Sequence[Readable], name: str
 ) -> Float[Tensor, "pictures dim"]:
     """Return the features of different pictures, kept under the name of the evaluator.
 
     Raises:
         UserError: One of them is broken: a benchmark without it would be another.
     """
-    encoded = encode.dataset(_dataset(pictures, name), name, only="images")
+    encoded = encode.dataset(pictures_dataset(pictures, name), name, only="images")
     if len(encoded.samples) < len(pictures):
         raise UserError(
             f"{name} needs all of its {len(pictures)} pictures: {encoded.faults.summary()}."
@@ -63,16 +79,10 @@ def encode_pictures(
     return encoded.image
 
 
-def encoded_pixels(picture: Image.Image) -> bytes:
-    """Return a picture as bytes that decode to its very pixels, quickly."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "BMP")
-    return buffer.getvalue()
-
-
-def _dataset(pictures: Sequence[Picture], name: str) -> Dataset:
-    keys = [f"{picture.path} {picture.box or ''}".strip() for picture in pictures]
-    files = [picture.path for picture in pictures]
+def pictures_dataset(pictures: Sequence[Readable], name: str) -> Dataset:
+    """Return different pictures as a dataset without captions and labels."""
+    keys = [" ".join(map(str, picture)) for picture in pictures]
+    files = list(dict.fromkeys(picture.path for picture in pictures))
     return Dataset(
         name=f"the pictures of {name}",
         keys=keys,
@@ -80,3 +90,10 @@ def _dataset(pictures: Sequence[Picture], name: str) -> Dataset:
         files=files,
         identity=identity_of(keys, files),
     )
+
+
+def encoded_pixels(picture: Image.Image) -> bytes:
+    """Return a picture as bytes that decode to its very pixels, quickly."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "BMP")
+    return buffer.getvalue()

@@ -20,8 +20,8 @@ from vlp.errors import UserError
 TILE = (1024, 4096)
 """Queries and items multiplied at once: 16 MB of similarities, which caches hold. To count in tiles
 takes a fifth of the time of the product; in blocks of whole rows it took three times as long."""
-EXACT = 2**27
-"""Pairs of which all are compared for an AUC: COCO's 5,000 x 25,010 are fewer."""
+EXACT = 2**24
+"""Pairs of which all are compared for an AUC: Flickr30k's 1,000 x 5,000 are fewer."""
 DRAWN = 2**20
 """Pairs that are drawn where there are more: an AUC of them is off by 0.001 at most."""
 
@@ -134,25 +134,34 @@ def match_auc(pairs: Pairs, *, exact: int = EXACT) -> Estimate:
         UserError: There is no match, or no other pair.
     """
     true, order = pairs.own.sort()
-    owner, num_queries = pairs.matches[:, 0], len(pairs.queries)
+    num_queries, num_matches = len(pairs.queries), len(true)
     is_all = num_queries * len(pairs.items) <= exact
-    # For each query: other pairs, and matches of any query above one of them, ties for half.
-    others, above = torch.zeros(2, num_queries, dtype=torch.float64, device=true.device)
-    # Other pairs by the matches strictly below them, and by those below or as similar.
-    passed = torch.zeros(2, len(true) + 1, dtype=torch.int64, device=true.device)
     few = drawn_others(pairs, max(1, DRAWN // num_queries))
+    # Of each query: its other pairs, and twice the matches below them, ties for half.
+    others, below = torch.zeros(2, num_queries, dtype=torch.float64, device=true.device)
+    # Other pairs by how many matches are below them, each counted twice.
+    passed = torch.zeros(num_matches + 1, dtype=torch.int64, device=true.device)
+    ends = torch.cat([true, true.new_full((1,), torch.nan)])
     for query, similarity, sign in _all_others(pairs) if is_all else few:
-        others.index_add_(0, query, sign * torch.full_like(query, similarity.shape[1]).double())
-        for count, right in zip(passed, (False, True), strict=True):
-            place = torch.searchsorted(true, similarity, right=right, out_int32=True)
-            count += sign * torch.bincount(place.flatten(), minlength=len(count))
-            share = similarity.shape[1] - place.sum(1).double() / max(1, len(true))
-            above.index_add_(0, query, sign * share / 2)
-    if not len(true) or others.sum() <= 0:
+        place = torch.searchsorted(true, similarity, out_int32=True)
+        twice = 2 * place.sum(1)
+        count = 2 * torch.bincount(place.flatten(), minlength=len(passed))
+        tied = similarity == ends[place]
+        if tied.any():
+            past = torch.searchsorted(true, similarity[tied], right=True)
+            twice.index_add_(0, tied.nonzero()[:, 0], past - place[tied])
+            for places, change in ((past, 1), (place[tied], -1)):
+                count += change * torch.bincount(places, minlength=len(passed))
+        passed += sign * count
+        others += sign * similarity.shape[1] * torch.bincount(query, minlength=num_queries)
+        below.index_add_(0, query, sign * twice.double())
+    if not num_matches or others.sum() <= 0:
         raise UserError("An AUC compares matches with other pairs, and here is one kind only.")
-    wins = passed.sum(0).cumsum(0)[:-1].double() / (2 * others.sum())  # [matches]
+    wins = passed.cumsum(0)[:-1].double() / (2 * others.sum())  # [matches]
     value = wins.mean()
-    of_matches = torch.bincount(owner[order], wins - value, minlength=num_queries) / len(true)
+    owner = pairs.matches[order, 0]
+    of_matches = torch.bincount(owner, wins - value, minlength=num_queries) / num_matches
+    above = others - below / (2 * num_matches)
     of_others = (above - others * value) / others.sum()
     return Estimate(value.item(), num_queries * (of_matches + of_others))
 

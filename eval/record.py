@@ -72,6 +72,10 @@ def summarise(found: Evaluation, config: Mapping[str, Any]) -> dict[str, Any]:
         **config,
         **found.about,
         "samples": len(found.encoded.samples),
+        "images": {
+            name: len(found.encoded.samples) if result.num_images is None else result.num_images
+            for name, result in found.results.items()
+        },
         "sample_ids": hash_of([sample.key for sample in found.encoded.samples]),
         "seconds": {name: round(seconds, 3) for name, seconds in found.seconds.items()},
         "training": training_of(str(config["model"])),

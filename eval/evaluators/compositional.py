@@ -31,7 +31,7 @@ class Compositional:
     kind, and ``macro_accuracy`` their mean; in [0, 1], higher is better. ``text_only`` is the
     accuracy of who does not see the picture but the mean of all: what it is above ``chance``, the
     captions give away. Of two pictures in an item, ``text_score``, ``image_score`` and
-    ``group_score`` are Winoground's (Thrush et al. 2022, section 4).
+    ``group_score`` are Winoground's (Thrush et al. 2022).
     """
 
     benchmark: str | None = None

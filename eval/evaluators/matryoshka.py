@@ -28,7 +28,7 @@ KEPT_LAST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Matryoshka:
-    """Ask a task of prefixes of the features, renormalised (Kusupati et al. 2022, section 4).
+    """Ask a task of prefixes of the features, renormalised (Kusupati et al. 2022).
 
     For each length, ``recall@1`` both ways of a ``retrieval`` and ``acc@1`` of a ``zero_shot``,
     whose classifier is cut after its templates' mean was taken. For each figure, its ``area`` over

@@ -29,7 +29,7 @@ class Multilingual:
     All languages are asked about the same images, those that have a caption in each: their figures
     can be compared. For each direction ``recall@1`` (and 5 and 10) of each language, its mean,
     least and standard deviation over languages, and how much the rank of one image's caption
-    depends on the language: ``mean_rank_variance`` (Nie et al. 2024, section 3.3; arXiv 2406.18254)
+    depends on the language: ``mean_rank_variance`` (Nie et al. 2024; arXiv 2406.18254)
     and ``mean_rank_deviation``, which their code averages in its place. Lower is better for these.
     """
 

@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """Name what an image shows without training on the classes (Radford et al. 2021, section 3.1).
+    """Name what an image shows without training on the classes (Radford et al. 2021).
 
     ``acc@1``, ``acc@5`` (left out below five classes), ``mean_per_class_recall``, ``f1`` and
     ``jaccard`` (means over the classes that have images) are shares in [0, 1], higher is better;
