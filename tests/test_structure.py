@@ -36,6 +36,7 @@ DOORS = {
     "datasets": ("eval/datasets/hugging_face.py",),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),
+    "py3langid": ("data_pipelines/curation/languages.py",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),
     "spacy": ("data_pipelines/curation/syntax.py",),
     "rapidocr": ("data_pipelines/curation/ocr.py",),

@@ -19,7 +19,8 @@ from data_pipelines.curation.columns import Column
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.histogram import Histogram, Spread
 from data_pipelines.curation.rules import BoundedFilter, Rule, parts_of
-from data_pipelines.curation.scores import OK, ScoredSet
+from data_pipelines.curation.scores import ScoredSet
+from data_pipelines.curation.sheet import OK
 
 SHOWN = 6
 """Samples of each kind that a rule's gallery shows."""

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
+from data_pipelines.curation.languages import language_identity, language_model
 from data_pipelines.curation.rules import Filter
-from vlp.errors import UserError, nearest, needs
+from data_pipelines.curation.table_rows import Rows, Said
+from vlp.errors import UserError, nearest
 
 UNKNOWN = "unknown"
 MOST_OF_THE_WEB = (
@@ -57,31 +57,23 @@ class Language(Filter):
 
     def identity(self) -> str:
         """Return the version of py3langid, whose model comes with it."""
-        _identifier(self.among)
-        return f"py3langid {version('py3langid')}"
+        language_model(self.among)
+        return language_identity()
 
     def score(self, candidates: Sequence[Candidate]) -> list[str]:
         """Return the language of each caption."""
-        return [self._language(one.text) for one in candidates]
+        return self._languages([one.text for one in candidates])
+
+    def score_rows(self, rows: Rows) -> Said:
+        """Return the language of each row's caption."""
+        return rows.of_captions(self._languages)
 
     def keep(self, columns: Columns) -> Iterator[np.ndarray]:
         """Yield which captions are of the languages that stay."""
         for column in columns:
             yield np.isin(np.array(column.values.to_pylist(), object), self.languages)
 
-    def _language(self, text: str) -> str:
-        code, probability = _identifier(self.among).classify(text)
-        return code if probability >= self.confidence else UNKNOWN
-
-
-@lru_cache
-def _identifier(among: tuple[str, ...]) -> Any:
-    """Return the model, loaded once in a process; it is in the package, and small."""
-    with needs("filters", "The language of captions takes py3langid"):
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    try:
-        identifier.set_languages(among)
-    except ValueError as error:
-        raise UserError(f"among={among}: {error}. Write ISO 639 codes, such as en.") from None
-    return identifier
+    def _languages(self, captions: Sequence[str]) -> list[str]:
+        languages, probability = language_model(self.among)(captions)
+        languages[probability.astype(float) < self.confidence] = UNKNOWN
+        return languages.tolist()
