@@ -37,7 +37,7 @@ def write_decisions(
         }
         path = folder / FOLDER / scored.path(n).relative_to(scored.folder)
         with whole_file(path) as file:
-            pq.write_table(pa.table(columns), file)
+            pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _failing(bits: np.ndarray, texts: pa.Array) -> pa.Array:

@@ -54,7 +54,13 @@ class LanguageModel:
         return tuple(map(np.concatenate, zip(*found, strict=True)))  # pyright: ignore
 
     def _of_batch(self, captions: Sequence[str]) -> tuple[np.ndarray, Float32[np.ndarray, "_"]]:
-        texts = [self._single._encode(caption) for caption in captions]
+        texts = [
+            # What py3langid makes of most captions, said at once.
+            caption.encode()
+            if caption.isascii() and not caption.isupper()
+            else self._single._encode(caption)
+            for caption in captions
+        ]
         length = np.array([len(text) for text in texts])
         # The longest first, so that those that are still being read are always the first ones.
         order = np.argsort(-length, kind="stable")
@@ -83,7 +89,8 @@ class LanguageModel:
         keys = np.sort(np.concatenate([np.empty(0, np.uint32), *self._read(texts)]))
         is_new = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
         firsts = np.flatnonzero(is_new)
-        times = np.log1p(np.diff(firsts, append=len(keys)), dtype=np.float32)
+        ends = np.append(firsts[1:], len(keys))[: len(firsts)]
+        times = np.log1p((ends - firsts).astype(np.float32))
         text, feature = np.divmod(keys[firsts].astype(np.int64), len(self._weights))
         starts = np.flatnonzero(np.diff(text, prepend=-1))
         rows = np.empty((BLOCK + LONG, width), np.float32)

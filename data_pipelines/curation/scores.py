@@ -244,4 +244,6 @@ def _write(
         fields.append(own)
         arrays.append(column)
     with whole_file(path) as file:
-        pq.write_table(pa.table(arrays, pa.schema(fields)), file, write_page_checksum=True)
+        table = pa.table(arrays, pa.schema(fields))
+        # Of keys, zstd takes half the time and half the space of snappy.
+        pq.write_table(table, file, write_page_checksum=True, compression="zstd")

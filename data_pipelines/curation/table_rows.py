@@ -105,7 +105,7 @@ class Rows:
         faults = {NO_PICTURE: ~self._is_here, NO_CAPTION: ~self._has_caption}
         name = _caption_of(self.names)
         column = self._load(name).filter(pa.array(is_told)) if name else pa.array([], pa.string())
-        texts = [caption_text(text) for text in column.to_pylist()]
+        texts = [caption_text(value) for value in column.to_pylist()]
         if "cls" not in self.names and not all(texts):
             is_empty = np.zeros(len(self), bool)
             is_empty[is_told] = [not text for text in texts]

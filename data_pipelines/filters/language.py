@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
@@ -70,8 +72,9 @@ class Language(Filter):
 
     def keep(self, columns: Columns) -> Iterator[np.ndarray]:
         """Yield which captions are of the languages that stay."""
+        wanted = pa.array(self.languages)
         for column in columns:
-            yield np.isin(np.array(column.values.to_pylist(), object), self.languages)
+            yield np.asarray(pc.is_in(column.values.cast(pa.string()), value_set=wanted))
 
     def _languages(self, captions: Sequence[str]) -> list[str]:
         languages, probability = language_model(self.among)(captions)
