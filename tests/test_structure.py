@@ -36,7 +36,7 @@ DOORS = {
     "datasets": ("eval/datasets/hugging_face.py",),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),
-    "py3langid": ("data_pipelines/curation/languages.py",),
+    "fasttext": ("data_pipelines/filters/language.py",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),
     "spacy": ("data_pipelines/curation/syntax.py",),
     "rapidocr": ("data_pipelines/curation/ocr.py",),

@@ -9,7 +9,6 @@ from curation_support import candidates, kept, many, plain, sample, scored
 from PIL import Image
 from tests_support import pairs
 
-from data_pipelines.curation import languages as languages_module
 from data_pipelines.curation.candidates import Candidate, hash64
 from data_pipelines.faults import SampleFault
 from data_pipelines.filters.caption_characters import CaptionCharacters
@@ -18,10 +17,11 @@ from data_pipelines.filters.clip_score import ClipScore
 from data_pipelines.filters.exact_duplicate import ExactDuplicate
 from data_pipelines.filters.image_bytes import ImageBytes
 from data_pipelines.filters.image_side import ImageSide
-from data_pipelines.filters.language import MOST_OF_THE_WEB, Language
+from data_pipelines.filters.language import Language
 from data_pipelines.filters.metadata_number import MetadataNumber
 from data_pipelines.filters.one_colour import OneColour
 from data_pipelines.filters.opted_out import OptedOut
+from vlp.errors import UserError
 from vlp.image import ImageError
 
 
@@ -97,20 +97,29 @@ def test_exact_duplicate_agrees_with_a_naive_loop():
     assert list(itertools.chain(*kept(part, *shards))) == expected
 
 
-def test_language_tells_sure_from_unsure_among_few():
+def test_the_likeliest_language_counts_sure_or_not_unless_asked_for():
     captions = [
         "A photo of my dog in the snow",
         "Zapatos rojos de mujer",
         "赤い靴",
-        "Blue velvet sofa",  # most likely Norwegian, of all languages
-        "12345",
+        "a koala\n sitting in a tree",
+        "Kitchen",  # English, by 46 %
+        " \n",
+        "a \ud800 dog in the snow",
     ]
-    scores = scored(Language(), *(sample("k", text) for text in captions))
-    assert scores == ["en", "es", "ja", "unknown", "unknown"]
-    assert kept(Language(), scores) == [[1, 0, 0, 0, 0]]
-    assert kept(Language(languages=("en", "unknown")), scores) == [[1, 0, 0, 1, 1]]
-    two = Language(among=("en", "da"), confidence=0.0)
-    assert scored(two, sample("k", "Zapatos rojos")) in (["en"], ["da"])
+    several = [sample("k", text) for text in captions]
+    scores = scored(Language(), *several)
+    assert scores == ["en", "es", "ja", "en", "en", "unknown", "en"]
+    assert kept(Language(), scores) == [[1, 0, 0, 1, 1, 0, 1]]
+    assert kept(Language(languages=("es", "unknown")), scores) == [[0, 1, 0, 0, 0, 1, 0]]
+    assert scored(Language(confidence=0.5), *several)[4] == "unknown"
+
+
+def test_a_language_that_no_caption_can_have_is_refused():
+    with pytest.raises(UserError, match="Did you mean en"):
+        Language(languages=("eng",)).identity()
+    with pytest.raises(UserError, match="no model of fastText"):
+        Language(model=__file__).identity()
 
 
 def test_opted_out_heeds_what_img2dataset_heeds():
@@ -130,35 +139,6 @@ def test_opted_out_heeds_what_img2dataset_heeds():
     several = sample("k", **{"X-Robots-Tag": ["all", "noindex"]})
     assert scored(part, *others, several) == [1, 0, 0, 1]
     assert kept(part, [1, 0]) == [[False, True]]
-
-
-def test_captions_that_are_read_side_by_side_get_the_language_that_each_gets_alone():
-    py3langid = pytest.importorskip("py3langid.langid")
-    among = tuple(MOST_OF_THE_WEB.split())
-    single = py3langid.LanguageIdentifier.from_model_file(py3langid.MODEL_FILE, norm_probs=True)
-    single.set_languages(among)
-    words = ["dog", "Hund", "perro", "犬", "собака", "chien", "كلب", "개", "kutya", "der", "la"]
-    words += ["ÉTÉ", "e\u0301", "🐶", "\x00"]
-    rng = np.random.default_rng(0)
-    captions = [" ".join(rng.choice(words, rng.integers(0, 30))) for _ in range(300)]
-    captions += ["", " ", "A", "ALL CAPITALS", "bad \ud800", "the dog " * 200, "犬" * 4000]
-    languages, probability = languages_module.LanguageModel(among)(captions)
-    expected = [single.classify(caption) for caption in captions]
-    assert languages.tolist() == [language for language, _ in expected]
-    np.testing.assert_allclose(probability, [sure for _, sure in expected], atol=1e-5)
-    assert len(set(languages)) > 10
-
-
-def test_the_language_of_a_caption_does_not_depend_on_those_beside_it(monkeypatch):
-    pytest.importorskip("py3langid")
-    model = languages_module.LanguageModel(("de", "en", "fr"))
-    captions = ["ein Hund", "a dog in the snow", "un chien dort", "", "house " * 50] * 3
-    whole = model(captions)
-    monkeypatch.setattr(languages_module, "TOGETHER", 2)
-    monkeypatch.setattr(languages_module, "BLOCK", 10)
-    for found, own in zip(model(captions), whole, strict=True):
-        assert found.tolist() == own.tolist()
-    assert [len(found) for found in model([])] == [0, 0]
 
 
 def test_metadata_number_fails_where_there_is_none():

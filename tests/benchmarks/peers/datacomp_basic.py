@@ -2,8 +2,8 @@
 
 DataComp is no package, so its rule is written down again here, in its own steps and in its own
 words of pandas (`load_uids_with_basic_filter_helper` and what is around it at commit 4a8df19, MIT).
-The language is asked of no model, of fastText as DataComp does (the small form of its model, 1 MB,
-which a package holds), or of py3langid as our filter does, caption by caption.
+The language is asked of no model, or of fastText as DataComp does: by the small form of its model,
+lid.176.ftz, which our filter asks, too.
 """
 
 import json
@@ -64,21 +64,8 @@ def fasttext() -> Languages:
     ]
 
 
-def py3langid() -> Languages:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    model.set_languages(sys.argv[4].split())
-
-    def is_english(captions: list[str]) -> list[bool]:
-        found = map(model.classify, captions)
-        return [language == "en" and sure >= 0.5 for language, sure in found]
-
-    return is_english
-
-
 if __name__ == "__main__":
-    languages = {"none": no_model, "fasttext": fasttext, "py3langid": py3langid}[sys.argv[3]]()
+    languages = {"none": no_model, "fasttext": fasttext}[sys.argv[3]]()
     began = time.process_time()
     kept = basic_filter(Path(sys.argv[1]), Path(sys.argv[2]), languages)
     print(json.dumps([time.process_time() - began, kept]))
