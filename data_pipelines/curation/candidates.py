@@ -24,7 +24,10 @@ from vlp.sample import MARK, Sample
 class Record(Protocol):
     """Where the parts of a sample come from."""
 
-    key: str
+    @property
+    def key(self) -> str:
+        """The name of the sample."""
+        ...
 
     def told(self) -> tuple[str, Mapping[str, Any]]:
         """Return the caption and the metadata."""
@@ -51,7 +54,6 @@ class Candidate:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self.key = record.key
         self.pixels: dict[str, Any] = {}
         """By model, the picture as its image tower takes it; see ``features.py``."""
         self.features: dict[tuple[str, str], Any] = {}
@@ -60,6 +62,11 @@ class Candidate:
     def of(cls, sample: Sample) -> "Candidate":
         """Return a sample that is in memory as a candidate."""
         return cls(InMemory(sample))
+
+    @property
+    def key(self) -> str:
+        """The name of the sample."""
+        return self.record.key
 
     @property
     def text(self) -> str:

@@ -134,8 +134,13 @@ class InTable:
     """A row of a table, as a sample."""
 
     def __init__(self, row: "_Row", place: int) -> None:
-        self._row = row
-        self.key = str(next((row[name] for name in KEYS if name in row), place))
+        self._row, self._place = row, place
+
+    @property
+    def key(self) -> str:
+        """The value of the first column of ``KEYS``, else the row's number."""
+        name = next((name for name in KEYS if name in self._row), None)
+        return str(self._row[name] if name else self._place)
 
     def told(self) -> tuple[str, Mapping[str, Any]]:
         """Return the caption, and all columns as metadata."""
