@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from data_pipelines.curation.table_rows import open_rows, table_keys
+from data_pipelines.curation.table_rows import open_rows
+from data_pipelines.curation.tables import table_keys
 from data_pipelines.faults import SampleFault
 from data_pipelines.shards import read_members, text_of
 from data_pipelines.tar_index import CAPTION_EXTENSIONS, Entry, open_index

@@ -45,7 +45,7 @@ class Sheet:
         for name, mask in self.missing.items():
             is_asked, start = mask[rows.places], time.perf_counter()
             own = rows if is_asked.all() else rows.at(is_asked)
-            said = self.filters[name].score_rows(own) if len(own) else None
+            said = _said(self.filters[name], own) if len(own) else None
             if said is not None:
                 single.remove(name)
                 self._rows.setdefault(name, []).append((own.places, *_columns(said, name)))
@@ -137,6 +137,13 @@ def _values(part: Filter, name: str, candidates: Sequence[Candidate]) -> list[Va
     assert len(values) == len(candidates), f"{name} gave {len(values)} for {len(candidates)}"
     # A value that is no number differs from itself; it would slip past every threshold.
     return [SampleFault(_no_number(name)) if v != v else v for v in values]
+
+
+def _said(part: Filter, rows: Rows) -> Said | None:
+    try:
+        return part.score_rows(rows)
+    except SampleFault as fault:  # a column is damaged
+        return Said([], {str(fault): np.ones(len(rows), bool)})
 
 
 def _of_samples(

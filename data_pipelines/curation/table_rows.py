@@ -5,7 +5,6 @@ which spares what each sample costs apart from them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int64
 
+from data_pipelines.curation.tables import KEYS, decoded, reading
 from data_pipelines.faults import SampleFault
-from vlp.errors import UserError, first_line
 
 CAPTIONS = ("caption", "text")
 """Columns that may hold the caption; img2dataset's and DataComp's."""
 SIDES = (("original_width", "original_height"), ("width", "height"))
-KEYS = ("key", "uid", "id")
 MOST_PIXELS = 2**31
 """A side from here on is none."""
 WINDOW = 65_536
 """Rows at a time."""
 NO_PICTURE, NO_CAPTION, NO_SIZE = "picture was not downloaded", "no caption", "no width and height"
-EMPTY = "caption is empty"
+EMPTY, DAMAGED = "caption is empty", "table is damaged"
 
 
 class Said(NamedTuple):
@@ -209,19 +207,32 @@ class _Values(dict[str, list]):
         return self[name]
 
 
-class _Group(dict[str, pa.Array]):
+class _Group(dict[str, pa.Array | None]):
     """Columns of a row group, as far as they were asked for."""
 
-    def __init__(self, path: Path, file: pq.ParquetFile, group: int) -> None:
+    def __init__(self, file: pq.ParquetFile, group: int) -> None:
         super().__init__()
-        self._path, self._file, self._group = path, file, group
+        self._file, self._group = file, group
 
-    def __missing__(self, name: str) -> pa.Array:
-        with _reading(self._path):
+    def __missing__(self, name: str) -> pa.Array | None:
+        try:
             # Threads would only take turns: as many tables are read at once as there are cores.
             table = self._file.read_row_group(self._group, columns=[name], use_threads=False)
-        self[name] = _decoded(pa.concat_arrays(table[name].chunks))
+        except (OSError, pa.ArrowException):
+            self[name] = None
+        else:
+            self[name] = decoded(pa.concat_arrays(table[name].chunks))
         return self[name]
+
+    def column(self, name: str) -> pa.Array:
+        """Return a column.
+
+        Raises:
+            SampleFault: It is damaged; so are all rows that are asked for it.
+        """
+        if (found := self[name]) is None:
+            raise SampleFault(DAMAGED)
+        return found
 
 
 def open_rows(path: Path, wanted: Sequence[int]) -> Iterator[Rows]:
@@ -231,38 +242,15 @@ def open_rows(path: Path, wanted: Sequence[int]) -> Iterator[Rows]:
         UserError: The file cannot be read.
     """
     rows, start = np.asarray(wanted, np.int64), 0
-    with _reading(path):
+    with reading(path):
         file = pq.ParquetFile(path)
     for group in range(file.num_row_groups):
-        columns, count = _Group(path, file, group), file.metadata.row_group(group).num_rows
+        columns, count = _Group(file, group), file.metadata.row_group(group).num_rows
         first, last = np.searchsorted(rows, [start, start + count]).tolist()
         for at in range(first, last, WINDOW):
             places = rows[at : min(at + WINDOW, last)]
             yield Rows(file.schema_arrow.names, _part(columns, places - start), places)
         start += count
-
-
-def table_keys(path: Path) -> list[str]:
-    """Return the key of every row of a table: of the first column of ``KEYS``, else its place.
-
-    Raises:
-        UserError: The file cannot be read, or a row has no key.
-    """
-    with _reading(path):
-        file = pq.ParquetFile(path)
-        name = next((name for name in KEYS if name in file.schema_arrow.names), None)
-        if name is None:
-            return [str(place) for place in range(file.metadata.num_rows)]
-        read = file.read(columns=[name], use_threads=False)[name]
-    column = _decoded(pa.concat_arrays(read.chunks)) if len(read) else pa.array([], pa.string())
-    if column.null_count:
-        row = column.to_pylist().index(None)
-        raise UserError(
-            f"Row {row} of {path} has no {name}, and {column.null_count} rows have none. Give each "
-            f"a {name}, or leave out the column: rows are named by their numbers then."
-        )
-    keys = column.to_pylist()
-    return keys if pa.types.is_string(column.type) else [str(key) for key in keys]
 
 
 def caption_text(value: Any) -> str:
@@ -277,8 +265,8 @@ def is_side(numbers: Float64[np.ndarray, "*_"]) -> Bool[np.ndarray, "*_"]:
 
 def _part(columns: _Group, inside: Int64[np.ndarray, "rows"]) -> Callable[[str], pa.Array]:
     if len(inside) and inside[-1] - inside[0] + 1 == len(inside):
-        return lambda name: columns[name].slice(int(inside[0]), len(inside))
-    return lambda name: columns[name].take(pa.array(inside))
+        return lambda name: columns.column(name).slice(int(inside[0]), len(inside))
+    return lambda name: columns.column(name).take(pa.array(inside))
 
 
 def _caption_of(names: Mapping[str, Any]) -> str | None:
@@ -287,28 +275,3 @@ def _caption_of(names: Mapping[str, Any]) -> str | None:
 
 def _is_number(column: pa.Array) -> bool:
     return pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    """Return a column, null where it holds text that is not UTF-8."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column
-    try:
-        column.validate(full=True)
-        return column
-    except pa.ArrowInvalid:
-        found = []
-        for data in column.cast(pa.large_binary()).to_pylist():
-            try:
-                found.append(None if data is None else data.decode())
-            except UnicodeDecodeError:
-                found.append(None)
-        return pa.array(found, pa.large_string())
-
-
-@contextmanager
-def _reading(table: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"Cannot read the table {table}: {first_line(error)}.") from None

@@ -11,7 +11,10 @@ from data_pipelines.curation import table_rows
 from data_pipelines.curation.candidates import open_candidates
 from data_pipelines.curation.rules import FAMILY, Filter, read_rules
 from data_pipelines.curation.sheet import Sheet
-from data_pipelines.curation.table_rows import open_rows, table_keys
+from data_pipelines.curation.table_rows import open_rows
+from data_pipelines.curation.tables import table_keys
+from data_pipelines.engine import Engine
+from data_pipelines.filter import filter_shards
 from vlp.errors import UserError
 from vlp.spec import names
 
@@ -139,3 +142,57 @@ def test_a_row_without_a_key_is_named(tmp_path):
         table_keys(tmp_path / "a.parquet")
     pq.write_table(pa.table({"key": [7, 8]}), tmp_path / "a.parquet")
     assert table_keys(tmp_path / "a.parquet") == ["7", "8"]
+
+
+def listed(raw, out, *keep):
+    options = {"keep_list": True, "engine": Engine(kind="inline")}
+    report = filter_shards(str(raw), out, keep=keep or ["caption_words"], **options)
+    return pq.read_table(out / "keep.parquet").to_pylist(), report
+
+
+def test_a_damaged_table_of_many_is_counted_and_left_out_and_folders_are_looked_into(tmp_path):
+    pool = tmp_path / "pool"
+    (pool / "b" / ".hidden").mkdir(parents=True)
+    strange(pool / "a.parquet")
+    strange(pool / "b" / "a.parquet")
+    strange(pool / "b" / ".hidden" / "c.parquet")
+    (pool / "cut.parquet").write_bytes((pool / "a.parquet").read_bytes()[:-50])
+    (pool / "page.parquet").write_text("<html>not found</html>")
+    rows, report = listed(pool, tmp_path / "list")
+    assert {row["shard"] for row in rows} == {"a.tar", "b/a.tar"}
+    assert report["faults"] == {
+        "table cannot be read": {"count": 2, "examples": ["cut.parquet", "page.parquet"]}
+    }
+    assert (report["shards_in"], report["samples_in"]) == (2, 2 * len(TEXTS))
+
+
+def test_a_column_that_is_damaged_fails_its_rows_and_no_others(tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for name in "ab":
+        strange(pool / f"{name}.parquet", status=None)
+    group = pq.ParquetFile(pool / "a.parquet").metadata.row_group(1)
+    places = {group.column(n).path_in_schema: group.column(n) for n in range(group.num_columns)}
+    with (pool / "a.parquet").open("r+b") as file:
+        file.seek(places["text"].dictionary_page_offset)
+        file.write(b"\xff" * 40)
+    for keep in (["caption_words"], ["caption_frequency", "image_side"]):
+        rows, report = listed(pool, tmp_path / keep[0], *keep)
+        assert {row["shard"] for row in rows} == {"a.tar", "b.tar"}
+        assert report["failed"]["table is damaged"]["count"] == 7  # a row group
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"uid": [], "text": []}, "a.parquet has no rows"),
+        ({"uid": ["x"] * 101, "text": ["a b c"] * 101}, "101 rows of .* have the key 'x'"),
+        ({"uid": ["x", None], "text": ["a b c"] * 2}, "Row 1 of .* has no uid"),
+    ],
+)
+def test_tables_whose_rows_cannot_be_named_are_refused_with_one_line(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=message) as error:
+        listed(tmp_path / "a.parquet", tmp_path / "list")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "list").exists()
