@@ -96,12 +96,13 @@ class Sheet:
         return [pair for pair in pairs if missing[pair[0]] and pair[0] not in known]
 
     def _sees(self, name: str, row: int, candidate: Candidate) -> bool:
-        from data_pipelines.curation.features import prepare
-
         start = time.perf_counter()
         try:
             assert candidate.picture
-            prepare(candidate, self.filters[name].models)
+            if models := self.filters[name].models:
+                from data_pipelines.curation.features import prepare  # loads torch
+
+                prepare(candidate, models)
             return True
         except (SampleFault, ImageError) as fault:
             self._single[name][row] = SampleFault(str(fault))
