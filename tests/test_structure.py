@@ -36,6 +36,7 @@ DOORS = {
     "datasets": ("eval/datasets/hugging_face.py",),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),
+    "fasttext": ("data_pipelines/filters/language.py",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),
     "spacy": ("data_pipelines/curation/syntax.py",),
     "rapidocr": ("data_pipelines/curation/ocr.py",),
