@@ -101,7 +101,7 @@ def mine_pool(
     else:
         cluster[own] = clusters_of(rows, options.clusters, cap=options.cap, seed=options.seed)
     apart = own[apart].astype(np.int32)
-    told = {"shards": identity_of(shards), **asdict(options)}
+    told = {"shards": identity_of(shards), **asdict(options), "apart": list(options.apart)}
     component = hanging_together(pool.group, apart)
     return Mined(cluster, pool.group, component, apart, close, told)
 

@@ -62,20 +62,32 @@ def validate(
     Every process encodes its part, and then all have all features and do the same with them: the
     figures do not depend on the number of processes, and none waits for another's evaluators.
     """
+    pooled = needs_pooled(validation.evaluators)
+    encoded = encode_over_processes(accelerator, encoder, validation.dataset, pooled=pooled)
     with _evaluating(encoder):
-        _take_buffers_of_the_first(encoder)
-        encoded = encode_dataset(
-            encoder,
-            validation.dataset,
-            pooled=needs_pooled(validation.evaluators),
-            process=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            gather=gather_object,
-        )
         figures = run_evaluators(encoder, encoded, validation.evaluators)
     objective = objective.of_pairs_alone()
     loss = {"loss": validation_loss(encoder, encoded, objective)} if objective.losses else {}
     return {f"validation/{name}": value for name, value in (loss | figures).items()}
+
+
+def encode_over_processes(
+    accelerator: Accelerator, encoder: DualEncoder, dataset: Dataset, *, pooled: bool = False
+) -> EncodedSet:
+    """Return the features of a dataset as a run's encoder sees it now, on every process the same.
+
+    Every process must ask, and encodes its part.
+    """
+    with _evaluating(encoder):
+        _take_buffers_of_the_first(encoder)
+        return encode_dataset(
+            encoder,
+            dataset,
+            pooled=pooled,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            gather=gather_object,
+        )
 
 
 @torch.no_grad()

@@ -132,7 +132,7 @@ class MinedRow:
         is_own[entries] = True
         if self.mined.neighbours.shape[1]:
             return deal_neighbourhoods(
-                self.mined, self._sample, self.component, is_own, quotas, rng
+                self.mined, self._sample, self.conflicts, is_own, quotas, rng
             )
         cluster = np.where(is_own, self.cluster, -1).astype(np.int32)
         return deal_clusters(cluster, self.conflicts.group, self.component, quotas, rng)

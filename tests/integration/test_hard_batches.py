@@ -1,0 +1,159 @@
+"""Runs on mined batches: exact when stopped, with several processes, and when they mine again."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from fork_server import ForkServer
+from tests_support import pairs
+from training_support import differences, launch, one_thread, rows, train, weights
+
+from data_pipelines.mining.mined import read_mined
+from data_pipelines.shards import write_shards
+from training import step
+from vlp import cli
+from vlp.errors import Stopped, UserError
+
+SAMPLES = 100
+KILLS = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Return shards in which some captions are equal but for their case."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    samples = pairs(SAMPLES)
+    samples[7] = type(samples[7])("00007", samples[7].image, samples[60].text.upper())
+    write_shards(samples, folder, samples_per_shard=30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mined(data, model, tmp_path_factory):
+    """Return a plan mined of features of an encoder that knows nothing yet."""
+    features = tmp_path_factory.mktemp("features") / "features"
+    cli.run(["embed", str(model), str(data), str(features), "--engine", "inline", "--quiet"])
+    out = features.with_name("hard")
+    argv = ["mine", str(features), str(data), str(out), "--clusters", "3", "--quiet"]
+    told = cli.run([*argv, "--by", "image", "--apart", "image:0.99999"])
+    assert told["samples"] == SAMPLES
+    assert told["in_groups"] == 2
+    return out
+
+
+def stopped_at(number: int, monkeypatch) -> None:
+    """Have the next run get a signal in one of its steps."""
+    steps, limit = [], step._limit_scale
+
+    def stop(parts):
+        limit(parts)
+        steps.append(0)
+        if len(steps) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(step, "_limit_scale", stop)
+
+
+def options(mined) -> list[str]:
+    """Return a run whose batches get harder and are mined again within epochs and at their end."""
+    told = ["--data.mined", str(mined), "--data.hard", "0 -> 0.75 over 50%"]
+    return [*told, "--data.remine", "100 samples", "--save-every", "0", "--data.workers", "1"]
+
+
+def test_a_run_that_mines_again_and_was_stopped_equals_one_that_never_was(
+    data, mined, tmp_path, monkeypatch
+):
+    argv = ["--steps", "10", *options(mined)]
+    train(tmp_path / "whole", data, *argv)
+    # Batches of 24: the fifth step crosses 100 samples, the ninth 200.
+    names = sorted(path.name for path in (tmp_path / "whole" / "mined").iterdir())
+    assert [int(name.partition("-")[0]) for name in names] == [120, 216]
+    stopped_at(7, monkeypatch)
+    with pytest.raises(Stopped):
+        train(tmp_path / "cut", data, *argv)
+    monkeypatch.undo()
+    train(tmp_path / "cut", data, *argv)
+    assert differences(tmp_path / "whole", tmp_path / "cut") == []
+    assert names == sorted(path.name for path in (tmp_path / "cut" / "mined").iterdir())
+    path = tmp_path / "cut" / "mined" / names[0]
+    plan = read_mined(path)
+    assert plan.read is not None
+    assert np.unpackbits(plan.read)[:SAMPLES].sum() == 20  # of the second epoch
+    last = path.with_name(names[1])
+    last.write_bytes(last.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match=r"mined plan .* is not as it was written"):
+        train(tmp_path / "cut", data, *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--data.hard", "0.25"], r"--data.hard is about mined batches. Write --data.mined"),
+        (["--data.remine", "9 steps"], r"--data.remine is about mined batches"),
+        (["--data.mined", "MINED", "--data.hard", "2"], r"data.hard is '2'. Write a share from 0"),
+        (["--data.mined", "MINED", "--data.hard", "0 -> 1"], r'"0 -> 0.5 over 20%"'),
+        (["--data.mined", "MINED", "--data.remine", "5 minutes"], "by the clock"),
+        (["--data.mined", "MINED", "--data.resample"], r"--data.resample. Leave it out"),
+        (["--data.mined", "MINED", "--data.weights", "1"], r"--data.weights. Leave it out"),
+        (["--data.mined", "MINED", "--data.group", "image"], "Run `vlp mine --group image`"),
+        (["--data.mined", "DATA"], "Cannot read the mined plan"),
+    ],
+)
+def test_what_does_not_go_with_mined_batches_is_refused_in_a_line(
+    argv, said, data, mined, tmp_path
+):
+    names = {"MINED": str(mined), "DATA": str(data)}
+    with pytest.raises(UserError, match=said):
+        train(tmp_path / "run", data, *[names.get(word, word) for word in argv], "--steps", "2")
+
+
+def test_a_plan_of_other_shards_is_refused(data, mined, tmp_path):
+    write_shards(pairs(40), tmp_path / "others", samples_per_shard=30)
+    with pytest.raises(UserError, match=r"mined of 100 samples, and the shards here hold 40"):
+        train(tmp_path / "run", tmp_path / "others", "--data.mined", str(mined), "--steps", "2")
+
+
+@pytest.mark.slow
+def test_two_processes_mine_and_train_as_one_does(data, mined, tmp_path):
+    argv = [*options(mined), "--data.batch-size", "24", "--log-every", "1", "--steps", "10"]
+    argv += ["--precision", "fp32"]
+    for processes in (1, 2):
+        ran = launch(processes, tmp_path / str(processes), data, *argv)
+        assert ran.returncode == 0, ran.stderr
+    plans = [sorted(p.name for p in (tmp_path / n / "mined").iterdir()) for n in ("1", "2")]
+    assert plans[0][0] == plans[1][0] or len(plans[0]) == len(plans[1]) == 2
+    one, two = (weights(tmp_path / name) for name in ("1", "2"))
+    for a, b in zip(rows(tmp_path / "1")[:5], rows(tmp_path / "2")[:5], strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    assert all(torch.allclose(one[name], two[name], atol=0.01) for name in one)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_while_it_mines_equals_one_that_never_was(
+    data, mined, tmp_path
+):
+    runs = ForkServer(tmp_path / "fork_server", one_thread())
+    argv = ["train", "toy", "--data.shards", str(data), "--data.batch-size", "24"]
+    argv += [*options(mined), "--steps", "60", "--save-every", "3", "--log-every", "1", "--out"]
+    runs.start(*argv, str(tmp_path / "whole"))
+    assert runs.end() == 0, runs.said
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    for _ in range(KILLS):
+        pid = runs.start(*argv, str(tmp_path / "cut"))
+        runs.wait_for("step", moments.randint(1, 8))
+        time.sleep(moments.uniform(0, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        runs.end()
+    runs.start(*argv, str(tmp_path / "cut"))
+    assert runs.end() == 0, runs.said
+    runs.close()
+    assert differences(tmp_path / "whole", tmp_path / "cut") == []
+    plans = [sorted(p.name for p in (tmp_path / n / "mined").iterdir()) for n in ("whole", "cut")]
+    assert plans[0] == plans[1]
+    assert len(plans[0]) > 10
