@@ -74,6 +74,8 @@ def mine_again(run: "Run") -> None:
 def take_up_plan(loader: Loader, state: TrainState, out: Path) -> None:
     """Let the loader read by the plan that the run had mined last, if it has mined any.
 
+    The epoch is arranged here, so that workers that are forked share it.
+
     Raises:
         UserError: Its file is gone or damaged.
     """
@@ -84,6 +86,15 @@ def take_up_plan(loader: Loader, state: TrainState, out: Path) -> None:
         loader.reader = replace(
             loader.reader, plan=Plan([row], plan.batch_size, plan.weights, plan.lanes)
         )
+    num_met(loader, state)
+
+
+def num_met(loader: Loader, state: TrainState) -> int:
+    """Return how many samples of this epoch meet one that they may not."""
+    row = loader.reader.plan.rows[0]
+    if not isinstance(row, MinedRow):
+        return 0
+    return row.arrangement((state.samples_seen + state.passed_over) // len(row)).met
 
 
 def _row(loader: Loader) -> MinedRow:

@@ -63,11 +63,12 @@ def deal_neighbourhoods(
     is_free: Bool[np.ndarray, "entries"],
     quotas: Int64[np.ndarray, "batches"],
     rng: Rng,
-) -> Int32[np.ndarray, "entries"]:
-    """Return the batch of each entry that is in the hard part of one; -1 for the others.
+) -> tuple[Int32[np.ndarray, "entries"], Int32[np.ndarray, "entries"]]:
+    """Return the batch of each entry that is in the hard part of one, and the seed it is with.
 
-    Seeds are drawn; every other entry may join the nearest seed, by the rank of the seed among its
-    own neighbours, that has room and nobody who conflicts. Hard parts are seeds with who joined.
+    Both are -1 for others. Seeds are drawn; every other entry may join the nearest seed, by the
+    rank of the seed among its own neighbours, that has room and nobody who conflicts. Hard parts
+    are seeds with who joined.
 
     Args:
         mined: Has the neighbours of samples.
@@ -101,7 +102,7 @@ def deal_neighbourhoods(
     own = own[np.argsort(rank[own], kind="stable")]
     _, piece, sizes = np.unique(seed_of[own], return_inverse=True, return_counts=True)
     shares = _fill(sizes, quotas, rng.permutation(len(quotas)), rng.permutation(len(sizes)))
-    return _deal(own, piece, shares, len(sample))
+    return _deal(own, piece, shares, len(sample)), seed_of
 
 
 def _share_out(sizes: np.ndarray, quotas: np.ndarray, rng: Rng) -> list[Share]:

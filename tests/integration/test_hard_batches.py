@@ -38,10 +38,10 @@ def mined(data, model, tmp_path_factory):
     features = tmp_path_factory.mktemp("features") / "features"
     cli.run(["embed", str(model), str(data), str(features), "--engine", "inline", "--quiet"])
     out = features.with_name("hard")
-    argv = ["mine", str(features), str(data), str(out), "--clusters", "3", "--quiet"]
-    told = cli.run([*argv, "--by", "image", "--apart", "image:0.99999"])
+    argv = ["mine", str(features), str(data), str(out), "--clusters", "3", "--batch-size", "24"]
+    told = cli.run([*argv, "--by", "image", "--apart", "image:0.99999", "--quiet"])
     assert told["samples"] == SAMPLES
-    assert told["in_groups"] == 2
+    assert told["samples_in_groups"] == 2
     return out
 
 
