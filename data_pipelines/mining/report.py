@@ -29,7 +29,8 @@ NOTES = {
     "clusters": "Samples of each. Those of a cluster smaller than the hard part of a batch are "
     "hard only where what is left of several clusters makes one up.",
     "cosines": "Between different samples of the same batch: of the hard parts, and of as many "
-    "samples drawn from all. The further to the right hard ones lie, the harder they are.",
+    "samples drawn from all. The further to the right hard ones lie, the harder they are; of each "
+    "sample the hardest counts most.",
     "together": "What the hard parts of some batches hold. Under each its caption.",
     "spared": "Pairs above a bound never meet in a batch. The least alike tell whether the bound "
     "is too low: where these are good negatives, raise it.",
@@ -98,7 +99,7 @@ def _page(
 def _plots(seen: Survey) -> Iterable[Markup]:
     for name, counts in seen.cosines.items():
         yield histogram(
-            f"{name} negatives",
+            name.capitalize(),
             seen.edges.tolist(),
             {name: counts.tolist()},
             x=f"cosine, {seen.kind}",

@@ -41,7 +41,7 @@ class Survey:
     """What the cosines are between."""
     edges: Float32[np.ndarray, "edges"]
     cosines: dict[str, Int64[np.ndarray, "bars"]]
-    """Of hard and of random negatives, between the edges."""
+    """Of hard and of random negatives, and of the hardest of each sample, between the edges."""
     figures: dict[str, float]
     """Mean and 95th percentile of the cosines."""
     together: list[list[int]]
@@ -67,10 +67,11 @@ def survey(mined: Mined, pool: Pool, row: MinedRow, *, seed: int) -> Survey:
     random = [rng.choice(own, len(part), replace=False) for part in hard]
     kinds = [*pool.features]
     kind = "image to caption" if len(kinds) == 2 else f"{kinds[0]} to {kinds[0]}"
-    cosines = {
-        name: np.concatenate([_negatives(pool, part) for part in parts] or [np.zeros(0)])
-        for name, parts in (("hard", hard), ("random", random))
-    }
+    cosines: dict[str, np.ndarray] = {}
+    for name, parts in (("hard", hard), ("random", random)):
+        found = [_negatives(pool, part) for part in parts]
+        cosines[f"{name} negatives"] = _joined([own.reshape(-1) for own in found])
+        cosines[f"hardest of each, {name}"] = _joined([own.max(axis=1) for own in found])
     every = np.concatenate([*cosines.values()])
     low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
     edges = np.linspace(low, high, BARS + 1, dtype=np.float32)
@@ -87,7 +88,7 @@ def survey(mined: Mined, pool: Pool, row: MinedRow, *, seed: int) -> Survey:
         edges=edges,
         cosines={name: np.histogram(found, edges)[0] for name, found in cosines.items()},
         figures={
-            f"{name} {told}": float(function(found))
+            f"{name}, {told}": float(function(found))
             for name, found in cosines.items()
             for told, function in (("mean", np.mean), ("95th percentile", _most))
             if len(found)
@@ -126,14 +127,19 @@ def _hard_parts(row: MinedRow, rng: np.random.Generator) -> list[Int64[np.ndarra
     drawn = np.sort(rng.permutation(len(batches))[:BATCHES])
     parts = batches[drawn, : max(2, round(row.share.at(0) * row.batch_size))]
     samples = row.sample[parts].astype(np.int64)
-    return [part[row.mined.cluster[part] >= 0] for part in samples]
+    found = [part[row.mined.cluster[part] >= 0] for part in samples]
+    return [part for part in found if len(part) > 1]
 
 
-def _negatives(pool: Pool, part: Int64[np.ndarray, "_"]) -> Float32[np.ndarray, "_"]:
+def _negatives(pool: Pool, part: Int64[np.ndarray, "part"]) -> Float32[np.ndarray, "part others"]:
     """Return the cosine of each sample of a hard part to each other one."""
     kinds = [*pool.features]
     one, other = (pool.unit_rows([kind], part)[:] for kind in (kinds[0], kinds[-1]))
-    return (one @ other.T)[~np.eye(len(part), dtype=bool)]
+    return (one @ other.T)[~np.eye(len(part), dtype=bool)].reshape(len(part), -1)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _spared(mined: Mined, pool: Pool, rng: np.random.Generator) -> dict[str, list[Pair]]:

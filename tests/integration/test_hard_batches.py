@@ -1,5 +1,6 @@
 """Runs on mined batches: exact when stopped, with several processes, and when they mine again."""
 
+import json
 import os
 import random
 import signal
@@ -10,11 +11,12 @@ import pytest
 import torch
 from fork_server import ForkServer
 from tests_support import pairs
-from training_support import differences, launch, one_thread, rows, train, weights
+from training_support import VIT, differences, launch, one_thread, rows, train, weights
 
 from data_pipelines.mining.mined import read_mined
 from data_pipelines.shards import write_shards
 from training import step
+from training.options import DataConfig
 from vlp import cli
 from vlp.errors import Stopped, UserError
 
@@ -61,18 +63,19 @@ def stopped_at(number: int, monkeypatch) -> None:
 def options(mined) -> list[str]:
     """Return a run whose batches get harder and are mined again within epochs and at their end."""
     told = ["--data.mined", str(mined), "--data.hard", "0 -> 0.75 over 50%"]
-    return [*told, "--data.remine", "100 samples", "--save-every", "0", "--data.workers", "1"]
+    return [*told, "--data.remine", "100 samples", "--save-every", "0", "--data.workers", "0"]
 
 
 def test_a_run_that_mines_again_and_was_stopped_equals_one_that_never_was(
     data, mined, tmp_path, monkeypatch
 ):
-    argv = ["--steps", "10", *options(mined)]
+    (tmp_path / "vit.json").write_text(json.dumps(VIT))
+    argv = ["--steps", "7", *options(mined), "--model.name", str(tmp_path / "vit.json")]
     train(tmp_path / "whole", data, *argv)
-    # Batches of 24: the fifth step crosses 100 samples, the ninth 200.
+    # Batches of 24: the fifth step crosses 100 samples, the second epoch's first whole ones.
     names = sorted(path.name for path in (tmp_path / "whole" / "mined").iterdir())
-    assert [int(name.partition("-")[0]) for name in names] == [120, 216]
-    stopped_at(7, monkeypatch)
+    assert [int(name.partition("-")[0]) for name in names] == [120]
+    stopped_at(6, monkeypatch)
     with pytest.raises(Stopped):
         train(tmp_path / "cut", data, *argv)
     monkeypatch.undo()
@@ -83,29 +86,40 @@ def test_a_run_that_mines_again_and_was_stopped_equals_one_that_never_was(
     plan = read_mined(path)
     assert plan.read is not None
     assert np.unpackbits(plan.read)[:SAMPLES].sum() == 20  # of the second epoch
-    last = path.with_name(names[1])
-    last.write_bytes(last.read_bytes()[:-1] + b"\1")
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match=r"mined plan .* is not as it was written"):
         train(tmp_path / "cut", data, *argv)
 
 
 @pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"hard": "0.25"}, r"--data.hard is about mined batches. Write --data.mined"),
+        ({"remine": "9 steps"}, r"--data.remine is about mined batches"),
+        ({"mined": "hard", "hard": "2"}, r"data.hard is '2'. Write a share from 0"),
+        ({"mined": "hard", "hard": "0 -> 1"}, r'"0 -> 0.5 over 20%"'),
+        (
+            {"mined": "hard", "hard": "0 -> 1 over 3 parsecs"},
+            "The time in data.hard is '3 parsecs'",
+        ),
+        ({"mined": "hard", "remine": "5 minutes"}, "by the clock"),
+        ({"mined": "hard", "resample": True}, r"--data.resample. Leave it out"),
+        ({"mined": "hard", "weights": (1.0,)}, r"--data.weights. Leave it out"),
+    ],
+)
+def test_what_does_not_go_with_mined_batches_is_refused_in_a_line(asked, said):
+    with pytest.raises(UserError, match=said):
+        DataConfig(shards=("shards",), **asked)
+
+
+@pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--data.hard", "0.25"], r"--data.hard is about mined batches. Write --data.mined"),
-        (["--data.remine", "9 steps"], r"--data.remine is about mined batches"),
-        (["--data.mined", "MINED", "--data.hard", "2"], r"data.hard is '2'. Write a share from 0"),
-        (["--data.mined", "MINED", "--data.hard", "0 -> 1"], r'"0 -> 0.5 over 20%"'),
-        (["--data.mined", "MINED", "--data.remine", "5 minutes"], "by the clock"),
-        (["--data.mined", "MINED", "--data.resample"], r"--data.resample. Leave it out"),
-        (["--data.mined", "MINED", "--data.weights", "1"], r"--data.weights. Leave it out"),
         (["--data.mined", "MINED", "--data.group", "image"], "Run `vlp mine --group image`"),
         (["--data.mined", "DATA"], "Cannot read the mined plan"),
     ],
 )
-def test_what_does_not_go_with_mined_batches_is_refused_in_a_line(
-    argv, said, data, mined, tmp_path
-):
+def test_a_plan_that_does_not_fit_the_run_is_refused(argv, said, data, mined, tmp_path):
     names = {"MINED": str(mined), "DATA": str(data)}
     with pytest.raises(UserError, match=said):
         train(tmp_path / "run", data, *[names.get(word, word) for word in argv], "--steps", "2")

@@ -80,7 +80,7 @@ def batches(row: MinedRow, epochs: int) -> list[list[int]]:
     return [samples(row, range(n * size, (n + 1) * size)) for n in range(count)]
 
 
-def may_not_meet(mined: Mined) -> set[tuple[int, int]]:
+def may_not_meet(mined: Mined) -> set[tuple]:
     """Return the pairs that are kept apart, by brute force."""
     same = np.argwhere(mined.group[:, None] == mined.group)
     return {*map(tuple, same.tolist()), *map(tuple, mined.apart.tolist())}
@@ -88,25 +88,24 @@ def may_not_meet(mined: Mined) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("most", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("batch", [24, 37, 260])
+@pytest.mark.parametrize("batch", [37, 260])
 def test_every_epoch_holds_every_sample_as_often_as_it_should(method, most, batch):
-    for seed in range(2):
-        row = mined_row(method, most, batch=batch, seed=seed)
-        times = np.concatenate(row.copies) if row.copies else np.ones(COUNTS.sum(), int)
-        wanted = Counter({sample: int(n) for sample, n in enumerate(times)})
-        assert len(row) == times.sum()
-        for epoch in range(4):
-            positions = range(epoch * len(row), (epoch + 1) * len(row))
-            assert Counter(samples(row, positions)) == +wanted
-            places = {row.place(position) for position in positions}
-            assert len(places) == len(row)  # copies are told apart
-            assert {place[0] for place in places} == {epoch}
+    row = mined_row(method, most, batch=batch)
+    times = np.concatenate(row.copies) if row.copies else np.ones(COUNTS.sum(), int)
+    wanted = Counter({sample: int(n) for sample, n in enumerate(times)})
+    assert len(row) == times.sum()
+    for epoch in range(3):
+        positions = range(epoch * len(row), (epoch + 1) * len(row))
+        assert Counter(samples(row, positions)) == +wanted
+        places = {row.place(position) for position in positions}
+        assert len(places) == len(row)  # copies are told apart
+        assert {place[0] for place in places} == {epoch}
 
 
 @pytest.mark.parametrize("most", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_false_negatives_never_meet_in_a_batch_nor_over_the_end_of_an_epoch(method, most):
-    for seed in range(3):
+    for seed in range(2):
         row = mined_row(method, most, seed=seed)
         apart = may_not_meet(row.mined)
         assert len(row.mined.apart) > 20
@@ -239,6 +238,7 @@ def test_a_plan_is_known_by_its_hash_and_a_damaged_one_is_refused(tmp_path):
 
 def test_other_shards_and_samples_that_were_not_mined_are_refused():
     copies = copies_of(COUNTS, 2)
+    assert copies is not None
     mined = mine_pool(pool(403), shard_set(COUNTS), METHODS["clusters"], copies)
     mined.check(shard_set(COUNTS), copies)
     assert ((mined.cluster == LEFT_OUT) == (np.concatenate(copies) == 0)).all()
