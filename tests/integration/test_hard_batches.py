@@ -8,10 +8,9 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from fork_server import ForkServer
 from tests_support import pairs
-from training_support import VIT, differences, launch, one_thread, rows, train, weights
+from training_support import VIT, differences, launch, one_thread, rows, train
 
 from data_pipelines.mining.mined import read_mined
 from data_pipelines.shards import write_shards
@@ -133,24 +132,27 @@ def test_a_plan_of_other_shards_is_refused(data, mined, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_mine_and_train_as_one_does(data, mined, tmp_path):
-    argv = [*options(mined), "--data.batch-size", "24", "--log-every", "1", "--steps", "10"]
-    argv += ["--precision", "fp32"]
+    (tmp_path / "vit.json").write_text(json.dumps(VIT))  # batch norm's statistics are a process's
+    argv = [*options(mined), "--data.batch-size", "24", "--log-every", "1", "--steps", "8"]
+    argv += ["--precision", "fp32", "--model.name", str(tmp_path / "vit.json")]
     for processes in (1, 2):
         ran = launch(processes, tmp_path / str(processes), data, *argv)
         assert ran.returncode == 0, ran.stderr
-    plans = [sorted(p.name for p in (tmp_path / n / "mined").iterdir()) for n in ("1", "2")]
-    assert plans[0][0] == plans[1][0] or len(plans[0]) == len(plans[1]) == 2
-    one, two = (weights(tmp_path / name) for name in ("1", "2"))
-    for a, b in zip(rows(tmp_path / "1")[:5], rows(tmp_path / "2")[:5], strict=True):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
-    assert all(torch.allclose(one[name], two[name], atol=0.01) for name in one)
+    one, two = (rows(tmp_path / name) for name in ("1", "2"))
+    assert len(one) == len(two) == 8
+    for a, b in zip(one[:5], two[:5], strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    # Features differ in their last bits, by which a cluster may; what had been read does not.
+    plans = [read_mined(next((tmp_path / name / "mined").iterdir())) for name in ("1", "2")]
+    np.testing.assert_array_equal(plans[0].read, plans[1].read)
+    assert (plans[0].cluster == plans[1].cluster).mean() > 0.9
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_while_it_mines_equals_one_that_never_was(
     data, mined, tmp_path
 ):
-    runs = ForkServer(tmp_path / "fork_server", one_thread())
+    runs = ForkServer(tmp_path, one_thread())
     argv = ["train", "toy", "--data.shards", str(data), "--data.batch-size", "24"]
     argv += [*options(mined), "--steps", "60", "--save-every", "3", "--log-every", "1", "--out"]
     runs.start(*argv, str(tmp_path / "whole"))
