@@ -29,6 +29,8 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
         say(f"Teacher: {parts.teacher.name}, {kind}.")
     for line in parts.schedule.lines():
         say(line)
+    if config.negatives:
+        say(f"Hard captions of each sample, by {' '.join(config.negatives)}{_when(config)}.")
     if num_processes() > 1 and any(isinstance(m, _NormBase) for m in parts.encoder.modules()):
         say("Batch norms take their statistics of each process's own pairs, not of all.")
     if config.ema:
@@ -54,6 +56,12 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
     if cut:
         length = loader.reader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
+    if tally.hard_due:
+        say(
+            f"{tally.hard_captions / tally.hard_due:.3g} hard captions a sample; "
+            f"{tally.hard_without / tally.hard_due:.1%} of the samples got none: nothing in their "
+            f"caption can be changed."
+        )
     if faults:
         say(
             f"Faults of the data: {faults.summary()}. {tally.substituted} times another sample of "
@@ -65,6 +73,8 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
         "samples_seen": state.samples_seen,
         "skipped": parts.guard.skipped,
         "captions_cut": cut,
+        "hard_captions": tally.hard_captions,
+        "without_hard_captions": tally.hard_without,
         "faults": faults.as_dict(),
         "substituted": tally.substituted,
         "metrics": figures,
@@ -77,6 +87,13 @@ def _amount(plan: Plan) -> str:
         if plan.num_samples is None
         else f"{plan.num_samples} samples"
     )
+
+
+def _when(config: TrainConfig) -> str:
+    start, rise = config.negatives_durations()
+    share = f" of {config.negatives_share:.0%} of them" if config.negatives_share < 1 else ""
+    begin = f", from {start} on" if start.amount else ""
+    return share + begin + (f", rising over {rise}" if rise.amount else "")
 
 
 def _announce_mix(config: TrainConfig, parts: Parts, steps: int) -> None:

@@ -29,6 +29,16 @@ class TrainConfig:
     loss: tuple[str, ...] | str = ("softmax",)
     """Losses of ``training/losses``, such as ``sigmoid`` or ``"softmax(label_smoothing=0.1)"``.
     Several add up, each by its weight: ``softmax "uniformity(weight=0.1)"``."""
+    negatives: tuple[str, ...] = ()
+    """Captions that nearly fit each picture, as more negatives of it: ways to make them of its own
+    caption, of ``data_pipelines/negatives``, such as ``"swap_words(k=1)"``,
+    ``"replace_words(kind='attribute')"``."""
+    negatives_start: str = "0%"
+    """How long the run has none of them, such as ``"10%"``, ``"2000 steps"``, ``"1 epochs"``."""
+    negatives_rise: str = "0%"
+    """Linear rise, from there on, of the share of samples that get them."""
+    negatives_share: float = 1.0
+    """Share of samples that get them after the rise."""
     teacher: str | None = None
     """What ``distill`` and ``weighted`` learn from, frozen: a model of any architecture as `vlp
     eval` takes it (a run or checkpoint folder, ``hf-hub:org/repo``, ``ViT-L-14:openai``), which
@@ -112,6 +122,7 @@ class TrainConfig:
         check_least(self, {"log_every": 1})
         check_least(self, {"image_piece": 0, "text_piece": 0, "memory": 0, "memory_top": 0})
         self._check_memory()
+        self._check_negatives()
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}. Write 0 up to below 1, as 0.9999.")
         if isinstance(self.loss, str):  # as a recipe may have it
@@ -165,6 +176,24 @@ class TrainConfig:
                 raise UserError(
                     f"{option} needs held-out shards. Write --data.validation FOLDER, too."
                 )
+
+    def negatives_durations(self) -> tuple[Duration, Duration]:
+        """Return how long the run has no hard captions, and how long their share then rises."""
+        return (
+            Duration.parse(self.negatives_start, "The start of hard captions"),
+            Duration.parse(self.negatives_rise, "The rise of hard captions"),
+        )
+
+    def _check_negatives(self) -> None:
+        start, rise = self.negatives_durations()
+        if not 0 < self.negatives_share <= 1:
+            raise UserError(
+                f"negatives_share is {self.negatives_share}. Write a share above 0, up to 1."
+            )
+        if not self.negatives and (start.amount or rise.amount or self.negatives_share != 1):
+            raise UserError(
+                'There are no hard captions to begin with. Write --negatives "swap_words", too.'
+            )
 
     def _check_memory(self) -> None:
         if not 0 <= self.memory_momentum < 1:

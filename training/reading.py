@@ -3,13 +3,16 @@
 from itertools import chain, zip_longest
 
 from data_pipelines.captions import CaptionChoice
+from data_pipelines.hard_captions import HardCaptions, Ramp, build_hard_captions
 from data_pipelines.keep_list import read_copies
 from data_pipelines.plan import Plan, Resampled, Row, hash63
 from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.config import TrainConfig
+from training.duration import RunLength
 from training.options import DataConfig
 from training.teachers import Teacher
+from vlp.errors import UserError
 from vlp.tokenizer import Tokenizer
 
 
@@ -20,6 +23,7 @@ def build_reader(
     tokenizer: Tokenizer,
     image_size: tuple[int, int],
     teacher: Teacher | None = None,
+    hard_captions: HardCaptions | None = None,
 ) -> Reader:
     """Return what makes batches of the samples of a plan, and what its teacher sees of them."""
     return Reader(
@@ -37,7 +41,27 @@ def build_reader(
         is_scaled=config.data.scaled_decode,
         teacher=teacher and teacher.input,
         features=teacher and teacher.features,
+        hard_captions=hard_captions,
     )
+
+
+def open_hard_captions(config: TrainConfig, length: RunLength) -> HardCaptions | None:
+    """Return what makes the hard captions of a run of this length; None where it has none.
+
+    Raises:
+        UserError: A part cannot be built, needs what is not installed, or begins after the end.
+    """
+    if not config.negatives:
+        return None
+    start, rise = (duration.samples(length) for duration in config.negatives_durations())
+    if start >= length.samples:
+        raise UserError(
+            f"Hard captions begin after {start:,.0f} samples, and the run has "
+            f"{length.samples:,.0f}. Write a shorter --negatives-start."
+        )
+    ramp = Ramp(start, rise, config.negatives_share)
+    names_group = config.data.group == "caption"
+    return build_hard_captions(config.negatives, ramp, names_group=names_group)
 
 
 def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:

@@ -1,0 +1,57 @@
+"""Tells the kinds of a caption's words: by spaCy, or by a vocabulary."""
+
+from dataclasses import dataclass
+
+from data_pipelines.curation.syntax import load, pipeline_identity
+from data_pipelines.tagged_words import KINDS, NOUN_PHRASE, Words, parsed_words
+from data_pipelines.vocabulary import Given, Vocabulary, is_kind, open_vocabulary
+from vlp.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """A vocabulary, or else an installed spaCy pipeline."""
+
+    vocabulary: Vocabulary | None
+    pipeline: str
+    with_phrases: bool
+
+    @classmethod
+    def of(cls, vocabulary: Given | None, pipeline: str, *, with_phrases: bool) -> "Tagger":
+        """Return the tagger of a part's options, ready to work.
+
+        Raises:
+            UserError: There is no vocabulary, and spaCy or the pipeline is not installed.
+        """
+        if vocabulary is not None:
+            return cls(open_vocabulary(vocabulary), pipeline, with_phrases)
+        try:
+            load(pipeline)
+        except UserError as error:
+            raise UserError(
+                f"{error} Or name the words that matter, for which no parser is needed: "
+                f"vocabulary='english', or a JSON file."
+            ) from None
+        return cls(None, pipeline, with_phrases)
+
+    def __call__(self, caption: str) -> Words:
+        """Return a caption's words and their kinds."""
+        if self.vocabulary:
+            return self.vocabulary.tagged(caption)
+        return parsed_words(self.pipeline, caption, with_phrases=self.with_phrases)
+
+    def identity(self) -> str:
+        """Return what two taggers share that say the same."""
+        if self.vocabulary:
+            return self.vocabulary.identity()
+        return pipeline_identity(self.pipeline)
+
+    def check(self, names: tuple[str, ...]) -> None:
+        """Raise UserError where one of these is no kind of words."""
+        known = self.vocabulary.classes if self.vocabulary else {*KINDS.values()}
+        for name in names:
+            if name != NOUN_PHRASE and not any(is_kind(kind, name) for kind in known):
+                raise UserError(
+                    f"There are no words of the kind {name!r}. "
+                    f"{nearest(name, {*known, NOUN_PHRASE})}"
+                )
