@@ -132,6 +132,60 @@ def filter_(
     )
 
 
+def mine(
+    features: Path,
+    shards: str,
+    out: Path,
+    /,
+    by: Literal["image", "text", "mean"] = "mean",
+    clusters: int | None = None,
+    cap: float | None = None,
+    neighbours: int = 0,
+    apart: tuple[str, ...] = ("text:0.95", "image:0.95"),
+    group: Literal["caption", "label", "image", "none"] = "caption",
+    label_key: str = "cls",
+    keep: str | None = None,
+    exact: int = 100_000,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Find which samples are hard beside each other in a batch, and which must never meet.
+
+    Args:
+        features: What `vlp embed` or clip-retrieval wrote of the shards, with any model.
+        shards: Shards that will be trained on, as for `vlp train --data.shards`.
+        out: Folder to write, for `vlp train --data.mined`.
+        by: What samples are alike by: images, captions, or the mean of both features.
+        clusters: Number of clusters (spherical k-means); by default one for each 512 samples.
+        cap: Largest size of a cluster in mean sizes, such as 1.5; 1 makes all equal. None: any.
+        neighbours: In place of clusters, seeds with so many of their nearest neighbours each.
+        apart: Cosines above which two samples are false negatives and never meet in a batch:
+            text:0.95 (caption to caption), image:0.95, cross:0.4 (image to caption); cross:0.95x
+            is a share of the cosine of either one's own image and caption.
+        group: Samples with an equal caption, class or picture never meet, either.
+        label_key: Field of the metadata that holds the class, for ``--group label``.
+        keep: Keep-list of the samples that will be read, as for `vlp train --data.keep`.
+        exact: Samples up to which every pair is compared; beyond, those in cells close by.
+        seed: Draws what k-means learns from.
+        overwrite: Replace what another command or config wrote.
+    """
+    from data_pipelines.mine import mine as run
+    from data_pipelines.mining.options import MineOptions
+
+    options = MineOptions(
+        by=by,
+        clusters=clusters,
+        cap=cap,
+        neighbours=neighbours,
+        apart=apart,
+        group=group,
+        label_key=label_key,
+        exact=exact,
+        seed=seed,
+    )
+    return run(features, shards, out, options, keep=keep, overwrite=overwrite)
+
+
 def embed(
     model: str,
     source: str,

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipelines.captions import caption_key
+from data_pipelines.mining.ramp import Ramp
 from data_pipelines.plan import hash63
 from data_pipelines.tagged_words import meaning_key
 from vlp.errors import UserError
@@ -18,7 +19,7 @@ from vlp.spec import build
 from vlp.tokenizer import Tokenizer
 from vlp.types import PADDING
 
-SHARE = 6
+DUE = 6
 """The random stream that decides whether a sample gets any."""
 
 
@@ -45,24 +46,7 @@ class Negative(ABC):
         return ""
 
 
-class Ramp(NamedTuple):
-    """The share of samples that get hard captions, by their place in the data."""
-
-    start: float = 0.0
-    """Samples before any has some."""
-    length: float = 0.0
-    """Samples of a linear rise to the full share."""
-    share: float = 1.0
-
-    def at(self, position: int) -> float:
-        """Return the share, in [0, 1], of samples at a place in the data."""
-        if position < self.start:
-            return 0.0
-        risen = (position + 1 - self.start) / self.length if self.length else 1.0
-        return self.share * min(1.0, risen)
-
-
-ALWAYS = Ramp()
+ALWAYS = Ramp(1.0, 1.0)
 
 
 class Hard(NamedTuple):
@@ -82,7 +66,8 @@ class HardCaptions:
     """Makes hard captions of samples: a column for each that its parts are asked for."""
 
     parts: tuple[Negative, ...]
-    ramp: Ramp = ALWAYS
+    share: Ramp = ALWAYS
+    """Of samples that get some, by their place in the data."""
     names_group: bool = True
     """Whether pairs of equal captions are matches: then a caption says its group."""
 
@@ -149,7 +134,7 @@ class HardCaptions:
         for caption, keys, seed, position in zip(
             captions, positives, seeds, positions, strict=True
         ):
-            is_due = np.random.default_rng([seed, SHARE]).random() < self.ramp.at(position)
+            is_due = np.random.default_rng([seed, DUE]).random() < self.share.at(position)
             due += is_due
             rows.append(self.of(caption, keys, seed) if is_due else [])
         filled = [text for row in rows for text in (*row, *[""] * (self.count - len(row)))]
@@ -166,7 +151,7 @@ class HardCaptions:
 
 
 def build_hard_captions(
-    specs: Sequence[str], ramp: Ramp = ALWAYS, *, names_group: bool = True
+    specs: Sequence[str], share: Ramp = ALWAYS, *, names_group: bool = True
 ) -> HardCaptions:
     """Return what makes the captions that texts such as ``"swap_words(k=1)"`` name.
 
@@ -177,4 +162,4 @@ def build_hard_captions(
     for spec, part in zip(specs, parts, strict=True):
         if not isinstance(part, Negative):
             raise UserError(f"{spec!r} is no Negative: derive it from {Negative.__module__}.")
-    return HardCaptions(parts, ramp, names_group)
+    return HardCaptions(parts, share, names_group)

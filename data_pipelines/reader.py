@@ -16,7 +16,7 @@ from data_pipelines.decode import training_views
 from data_pipelines.faults import SampleFault
 from data_pipelines.fetch_ahead import FetchAhead
 from data_pipelines.hard_captions import HardCaptions
-from data_pipelines.plan import Place, Plan, Row, hash63, sample_seed
+from data_pipelines.plan import Place, Plan, Resampled, hash63, sample_seed
 from data_pipelines.shards import ShardSet, read
 from data_pipelines.sources import relative_names
 from data_pipelines.tally import Fault, Tally
@@ -153,7 +153,7 @@ class Reader:
         A batch ends at the same place for all processes and workers, so they agree.
         """
         maker = self.hard_captions
-        if maker is None or not maker.ramp.at(positions.stop - 1):
+        if maker is None or not maker.share.at(positions.stop - 1):
             return None, None
         found = maker.tokenised(
             [item.captions[0] for item in ready],
@@ -229,8 +229,8 @@ class Reader:
         return index[number]
 
     def _number(self, place: Place, index: TarIndex) -> int:
-        is_counted = isinstance(self.plan.rows[place.source], Row)
-        return place.index if is_counted else place.index % max(1, len(index))
+        is_drawn = isinstance(self.plan.rows[place.source], Resampled)
+        return place.index % max(1, len(index)) if is_drawn else place.index
 
     def _name(self, place: Place, index: TarIndex) -> str:
         number = self._number(place, index)
@@ -240,8 +240,7 @@ class Reader:
         self, place: Place, tally: Tally, draw: np.random.Generator, *, is_near: bool
     ) -> Place | None:
         """Return a place drawn from the same shard; from any where it holds nothing or too few."""
-        row = self.plan.rows[place.source]
-        copies = row.copies if isinstance(row, Row) else None
+        copies = getattr(self.plan.rows[place.source], "copies", None)
         num_shards = len(self.sources[place.source].shards)
         for attempt in range(DRAWS):
             if attempt or not is_near:

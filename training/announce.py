@@ -30,7 +30,8 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
     for line in parts.schedule.lines():
         say(line)
     if config.negatives:
-        say(f"Hard captions of each sample, by {' '.join(config.negatives)}{_when(config)}.")
+        names = " ".join(config.negatives)
+        say(f"Hard captions by {names}, share of the samples: {config.negatives_share}.")
     if num_processes() > 1 and any(isinstance(m, _NormBase) for m in parts.encoder.modules()):
         say("Batch norms take their statistics of each process's own pairs, not of all.")
     if config.ema:
@@ -87,13 +88,6 @@ def _amount(plan: Plan) -> str:
         if plan.num_samples is None
         else f"{plan.num_samples} samples"
     )
-
-
-def _when(config: TrainConfig) -> str:
-    start, rise = config.negatives_durations()
-    share = f" of {config.negatives_share:.0%} of them" if config.negatives_share < 1 else ""
-    begin = f", from {start} on" if start.amount else ""
-    return share + begin + (f", rising over {rise}" if rise.amount else "")
 
 
 def _announce_mix(config: TrainConfig, parts: Parts, steps: int) -> None:

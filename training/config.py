@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from training.cadence import Cadence
+from training.curriculum import Curriculum
 from training.duration import Duration, RunLength
 from training.optimization.rules import parse_stages
 from training.options import (
@@ -33,12 +34,9 @@ class TrainConfig:
     """Captions that nearly fit each picture, as more negatives of it: ways to make them of its own
     caption, of ``data_pipelines/negatives``, such as ``"swap_words(k=1)"``,
     ``"replace_words(kind='attribute')"``."""
-    negatives_start: str = "0%"
-    """How long the run has none of them, such as ``"10%"``, ``"2000 steps"``, ``"1 epochs"``."""
-    negatives_rise: str = "0%"
-    """Linear rise, from there on, of the share of samples that get them."""
-    negatives_share: float = 1.0
-    """Share of samples that get them after the rise."""
+    negatives_share: str = "1"
+    """Share of samples that get them, or how it changes from the start of the run, as
+    ``"0 -> 1 over 20%"``."""
     teacher: str | None = None
     """What ``distill`` and ``weighted`` learn from, frozen: a model of any architecture as `vlp
     eval` takes it (a run or checkpoint folder, ``hf-hub:org/repo``, ``ViT-L-14:openai``), which
@@ -177,22 +175,12 @@ class TrainConfig:
                     f"{option} needs held-out shards. Write --data.validation FOLDER, too."
                 )
 
-    def negatives_durations(self) -> tuple[Duration, Duration]:
-        """Return how long the run has no hard captions, and how long their share then rises."""
-        return (
-            Duration.parse(self.negatives_start, "The start of hard captions"),
-            Duration.parse(self.negatives_rise, "The rise of hard captions"),
-        )
-
     def _check_negatives(self) -> None:
-        start, rise = self.negatives_durations()
-        if not 0 < self.negatives_share <= 1:
+        Curriculum.parse(self.negatives_share, "negatives-share")
+        if not self.negatives and self.negatives_share != "1":
             raise UserError(
-                f"negatives_share is {self.negatives_share}. Write a share above 0, up to 1."
-            )
-        if not self.negatives and (start.amount or rise.amount or self.negatives_share != 1):
-            raise UserError(
-                'There are no hard captions to begin with. Write --negatives "swap_words", too.'
+                "--negatives-share is the share of samples with hard captions. Write --negatives "
+                '"swap_words", too.'
             )
 
     def _check_memory(self) -> None:

@@ -151,7 +151,7 @@ def open_basis(config: TrainConfig, precision: str, *, is_main: bool) -> Basis:
     objective = build_objective(config.loss)
     if config.sharding == "fsdp":
         refuse_sharding(config, precision)
-    sources, plan = open_sources(config.data, config.seed) if config.data.shards else ([], None)
+    sources, plan = open_sources(config) if config.data.shards else ([], None)
     length = config.run_length(plan.num_samples if plan else None)
     schedule = plan_schedule(config, length)
     hard_captions = open_hard_captions(config, length)

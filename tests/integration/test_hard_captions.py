@@ -22,7 +22,7 @@ from vlp.errors import Stopped, UserError
 from vlp.types import PADDING
 
 NEGATIVES = ("replace_words(kind='attribute')", "swap_words(vocabulary='english', k=2)")
-RISING = ("--negatives-start", "1 steps", "--negatives-rise", "4 steps")
+RISING = ("--negatives-share", "0 -> 1 over 4 steps")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def vit(tmp_path_factory):
 def loader_of(data, encoder, *, workers=0, process=0, num_processes=1, **more) -> Loader:
     options = DataConfig(shards=(str(data),), batch_size=12)
     config = TrainConfig(data=options, negatives=NEGATIVES, **more)
-    sources, plan = open_sources(config.data, config.seed)
+    sources, plan = open_sources(config)
     hard = open_hard_captions(config, config.run_length(plan.num_samples))
     reader = build_reader(
         config, sources, plan, encoder.tokenizer, encoder.image_size, hard_captions=hard
@@ -62,6 +62,7 @@ def first(loader, count, seen=0):
 def hard(batch):
     """Return the ids and the groups of a batch's hard captions."""
     assert batch.hard_tokens is not None
+    assert batch.hard_group is not None
     return batch.hard_tokens, batch.hard_group
 
 
@@ -113,14 +114,13 @@ def test_without_groups_by_caption_a_hard_caption_is_of_none(data, encoder):
     assert set(groups.flatten().tolist()) == {-1, PADDING}
 
 
-def test_before_they_begin_a_batch_has_none_and_then_the_share_rises(data, encoder):
-    begin = {"negatives_start": "24 samples", "negatives_rise": "48 samples", "steps": 20}
-    found = first(loader_of(data, encoder, **begin), 8)
-    assert [batch.hard_tokens is None for batch in found] == [True] * 2 + [False] * 6
-    shares = [(b.hard_group != PADDING).any(1).float().mean().item() for b in found[2:]]
-    assert shares[0] < shares[2] < shares[5]
-    every = first(loader_of(data, encoder), 8)
-    (tokens, group), (whole, _) = hard(found[5]), hard(every[5])
+def test_the_share_of_samples_with_hard_captions_changes_and_may_come_to_none(data, encoder):
+    found = first(loader_of(data, encoder, negatives_share="1 -> 0 over 60 samples"), 8)
+    assert [batch.hard_tokens is None for batch in found] == [False] * 5 + [True] * 3
+    shares = [(b.hard_group != PADDING).any(1).float().mean().item() for b in found[:5]]
+    assert shares[0] > shares[2] > shares[4]
+    every = first(loader_of(data, encoder), 2)
+    (tokens, group), (whole, _) = hard(found[1]), hard(every[1])
     assert torch.equal(tokens[group != PADDING], whole[group != PADDING])
 
 
@@ -173,8 +173,8 @@ def test_two_processes_train_with_hard_captions_as_one_does(loss, data, vit, tmp
     ran = launch(2, tmp_path / "two", data, *options, "--text-piece", "11")
     assert ran.returncode == 0, ran.stderr
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-4)
+    for name in one:  # of rare words' embeddings, Adam makes the most of what rounding left
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=1e-4)
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
@@ -184,9 +184,8 @@ def test_two_processes_train_with_hard_captions_as_one_does(loss, data, vit, tmp
     [
         (["--loss", "uniformity"], "cannot use hard_text. Leave out --negatives, or add a loss"),
         (["--loss", "weighted"], "cannot use hard_text. Leave out --negatives"),
-        (["--negatives-start", "200%"], "Hard captions begin after 96 samples, and the run has 48"),
-        (["--negatives-start", "soon"], "The start of hard captions is 'soon'. Write it as"),
-        (["--negatives-share", "0"], "negatives_share is 0.0. Write a share above 0"),
+        (["--negatives-share", "soon"], "negatives-share is 'soon'. Write a share from 0 to 1"),
+        (["--negatives-share", "0 -> 1 over soon"], "The time in negatives-share is 'soon'"),
         (["--negatives", "swop_words"], "no negative called 'swop_words'. Did you mean swap_words"),
     ],
 )
@@ -197,8 +196,8 @@ def test_a_wrong_option_ends_the_run_with_what_may_be_written(options, message, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_beginning_without_hard_captions_is_refused(data, tmp_path):
-    with pytest.raises(UserError, match="no hard captions to begin with"):
+def test_a_share_of_nothing_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match='Write --negatives "swap_words", too'):
         train(tmp_path / "run", data, "--negatives-share", "0.5")
 
 
