@@ -9,14 +9,17 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from tests_support import picture
 
 from data_pipelines.captions import CaptionChoice, caption_key
 from data_pipelines.curation.files import forget
 from data_pipelines.hard_captions import HardCaptions, Negative, build_hard_captions
 from data_pipelines.mining.ramp import Ramp
 from data_pipelines.negatives.shuffle_words import ORDERS
+from data_pipelines.shards import write_shards
 from data_pipelines.tagged_words import Span, Words, meaning_key, parsed_words
 from data_pipelines.vocabulary import ENGLISH, open_vocabulary
+from vlp import cli
 from vlp.errors import UserError
 from vlp.spec import build, names
 from vlp.tokenizer import create_tokenizer
@@ -323,6 +326,23 @@ def test_a_vocabulary_may_be_a_file_with_counts_and_its_content_is_told_apart(tm
     forget()
     file.write_text(json.dumps({"NN": ["dog", "cat"]}))
     assert build("data_pipelines.negatives", spec).identity() != before
+
+
+@parses
+@pytest.mark.extra
+def test_the_words_of_a_corpus_by_tag_are_a_vocabulary(tmp_path):
+    captions = ["A red dog sits near two cats"] * 3 + ["a green dog runs near the cats, Paris"] * 4
+    samples = [Sample(f"{n}", picture(), text, {}) for n, text in enumerate(captions)]
+    write_shards(samples, tmp_path / "shards")
+    words = tmp_path / "words.json"
+    argv = ["inspect", str(tmp_path / "shards"), "--words", str(words), "--pipeline", PIPELINE]
+    assert cli.run([*argv, "--quiet"])["tags"] == {"JJ": 2, "VBZ": 2}
+    assert json.loads(words.read_text()) == {
+        "JJ": {"green": 4, "red": 3},
+        "VBZ": {"runs": 4, "sits": 3},
+    }
+    found = made("replace_words", "a red cat runs", k=9, vocabulary=str(words))
+    assert set(found) == {"a green cat runs", "a red cat sits"}
 
 
 @pytest.mark.parametrize(
