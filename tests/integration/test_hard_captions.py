@@ -157,6 +157,7 @@ def test_hard_captions_are_more_negatives_and_pieces_change_nothing(data, vit, t
     one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
     for name in one:
         torch.testing.assert_close(many[name], one[name], atol=2e-5, rtol=1e-4)
+    assert 0 < rows(tmp_path / "one")[0]["batch/hard_above_match"] < 1
     # Of features that can hardly be told apart, an image has 24 texts and some 50 more.
     assert rows(tmp_path / "one")[0]["loss"] > math.log(24) + 0.4
 

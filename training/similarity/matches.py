@@ -34,6 +34,19 @@ def own_hard_captions(
     return cosines, (groups == local.group[:, None]) | (groups == PADDING)
 
 
+@torch.no_grad()
+def hard_above_match(local: Pairs) -> Float[Tensor, ""]:
+    """Return the share of hard captions, in [0, 1], as near to their image as its own or nearer.
+
+    Lower is better. Of all places for hard captions, as processes have different numbers of those
+    that are filled: where half are padding, 0.25 is what features that cannot tell would have.
+    """
+    cosines, left_out = own_hard_captions(local)
+    image, text = in_full_precision(local.image, local.text)
+    own = (image * text).sum(1)[:, None]  # [batch, 1]
+    return ((cosines >= own) & ~left_out).float().mean()
+
+
 def other_matches(
     group: Int64[Tensor, "rows"], world_group: Int64[Tensor, "world"], rows: Int64[Tensor, "rows"]
 ) -> Bool[Tensor, "rows world"]:
