@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data_pipelines.curation.syntax import load, pipeline_identity
 from data_pipelines.tagged_words import KINDS, NOUN_PHRASE, Words, parsed_words
-from data_pipelines.vocabulary import Given, Vocabulary, is_kind, open_vocabulary
+from data_pipelines.vocabulary import Given, Vocabulary, open_vocabulary
 from vlp.errors import UserError, nearest
 
 
@@ -46,12 +46,23 @@ class Tagger:
             return self.vocabulary.identity()
         return pipeline_identity(self.pipeline)
 
-    def check(self, names: tuple[str, ...]) -> None:
-        """Raise UserError where one of these is no kind of words."""
-        known = self.vocabulary.classes if self.vocabulary else {*KINDS.values()}
+    def kinds(self, names: tuple[str, ...]) -> frozenset[str]:
+        """Return the kinds of spans that names stand for; without names, all.
+
+        Raises:
+            UserError: One of them is no kind of words.
+        """
+        classes = self.vocabulary.classes if self.vocabulary else {*KINDS.values()}
+        phrases = {NOUN_PHRASE, *(f"{NOUN_PHRASE}/{kind}" for kind in classes)}
+        found = set() if names else {*classes, *phrases}
         for name in names:
-            if name != NOUN_PHRASE and not any(is_kind(kind, name) for kind in known):
-                raise UserError(
-                    f"There are no words of the kind {name!r}. "
-                    f"{nearest(name, {*known, NOUN_PHRASE})}"
-                )
+            if name == NOUN_PHRASE:
+                found |= phrases
+            elif self.vocabulary:
+                found |= self.vocabulary.kinds(name)
+            elif name in classes:
+                found.add(name)
+            else:
+                known = nearest(name, {*classes, NOUN_PHRASE})
+                raise UserError(f"There are no words of the kind {name!r}. {known}")
+        return frozenset(found)

@@ -44,14 +44,16 @@ class Vocabulary:
         return f"{hash63(repr(self.classes)):016x}"
 
     def kinds(self, name: str | None) -> frozenset[str]:
-        """Return the classes that a name, or the first part of theirs, stands for; None: all.
+        """Return the classes that a name, or the first or last part of theirs, is of; None: all.
 
         Raises:
             UserError: There is none.
         """
-        found = frozenset(kind for kind in self.classes if name is None or is_kind(kind, name))
+        found = frozenset(
+            kind for kind in self.classes if name is None or name in (kind, *_ends(kind))
+        )
         if not found:
-            known = {*self.classes, *(kind.partition("/")[0] for kind in self.classes)}
+            known = {part for kind in self.classes for part in _ends(kind)}
             raise UserError(f"The vocabulary has no class {name!r}. {nearest(str(name), known)}")
         return found
 
@@ -109,8 +111,13 @@ class Vocabulary:
 
 
 def is_kind(kind: str, name: str) -> bool:
-    """Return whether a class has this name, or one that begins with it and a slash."""
+    """Return whether a kind has this name, or one that begins with it and a slash."""
     return kind == name or kind.startswith(f"{name}/")
+
+
+def _ends(kind: str) -> tuple[str, str]:
+    """Return the first and the last part of a class's name."""
+    return kind.partition("/")[0], kind.rpartition("/")[2]
 
 
 def open_vocabulary(given: Given) -> Vocabulary:

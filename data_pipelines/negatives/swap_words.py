@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.hard_captions import Negative
 from data_pipelines.tagged_words import ARTICLES, COORDINATORS, NOUN_PHRASE, Span, Words
 from data_pipelines.tagger import Tagger
-from data_pipelines.vocabulary import Given, is_kind
+from data_pipelines.vocabulary import Given
 
 EITHER_WAY = (
     *("with", "by", "near", "beside", "alongside", "next", "to"),
@@ -46,14 +46,14 @@ class SwapWords(Negative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._tagged.check(self.what)
+        _ = self._kinds
 
     def __call__(self, caption: str, rng: np.random.Generator) -> Iterator[str]:
         """Yield the caption with two of its words in each other's place, each swap once."""
         words = self._tagged(caption)
         kinds: dict[str, list[Span]] = {}
         for span in words.spans:
-            if not self.what or any(is_kind(span.kind, name) for name in self.what):
+            if span.kind in self._kinds:
                 kinds.setdefault(span.kind, []).append(span)
         swaps = [_swaps(words, spans, rng) for spans in kinds.values()]
         in_turn = zip_longest(*(swaps[i] for i in rng.permutation(len(swaps))))
@@ -68,6 +68,10 @@ class SwapWords(Negative):
     def _tagged(self) -> Tagger:
         needs_parser = not self.what or bool({NOUN_PHRASE, "adjective"} & {*self.what})
         return Tagger.of(self.vocabulary, self.pipeline, with_phrases=needs_parser)
+
+    @cached_property
+    def _kinds(self) -> frozenset[str]:
+        return self._tagged.kinds(self.what)
 
 
 def _swaps(
