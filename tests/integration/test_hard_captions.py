@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import torch
 from training_support import VIT, colours, differences, launch, rows, train, weights
 
 from data_pipelines import toy
+from data_pipelines.curation.files import forget
 from data_pipelines.loader import Loader
 from data_pipelines.shards import write_shards
 from training import step
@@ -149,6 +151,7 @@ def test_a_run_with_hard_captions_that_was_stopped_equals_one_that_was_not(
         train(tmp_path / "cut", data, *options, "--negatives", "add_words")
 
 
+@pytest.mark.slow
 def test_hard_captions_are_more_negatives_and_pieces_change_nothing(data, vit, tmp_path):
     usual = ["--model.name", str(vit), "--steps", "2", "--precision", "fp32"]
     usual += ["--negatives", *NEGATIVES]
@@ -160,6 +163,19 @@ def test_hard_captions_are_more_negatives_and_pieces_change_nothing(data, vit, t
     assert 0 < rows(tmp_path / "one")[0]["batch/hard_above_match"] < 1
     # Of features that can hardly be told apart, an image has 24 texts and some 50 more.
     assert rows(tmp_path / "one")[0]["loss"] > math.log(24) + 0.4
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_vocabulary_of_the_same_name(data, tmp_path):
+    words = tmp_path / "words.json"
+    words.write_text('{"colour": ["red", "blue"]}')
+    options = ["--steps", "2", "--negatives", f"replace_words(vocabulary={str(words)!r})"]
+    train(tmp_path / "run", data, *options, "--save-every", "1")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_0000002")
+    words.write_text('{"colour": ["red", "green"]}')
+    forget()
+    with pytest.raises(UserError, match="nor what --negatives go by"):
+        train(tmp_path / "run", data, *options, "--save-every", "1")
 
 
 @pytest.mark.slow
