@@ -20,6 +20,7 @@ FILES = [
 FAMILIES = {
     "training.losses": ("local", "world", "rows", "scale", "bias"),
     "eval.evaluators": ("encode", "encoded"),
+    "data_pipelines.negatives": ("caption", "rng"),
 }
 DOORS = {
     "webdataset": ("data_pipelines/shards.py",),
