@@ -17,6 +17,7 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def text_state(state: Mapping[str, Tensor]) -> State:
+    """Return the weights of open_clip's text tower, less its projection."""
     embeddings = "text_model.embeddings"
     return {
         f"{embeddings}.token_embedding.weight": state["text.token_embedding.weight"],
@@ -27,6 +28,13 @@ def text_state(state: Mapping[str, Tensor]) -> State:
 
 
 def open_clip_blocks(state: Mapping[str, Tensor], source: str, target: str) -> State:
+    """Return the weights of a transformer's blocks under transformers' names.
+
+    Args:
+        state: open_clip's.
+        source: Its transformer, such as ``text.transformer``.
+        target: The tower there, such as ``text_model``.
+    """
     found: State = {}
     for name, value in state.items():
         if not name.startswith(f"{source}.resblocks."):
@@ -42,6 +50,7 @@ def open_clip_blocks(state: Mapping[str, Tensor], source: str, target: str) -> S
 
 
 def timm_blocks(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of the blocks of timm's ViT by transformers' names."""
     for name, value in state.items():
         if not name.startswith("visual.trunk.blocks."):
             continue
@@ -61,4 +70,5 @@ def _split(value: Tensor, layer: str, part: str) -> State:
 
 
 def renamed(state: Mapping[str, Tensor], source: str, target: str) -> State:
+    """Return the weight and the bias of a module under another name."""
     return {f"{target}.{part}": state[f"{source}.{part}"] for part in ("weight", "bias")}
