@@ -37,29 +37,6 @@ def search(
     return run(index, query, k=k, model=model, sheet=sheet)
 
 
-def classify(
-    model: str,
-    image: str,
-    /,
-    classes: tuple[str, ...],
-    templates: tuple[str, ...] = ("a photo of a {}", "{}"),
-) -> list[dict[str, Any]]:
-    """Name what an image shows, zero-shot: each class name with its probability.
-
-    A model trained with a softmax shares one probability among the names; a model trained with a
-    sigmoid gives each name its own.
-
-    Args:
-        model: Run folder, checkpoint folder, or a model that open_clip knows.
-        image: An image file.
-        classes: The names to choose from.
-        templates: Captions around a name; their features are averaged.
-    """
-    from vlp.classifier import classify as run
-
-    return run(model, image, classes=classes, templates=templates)
-
-
 def export(
     model: str,
     out: Path,
