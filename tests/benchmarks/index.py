@@ -111,7 +111,8 @@ class Theirs:
     def ask(self, queries: Path) -> tuple[np.ndarray, float]:
         """Return the rows that were found and queries a second."""
         found = self.folder / "found.npy"
-        return np.load(found), self._run("ask", self.path, queries, found)["queries_per_second"]
+        speed = self._run("ask", self.path, queries, found)["queries_per_second"]
+        return np.load(found), speed
 
     def _run(self, *words: object) -> dict:
         done = subprocess.run(
