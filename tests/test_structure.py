@@ -36,7 +36,7 @@ DOORS = {
     "transformers": ("vlp/encoder.py", "vlp/exports/transformers_folder.py"),
     "onnxscript": ("vlp/exports/onnx_files.py",),
     "datasets": ("eval/datasets/hugging_face.py",),
-    "faiss": ("vlp/index.py",),
+    "faiss": ("vlp/index/",),
     "accelerate": ("training/",),
     "fasttext": ("data_pipelines/filters/language.py",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),

@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from data_pipelines.embed import embed
+from data_pipelines.keep_list import read_copies
+from data_pipelines.shards import open_shards
+from data_pipelines.tar_index import open_index
+from vlp import cli
 from vlp.checkpoint import load_encoder, save_encoder
 from vlp.errors import UserError
 from vlp.image import decode
@@ -62,14 +66,14 @@ def test_a_hit_brings_its_picture_with_one_seek(built):
 def test_an_image_file_finds_itself(built, shards, tmp_path):
     hit = load_index(built[1]).hits(np.load(built[0] / "img_emb" / "img_emb_0.npy")[9], 1)[0]
     (tmp_path / "query.png").write_bytes(load_index(built[1]).picture(hit))
-    found = search(built[1], str(tmp_path / "query.png"), k=1, sheet=tmp_path / "sheet.png")
+    found = search(built[1], [str(tmp_path / "query.png")], k=1, sheet=tmp_path / "sheet.png")
     assert found[0]["key"] == "00009"
     assert found[0]["score"] == pytest.approx(1, abs=1e-5)
     assert decode((tmp_path / "sheet.png").read_bytes()).width > 100
 
 
 def test_a_text_is_searched_with_the_model_of_the_index(built):
-    found = search(built[1], "a blue field", k=3)
+    found = search(built[1], ["a blue field"], k=3)
     assert len(found) == 3
     assert found[0]["score"] >= found[-1]["score"]
     assert set(found[0]) >= {"key", "score", "caption"}
@@ -81,7 +85,7 @@ def test_another_model_than_the_index_was_built_with_is_refused(built, model, tm
     (tmp_path / "other").mkdir()
     save_encoder(other, tmp_path / "other")
     with pytest.raises(UserError, match="built with another model"):
-        search(built[1], "x", model=str(tmp_path / "other"))
+        search(built[1], ["x"], model=str(tmp_path / "other"))
 
 
 def test_folders_that_hold_something_else_are_named(built, shards, tmp_path):
@@ -90,10 +94,10 @@ def test_folders_that_hold_something_else_are_named(built, shards, tmp_path):
     with pytest.raises(UserError, match="holds no index"):
         load_index(built[0])
     with pytest.raises(UserError, match="k is 0"):
-        search(built[1], "x", k=0)
+        search(built[1], ["x"], k=0)
     with pytest.raises(UserError, match="The query is empty"):
-        search(built[1], " ")
-    (built[1] / "index.faiss").write_bytes(b"nothing")
+        search(built[1], [" "])
+    (built[1] / "segments/000001/vectors.npy").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is damaged"):
         load_index(built[1])
 
@@ -105,3 +109,49 @@ def test_a_shard_that_has_moved_is_named(built, shards):
     hit = index.hits(np.load(built[0] / "img_emb" / "img_emb_0.npy")[0], 1)[0]
     with pytest.raises(UserError, match="is not there any more"):
         index.picture(hit)
+
+
+def test_hits_are_written_as_a_keep_list_that_filter_and_training_read(built, shards, tmp_path):
+    path = tmp_path / "keep.parquet"
+    found = search(built[1], ["a blue field"], where=("colour=blue",), k=6, export=path)
+    assert {one["fields"]["colour"] for one in found} == {"blue"}
+    copies = read_copies(str(path), open_shards(shards))
+    kept = [
+        key
+        for shard, own in zip(sorted(shards.glob("*.tar")), copies, strict=True)
+        for key, count in zip(open_index(shard).keys, own.tolist(), strict=True)
+        if count
+    ]
+    assert sorted(kept) == sorted(one["key"] for one in found)
+    argv = ["filter", shards, tmp_path / "kept", "--keep", f"listed(path={str(path)!r})"]
+    assert cli.run([str(word) for word in argv])["samples_out"] == len(kept)
+
+
+def test_the_command_takes_several_queries_weights_and_what_to_stay_away_from(
+    built, tmp_path, capsys
+):
+    ask = lambda *words: cli.run(["search", str(built[1]), *words])  # noqa: E731
+    keys = lambda found: [one["key"] for one in found]  # noqa: E731
+    index = load_index(built[1])
+    [five] = index.rows_of("00005")
+    (tmp_path / "five.png").write_bytes(index.picture(index.hit(five, 1.0)))
+    by_file = ask(str(tmp_path / "five.png"), "a red field", "--k", "4", "--weights", "1", "0.5")
+    by_key = ask("a red field", "--like", "00005", "--k", "3", "--weights", "0.5", "1")
+    assert keys(by_file) == ["00005", *keys(by_key)]
+    away = ask("a red field", "--without", "a blue field", "--k", "64")
+    same = ask("a red field", "a blue field", "--weights", "1", "-1", "--k", "64")
+    assert keys(away) == keys(same)
+    capsys.readouterr()
+    assert len(ask("a red field", "--k", "100")) == 64
+    assert "64 hits, and 100 were asked for: there are no more." in capsys.readouterr().out
+    assert ask("a red field", "--where", "cls>7") == []
+    assert "Nothing was found" in capsys.readouterr().out
+    for words, told in (
+        (["x", "--weights", "1", "2"], "2 weights for 1 queries and keys"),
+        (["x", "--where", "colour"], "The condition 'colour' is none"),
+        (["--like", "nobody"], "holds no sample with the key 'nobody'"),
+        ([], "The query is empty"),
+        (["x", "--export", str(tmp_path / "list.csv")], "keep-list .* is Parquet"),
+    ):
+        with pytest.raises(UserError, match=told):
+            ask(*words)

@@ -1,27 +1,15 @@
-"""Nearest neighbours over features: build, save, load, search; k-means. The one door to faiss.
+"""Exact neighbours, clusters and near-duplicate codes of features that may not fit into memory."""
 
-An index folder holds ``index.faiss``, ``metadata.parquet`` (a row for each feature) and
-``config.json``, which names the model that the features are of.
-"""
-
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 
-from vlp.console import show
 from vlp.errors import UserError
-from vlp.features import read_metadata, stack
-from vlp.output import output_folder, read_record
-from vlp.types import Hit
 
 BLOCK = 65_536
 """Features that are compared at a time; another number changes last bits of their cosines."""
@@ -32,127 +20,28 @@ LOOK_UP = 300
 a code in it: 170 as measured with 100,000 codes, and more where the tables outgrow the cache."""
 
 
-@dataclass(frozen=True)
-class Index:
-    """Features that can be searched, and what each row is."""
-
-    faiss_index: faiss.Index
-    metadata: pa.Table
-    """``key``, ``caption``, ``metadata`` (JSON), ``shard``, ``offset``, ``size`` of each row."""
-    model: str
-    """The model that made the features, as it was named to ``vlp embed``."""
-    model_hash: str
-
-    def neighbours(
-        self, queries: Float[np.ndarray, "queries dim"], k: int
-    ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
-        """Return the cosines and rows of the k nearest features, nearest first.
-
-        ``k`` beyond the number of rows gives them all. Queries are unit-length rows.
-        """
-        k = min(k, self.faiss_index.ntotal)
-        return self.faiss_index.search(np.ascontiguousarray(queries, np.float32), k)
-
-    def hits(self, query: Float[np.ndarray, "dim"], k: int) -> list[Hit]:
-        """Return the k best hits of one query, best first; equal scores in the order of rows."""
-        scores, rows = self.neighbours(query[None], k)
-        order = np.lexsort((rows[0], -scores[0]))
-        return [self._hit(float(scores[0][i]), int(rows[0][i])) for i in order]
-
-    def picture(self, hit: Hit) -> bytes:
-        """Return the encoded picture of a hit, with one seek into its shard.
-
-        Raises:
-            UserError: The shard has moved since the features were made, or nobody said where it is.
-        """
-        if hit.metadata["shard"] is None:
-            raise UserError(
-                f"Where the picture of {hit.key} lies is not known. `vlp embed` shards or a folder."
-            )
-        try:
-            with open(hit.metadata["shard"], "rb") as file:
-                file.seek(hit.metadata["offset"])
-                return file.read(hit.metadata["size"])
-        except OSError:
-            raise UserError(
-                f"The shard {hit.metadata['shard']} of {hit.key} is not there any more. Put it "
-                f"back, or run `vlp embed` and `vlp index` on where the shards are now."
-            ) from None
-
-    def _hit(self, score: float, row: int) -> Hit:
-        columns = self.metadata.slice(row, 1).to_pylist()[0]
-        fields = json.loads(columns.pop("metadata") or "{}")
-        return Hit(columns.pop("key"), score, {**columns, "fields": fields})
-
-
-def build_index(
-    features: Path, out: Path, *, model: str | None = None, overwrite: bool = False
-) -> dict[str, Any]:
-    """Build an exact index (inner product of unit-length rows) over image features.
-
-    Args:
-        features: What `vlp embed` or clip-retrieval wrote.
-        out: Folder to write.
-        model: That made the features, where it is not written beside them.
-        overwrite: Replace what another command or config wrote.
-
-    Raises:
-        UserError: The folder holds no image features, the model is not known, or ``out`` is
-            another's.
-    """
-    rows, metadata = stack(features, "image"), read_metadata(features)
-    if len(rows) != len(metadata):
-        raise UserError(
-            f"{features} has {len(rows)} features but {len(metadata)} rows of metadata."
-        )
-    config = {**_maker(features, model), "features": str(features), "kind": "exact"}
-    with output_folder(out, "index", config, inputs=[features], overwrite=overwrite) as part:
-        index = faiss.IndexFlatIP(rows.dim)
-        for _, block in _blocks(rows):
-            faiss.normalize_L2(block)  # fp16 has rounded them
-            index.add(block)
-        faiss.write_index(index, str(part / "index.faiss"))
-        pq.write_table(metadata, part / "metadata.parquet")
-    show(f"Indexed {len(rows)} features of {features} into {out}, exact.")
-    return {"features": len(rows), "dim": rows.dim, "out": str(out)}
-
-
-def _maker(features: Path, model: str | None) -> dict[str, str]:
-    """Return the model that made features, and its hash."""
-    record = read_record(features)
-    if record is not None and record["command"] == "embed" and model is None:
-        return {name: record["config"][name] for name in ("model", "model_hash")}
-    if model is None:
-        raise UserError(f"Which model made {features} is not written there. Name it with --model.")
-    from vlp.checkpoint import encoder_hash, load_encoder  # takes seconds
-
-    return {"model": model, "model_hash": encoder_hash(load_encoder(model))}
-
-
-def load_index(folder: Path) -> Index:
-    """Return a saved index.
-
-    Raises:
-        UserError: The folder holds no index, or a damaged one.
-    """
-    record = read_record(folder) if folder.is_dir() else None
-    if record is None or record["command"] != "index":
-        raise UserError(f"{folder} holds no index. Give the folder that `vlp index` wrote.")
-    try:
-        index = faiss.read_index(str(folder / "index.faiss"))
-        metadata = pq.read_table(folder / "metadata.parquet")
-    except (RuntimeError, OSError, pa.ArrowInvalid) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"The index {folder} is damaged ({line}). Build it again.") from None
-    return Index(index, metadata, record["config"]["model"], record["config"]["model_hash"])
-
-
 @runtime_checkable
 class Matrix(Protocol):
     """A matrix of features that may be larger than memory: an array, mapped or in parts."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some rows of a matrix, one after the other."""
+
+    rows: Matrix
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(self.count)
+        return self.rows[self.start + first : self.start + last]
 
 
 def kmeans(
@@ -193,7 +82,7 @@ def assign(
     index.add(np.ascontiguousarray(centroids, np.float32))
     cosines = np.empty(len(rows), np.float32)
     numbers = np.empty(len(rows), np.int64)
-    for start, block in _blocks(rows):
+    for start, block in blocks(rows):
         found, nearest = index.search(block, 1)
         cosines[start : start + len(block)] = found[:, 0]
         numbers[start : start + len(block)] = nearest[:, 0]
@@ -201,20 +90,28 @@ def assign(
 
 
 def neighbours(
-    queries: Float[np.ndarray, "queries dim"], rows: Matrix, k: int
+    queries: Float[np.ndarray, "queries dim"],
+    rows: Matrix,
+    k: int,
+    *,
+    allowed: Bool[np.ndarray, "rows"] | None = None,
 ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
     """Return the cosines and numbers of the k nearest of many features, nearest first, exactly.
 
     The features are walked once, a block in memory at a time; ``k`` beyond their number gives all.
-    Equal cosines come in the order of the rows.
+    Equal cosines come in the order of the rows. Where fewer than k rows are ``allowed``, the rest
+    have the number -1.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     cosines = np.empty((len(queries), 0), np.float32)
     numbers = np.empty((len(queries), 0), np.int64)
-    for start, block in _blocks(rows):
-        nearer = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        cosines = np.concatenate([cosines, nearer[0]], axis=1)
-        numbers = np.concatenate([numbers, nearer[1] + start], axis=1)
+    for start, block in blocks(rows):
+        some = None if allowed is None else allowed[start : start + len(block)]
+        if some is not None and not some.any() and numbers.size:
+            continue
+        nearer, places = _nearest(queries, block, min(k, len(block)), some)
+        cosines = np.concatenate([cosines, nearer], axis=1)
+        numbers = np.concatenate([numbers, np.where(places < 0, -1, places + start)], axis=1)
         order = np.lexsort((numbers, -cosines), axis=1)[:, :k]  # [queries, at most k]
         cosines = np.take_along_axis(cosines, order, axis=1)
         numbers = np.take_along_axis(numbers, order, axis=1)
@@ -249,7 +146,36 @@ def hamming_pairs(
         yield firsts[np.stack([found[is_pair], later[is_pair]], axis=1)]
 
 
-def _blocks(rows: Matrix) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
+def selector(allowed: Bool[np.ndarray, "rows"]) -> faiss.IDSelector:
+    """Return what lets faiss see some rows only."""
+    bits = np.packbits(allowed, bitorder="little")
+    return faiss.IDSelectorBitmap(bits)  # pyright: ignore[reportCallIssue]
+
+
+def _nearest(
+    queries: Float[np.ndarray, "queries dim"],
+    block: Float[np.ndarray, "block dim"],
+    k: int,
+    allowed: Bool[np.ndarray, "block"] | None,
+) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    if allowed is None:
+        return faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+    cosines = np.empty((len(queries), k), np.float32)
+    numbers = np.empty((len(queries), k), np.int64)
+    shape = (queries.shape[1], len(queries), len(block), k)
+    faiss.knn_inner_product(
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(block),
+        *shape,
+        faiss.swig_ptr(cosines),
+        faiss.swig_ptr(numbers),
+        selector(allowed),
+    )
+    return cosines, numbers
+
+
+def blocks(rows: Matrix) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
+    """Yield the first row and the features of one block after the other, in fp32."""
     for start in range(0, len(rows), BLOCK):
         yield start, np.ascontiguousarray(rows[start : start + BLOCK], np.float32)
 
