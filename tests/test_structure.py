@@ -19,7 +19,8 @@ FILES = [
 ]
 FAMILIES = {
     "training.losses": ("local", "world", "rows", "scale", "bias"),
-    "eval.evaluators": ("encoder", "encoded"),
+    "eval.evaluators": ("encode", "encoded"),
+    "data_pipelines.negatives": ("caption", "rng"),
 }
 DOORS = {
     "webdataset": ("data_pipelines/shards.py",),
