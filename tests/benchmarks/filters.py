@@ -1,6 +1,6 @@
 """What filters find, what training makes of it, and how fast and small curation is.
 
-    python tests/benchmarks/filters.py                      # all of it, under 25 minutes on two cores
+    python tests/benchmarks/filters.py                      # all of it, within 25 minutes
     python tests/benchmarks/filters.py --only planted       # or trained, speed, reduced, datacomp
     python tests/benchmarks/filters.py --quick              # few samples of each: does it run?
 
