@@ -25,6 +25,7 @@ RUNS |= {
     # Its other parts take minutes: they train, or read many pictures.
     "filters": ["filters", "--quick", "--only", "planted"],
     "filters, memory": ["filters", "--quick", "--only", "reduced"],
+    "filters, speed": ["filters", "--quick", "--only", "speed"],
     "loader": ["loader", "PHOTOGRAPHS", "--quick"],
     "emoji": ["emoji", "EMOJI", "OUT", *SHORT],
     "emoji, selection": ["emoji", "EMOJI", "OUT", "--select", *SHORT],
