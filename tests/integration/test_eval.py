@@ -44,7 +44,7 @@ PARTS = (
         "zero_shot/groups",
         "geometry/map",
     ),
-    *("matryoshka/prefixes", "main", "figures", "made"),
+    *("matryoshka/prefixes", "main", "retrieval/figures", "made"),
 )
 CHROMIUM = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
