@@ -62,14 +62,20 @@ def validate(
     Every process encodes its part, and then all have all features and do the same with them: the
     figures do not depend on the number of processes, and none waits for another's evaluators.
     """
-    with _evaluating(encoder):
-        _take_buffers_of_the_first(encoder)
-        encode = Encode(encoder, processes=Processes.started())
+    with encoding(encoder) as encode:
         encoded = encode.dataset(validation.dataset, pooled=needs_pooled(validation.evaluators))
         figures = run_evaluators(encode, encoded, validation.evaluators)
     objective = objective.of_pairs_alone()
     loss = {"loss": validation_loss(encoder, encoded, objective)} if objective.losses else {}
     return {f"validation/{name}": value for name, value in (loss | figures).items()}
+
+
+@contextmanager
+def encoding(encoder: DualEncoder) -> Iterator[Encode]:
+    """Let a run's encoder encode datasets as it is now, over all processes: each one must ask."""
+    with _evaluating(encoder):
+        _take_buffers_of_the_first(encoder)
+        yield Encode(encoder, processes=Processes.started())
 
 
 @torch.no_grad()
