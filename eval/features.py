@@ -13,7 +13,15 @@ from torch import Tensor
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import EncodedSet, Only, encode_dataset
-from eval.kept import CAPTIONS, is_kept, read_captions, read_set, write_captions, write_set
+from eval.kept import (
+    CAPTIONS,
+    is_kept,
+    open_folder,
+    read_captions,
+    read_set,
+    write_captions,
+    write_set,
+)
 from vlp.checkpoint import encoder_hash
 from vlp.console import say
 from vlp.encode import encode_texts
@@ -42,10 +50,15 @@ class Encode:
     """Samples encoded together."""
     folder: Path | None = None
     overwrite: bool = False
-    """Replace features of another model or dataset."""
+    """Begin the folder anew."""
 
     def __post_init__(self) -> None:
         assert not self.encoder.training, "dropout would blur the features"
+        if self.folder:
+            folder = self.folder
+            self.processes.from_first(
+                lambda: open_folder(folder, self._of_model, overwrite=self.overwrite)
+            )
 
     def dataset(
         self, dataset: Dataset, name: str = EVALUATED, *, pooled: bool = False, only: Only = None
@@ -137,8 +150,6 @@ class Encode:
         self, place: Path, config: dict[str, Any], file: str, inputs: Sequence[Path] = ()
     ) -> bool:
         """Return on every process whether a folder holds what is asked for."""
-        if self.overwrite:
-            return False
         return self.processes.from_first(lambda: is_kept(place, config, file, inputs))
 
     @cached_property
