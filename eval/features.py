@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.encoded import EncodedSet, Only, encode_dataset
+from data_pipelines.encoded import EncodedSet, Only, caption_of, encode_dataset
 from eval.kept import (
     CAPTIONS,
     is_kept,
@@ -137,8 +137,8 @@ class Encode:
     def _remembered(self, encoded: EncodedSet) -> EncodedSet:
         self._sets.append(encoded)
         if encoded.text.shape[1]:
-            firsts = (sample.text.partition("\n")[0] for sample in encoded.samples)
-            self._of_samples.update(zip(firsts, encoded.text, strict=True))
+            captions = (caption_of(of, encoded.dataset.has_lines) for of in encoded.samples)
+            self._of_samples.update(zip(captions, encoded.text, strict=True))
         return encoded
 
     @property
