@@ -102,7 +102,13 @@ def test_the_report_tells_and_shows_what_was_taken_and_what_was_spared(shards, t
     report = json.loads((tmp_path / "hard" / "report.json").read_text())
     assert {**report, "out": told["out"]} == told
     assert report["pairs_apart"] > 10
-    assert report["epoch"] == {"batch_size": 16, "share": 0.5, "batches": 4, "meet": 0}
+    assert report["epoch"] == {
+        "batch_size": 16,
+        "share": 0.5,
+        "batches": 4,
+        "alike": None,
+        "meet": 0,
+    }
     cosines = report["cosines"]
     assert sum(cosines["hard negatives"]) == 4 * 8 * 7
     assert cosines["hardest of each, hard, mean"] > cosines["hardest of each, random, mean"]
@@ -123,6 +129,7 @@ def test_the_report_tells_and_shows_what_was_taken_and_what_was_spared(shards, t
         ({"neighbours": 3, "clusters": 4}, "either --neighbours or --clusters"),
         ({"cap": 0.5}, "--cap is 0.5. Write a factor from 1"),
         ({"apart": ["captions:0.9"]}, "Cannot read the bound 'captions:0.9'"),
+        ({"clusters": 65}, "65 clusters of 64 features: ask for 1 to 64"),
         ({"clusters": 0}, "--clusters is 0. Write 1 or more"),
         ({"neighbours": 65}, "--neighbours is 65. Write 1 to 64"),
         ({"keep": "nothing.npy"}, "Cannot read the keep-list nothing.npy"),
