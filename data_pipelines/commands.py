@@ -30,6 +30,8 @@ def inspect(
     speed: bool = False,
     workers: int = 2,
     scaled_decode: bool = False,
+    words: Path | None = None,
+    pipeline: str = "en_core_web_sm",
 ) -> dict[str, Any]:
     """Show what shards hold: counts, sizes, captions, faults, ten samples, a contact sheet.
 
@@ -40,7 +42,14 @@ def inspect(
         speed: Measure how fast they are read for training, stage by stage, in place of the rest.
         workers: Processes that read, for ``--speed``.
         scaled_decode: Decode large JPEGs at a reduced size, for ``--speed``.
+        words: JSON file for the words of all captions by tag, in place of the rest: a vocabulary
+            for `vlp train --negatives`.
+        pipeline: An installed spaCy pipeline, for ``--words``.
     """
+    if words:
+        from data_pipelines.word_counts import write_words
+
+        return write_words(shards, words, pipeline=pipeline)
     if speed:
         from data_pipelines.speed import measure_speed
 

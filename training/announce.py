@@ -30,6 +30,9 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
         say(f"Teacher: {parts.teacher.name}, {kind}.")
     for line in parts.schedule.lines():
         say(line)
+    if config.negatives:
+        names = " ".join(config.negatives)
+        say(f"Hard captions by {names}, share of the samples: {config.negatives_share}.")
     if num_processes() > 1 and any(isinstance(m, _NormBase) for m in parts.encoder.modules()):
         say("Batch norms take their statistics of each process's own pairs, not of all.")
     if config.data.mined:
@@ -57,6 +60,12 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
     if cut:
         length = loader.reader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
+    if tally.hard_due:
+        say(
+            f"{tally.hard_captions / tally.hard_due:.3g} hard captions a sample; "
+            f"{tally.hard_without / tally.hard_due:.1%} of the samples got none: nothing in their "
+            f"caption can be changed."
+        )
     if faults:
         say(
             f"Faults of the data: {faults.summary()}. {tally.substituted} times another sample of "
@@ -68,6 +77,8 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
         "samples_seen": state.samples_seen,
         "skipped": parts.guard.skipped,
         "captions_cut": cut,
+        "hard_captions": tally.hard_captions,
+        "without_hard_captions": tally.hard_without,
         "faults": faults.as_dict(),
         "substituted": tally.substituted,
         "metrics": figures,

@@ -138,7 +138,7 @@ def _validate(run: Run, validation: Validation) -> None:
     parts = run.parts
     encoder = parts.averaged or parts.encoder
     with whole(encoder):
-        figures = validate(run.accelerator, encoder, validation, parts.objective)
+        figures = validate(encoder, validation, parts.objective)
     run.log.row(run.state, figures)
     say(f"step {run.state.step}/{run.steps}  {validation_note(figures)}")
     best = run.config.keep.best

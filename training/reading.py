@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from data_pipelines.captions import CaptionChoice
+from data_pipelines.hard_captions import HardCaptions, build_hard_captions
 from data_pipelines.keep_list import read_copies
 from data_pipelines.mining.mined import read_mined
 from data_pipelines.mining.row import MinedRow
@@ -16,6 +17,7 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.config import TrainConfig
 from training.curriculum import Curriculum
+from training.duration import RunLength
 from training.teachers import Teacher
 from vlp.errors import UserError
 from vlp.tokenizer import Tokenizer
@@ -31,6 +33,7 @@ def build_reader(
     tokenizer: Tokenizer,
     image_size: tuple[int, int],
     teacher: Teacher | None = None,
+    hard_captions: HardCaptions | None = None,
 ) -> Reader:
     """Return what makes batches of the samples of a plan, and what its teacher sees of them."""
     return Reader(
@@ -48,7 +51,21 @@ def build_reader(
         is_scaled=config.data.scaled_decode,
         teacher=teacher and teacher.input,
         features=teacher and teacher.features,
+        hard_captions=hard_captions,
     )
+
+
+def open_hard_captions(config: TrainConfig, length: RunLength) -> HardCaptions | None:
+    """Return what makes the hard captions of a run of this length; None where it has none.
+
+    Raises:
+        UserError: A part cannot be built, or needs what is not installed.
+    """
+    if not config.negatives:
+        return None
+    share = Curriculum.parse(config.negatives_share, "negatives-share").of(length)
+    names_group = config.data.group == "caption"
+    return build_hard_captions(config.negatives, share, names_group=names_group)
 
 
 def open_sources(config: TrainConfig) -> tuple[list[ShardSet], Plan]:

@@ -27,7 +27,7 @@ from data_pipelines.shards import ShardSet
 from training.cadence import Cadence
 from training.compute.fsdp import whole
 from training.state import TrainState
-from training.validation import encode_over_processes
+from training.validation import encoding
 from vlp.console import say, speaking, warn
 from vlp.errors import UserError
 from vlp.index import Matrix
@@ -56,8 +56,8 @@ def mine_again(run: "Run") -> None:
     row, shards = _row(loader), loader.reader.sources[0]
     position = state.samples_seen + state.passed_over
     dataset, numbers = _to_mine(shards, row.mined)
-    with whole(run.parts.encoder), speaking("quiet"):
-        encoded = encode_over_processes(run.accelerator, run.parts.encoder, dataset)
+    with whole(run.parts.encoder), speaking("quiet"), encoding(run.parts.encoder) as encode:
+        encoded = encode.dataset(dataset)
     name = ""
     if run.accelerator.is_main_process:
         mined = _mined_of(encoded, numbers, shards, row)
