@@ -1,11 +1,11 @@
 """Time and memory of mining a million samples, from features on disk to the plan of an epoch.
 
-    python tests/benchmarks/mine.py FOLDER [--neighbours 3]     # 272 s on two cores; OMP_NUM_THREADS=2
-    python tests/benchmarks/mine.py --quick                     # 5,000 x 32: does it run?
+    OMP_NUM_THREADS=2 python tests/benchmarks/mine.py FOLDER   # clusters; or --neighbours 3
+    python tests/benchmarks/mine.py --quick                    # 5,000 x 32: does it run?
 
-FOLDER gets the features, 2 GB: fp16, of random directions around as many centres as a web set has topics,
-with a near-duplicate for one in fifty. What is measured is one process, from opening the features
-to the plan on disk, then to the order of one epoch; keys and captions are not read.
+FOLDER gets the features, 2 GB: fp16, of random directions around as many centres as a web set has
+topics, with a near-duplicate for one in fifty. What is measured is one process, from opening the
+features to the plan on disk, then to the order of one epoch; keys and captions are not read.
 """
 
 import argparse
