@@ -152,7 +152,9 @@ class _Exchange:
 
     def _fitting(self, entry: int, is_open: Bool[np.ndarray, "batches"]) -> Iterator[int]:
         """Yield one of all that could take an entry's place and give it theirs, if there is any."""
-        members = self._members(self.batch[entry])
+        if not is_open.any():
+            return
+        members = self._members(int(self.batch[entry]))
         is_fit = np.zeros(len(self.batch), bool)
         is_fit[self.order[np.repeat(is_open, self.size)]] = True
         for member in members[members != entry].tolist():
