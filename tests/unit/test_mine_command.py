@@ -152,7 +152,7 @@ def test_features_of_other_samples_or_of_one_kind_are_refused(shards, tmp_path):
     of_images = {"by": "image", "apart": ["image:0.9"]}
     features_of(tmp_path / "images", pairs(64))
     (tmp_path / "images" / "text_emb" / "text_emb_0.npy").unlink()
-    told = mine(tmp_path / "images", shards, tmp_path / "hard", **of_images)
+    told = mine(tmp_path / "images", shards, tmp_path / "of_images", **of_images)
     assert told["cosines"]["between"] == "image to image"
     with pytest.raises(UserError, match="lacks img_emb"):
         mine(shards, shards, tmp_path / "hard")
