@@ -188,8 +188,8 @@ def reader(world: World) -> Path:
     """Return the architecture ``tiny`` with a text tower that can read the order of words."""
     file = world.folder / "model.json"
     config = read_config("tiny")
-    config["text_cfg"]["layers"] = TEXT_LAYERS
-    write_json(file, config)
+    config["model_cfg"]["text_cfg"]["layers"] = TEXT_LAYERS
+    write_json(file, config["model_cfg"])
     return file
 
 
