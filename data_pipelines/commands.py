@@ -155,6 +155,7 @@ def mine(
     label_key: str = "cls",
     keep: str | None = None,
     exact: int = 100_000,
+    batch_size: int = 256,
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def mine(
         shards: Shards that will be trained on, as for `vlp train --data.shards`.
         out: Folder to write, for `vlp train --data.mined`.
         by: What samples are alike by: images, captions, or the mean of both features.
-        clusters: Number of clusters (spherical k-means); by default one for each 512 samples.
+        clusters: Number of clusters (spherical k-means); by default one for each two batches.
         cap: Largest size of a cluster in mean sizes, such as 1.5; 1 makes all equal. None: any.
         neighbours: In place of clusters, seeds with so many of their nearest neighbours each.
         apart: Cosines above which two samples are false negatives and never meet in a batch:
@@ -175,7 +176,8 @@ def mine(
         label_key: Field of the metadata that holds the class, for ``--group label``.
         keep: Keep-list of the samples that will be read, as for `vlp train --data.keep`.
         exact: Samples up to which every pair is compared; beyond, those in cells close by.
-        seed: Draws what k-means learns from.
+        batch_size: Of the run, about: clusters are some times as large. A plan is for any.
+        seed: Draws what k-means learns from, and what is shown.
         overwrite: Replace what another command or config wrote.
     """
     from data_pipelines.mine import mine as run
@@ -190,6 +192,7 @@ def mine(
         group=group,
         label_key=label_key,
         exact=exact,
+        batch_size=batch_size,
         seed=seed,
     )
     return run(features, shards, out, options, keep=keep, overwrite=overwrite)

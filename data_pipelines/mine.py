@@ -14,12 +14,19 @@ from data_pipelines.mining.false_negatives import false_negatives, hanging_toget
 from data_pipelines.mining.mined import LEFT_OUT, NO_FEATURES, Mined, identity_of, write_mined
 from data_pipelines.mining.nearest import nearest
 from data_pipelines.mining.options import MineOptions
+from data_pipelines.mining.ramp import Ramp
+from data_pipelines.mining.report import PAGE, write_report
+from data_pipelines.mining.row import MinedRow
 from data_pipelines.mining.samples import Pool, open_pool
+from data_pipelines.mining.survey import survey
 from data_pipelines.shards import ShardSet, open_shards
 from vlp.checkpoint import paths_of
 from vlp.console import say, show
 from vlp.index import Matrix
 from vlp.output import output_folder
+
+SHARE = Ramp(0.5, 0.5)
+"""Of the batches that the report shows, how much is hard: the trainer's default."""
 
 
 def mine(
@@ -52,12 +59,17 @@ def mine(
         pool = open_pool(features, shards, options)
         mined = mine_pool(pool, shards, options, copies)
         write_mined(mined, part)
-    told = counts_of(mined)
+        row = _first_batches(mined, shards, copies, options.batch_size)
+        seen = survey(mined, pool, row, seed=options.seed)
+        report = write_report(part, mined, seen, shards, config)
+    kinds = f"{report['clusters']} clusters" if report["clusters"] else "neighbours"
     show(
-        f"Mined {told['samples']} samples of {source} into {out}: "
-        f"{told['clusters'] or 'no'} clusters, {told['apart']} pairs kept apart."
+        f"Mined {report['samples']} samples of {source} into {out}: {kinds}, "
+        f"{report['pairs_apart']} pairs kept apart. See {out / PAGE}."
     )
-    return {**told, "hash": mined.hash, "out": str(out)}
+    if report["epoch"]["meet"]:
+        show(f"{report['epoch']['meet']} samples of an epoch meet one that they may not: {_WHY}.")
+    return {**report, "out": str(out)}
 
 
 def mine_pool(
@@ -82,7 +94,7 @@ def mine_pool(
     for bound in options.bounds:
         found.append(false_negatives(features, bound, exact=options.exact, seed=options.seed))
         say(f"{len(found[-1])} pairs are above {bound}.")
-    apart = joined(found)
+    apart = joined(found, pool.group[own])
     by = ["image", "text"] if options.by == "mean" else [options.by]
     rows = pool.unit_rows(by, own)
     close = np.full((len(cluster), 0), -1, np.int32)
@@ -99,23 +111,23 @@ def mine_pool(
         close[own] = np.where(near >= 0, own[near], -1)
         cluster[own] = 0
     else:
-        cluster[own] = clusters_of(rows, options.clusters, cap=options.cap, seed=options.seed)
+        number = options.num_clusters(len(own))
+        cluster[own] = clusters_of(rows, number, cap=options.cap, seed=options.seed)
     apart = own[apart].astype(np.int32)
-    told = {"shards": identity_of(shards), **asdict(options)}
+    told = {"shards": identity_of(shards), **asdict(options), "apart": list(options.apart)}
     component = hanging_together(pool.group, apart)
     return Mined(cluster, pool.group, component, apart, close, told)
 
 
-def counts_of(mined: Mined) -> dict[str, int]:
-    """Return what a plan comes to in numbers."""
-    is_mined = mined.cluster >= 0
-    sizes = np.bincount(mined.group)
-    return {
-        "samples": int(is_mined.sum()),
-        "without_features": int((mined.cluster == NO_FEATURES).sum()),
-        "left_out": int((mined.cluster == LEFT_OUT).sum()),
-        "clusters": 0 if mined.neighbours.shape[1] else len(np.unique(mined.cluster[is_mined])),
-        "apart": len(mined.apart),
-        "groups": int((sizes > 1).sum()),
-        "in_groups": int(sizes[sizes > 1].sum()),
-    }
+def _first_batches(
+    mined: Mined,
+    shards: ShardSet,
+    copies: Sequence[Int64[np.ndarray, "_"]] | None,
+    batch_size: int,
+) -> MinedRow:
+    """Return the row of batches that the report shows, all of a set where it is smaller."""
+    total = sum(int(own.sum()) for own in copies or [shards.counts])
+    return MinedRow(shards.counts, 0, min(batch_size, total), mined, SHARE, copies)
+
+
+_WHY = "more of them are alike than there are batches to keep them apart in"

@@ -19,7 +19,7 @@ FILES = [
 ]
 FAMILIES = {
     "training.losses": ("local", "world", "rows", "scale", "bias"),
-    "eval.evaluators": ("encoder", "encoded"),
+    "eval.evaluators": ("encode", "encoded"),
     "data_pipelines.negatives": ("caption", "rng"),
 }
 DOORS = {
@@ -37,6 +37,7 @@ DOORS = {
     "datasets": ("eval/datasets/hugging_face.py",),
     "faiss": ("vlp/index.py",),
     "accelerate": ("training/",),
+    "fasttext": ("data_pipelines/filters/language.py",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),
     "spacy": ("data_pipelines/curation/syntax.py",),
     "rapidocr": ("data_pipelines/curation/ocr.py",),

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from data_pipelines.plan import Plan
 from training.compute.gather import num_processes
 from training.config import TrainConfig
+from training.remine import num_met
 from training.rewind import SKIPPED
 from training.run_folder.report import REPORT
 from training.setup import Parts
@@ -34,6 +35,8 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
         say(f"Hard captions by {names}, share of the samples: {config.negatives_share}.")
     if num_processes() > 1 and any(isinstance(m, _NormBase) for m in parts.encoder.modules()):
         say("Batch norms take their statistics of each process's own pairs, not of all.")
+    if config.data.mined:
+        _announce_mined(config, parts, state)
     if config.ema:
         half = math.log(2) / (1 - config.ema) * config.data.batch_size
         say(f"The moving average of the weights forgets half in {half:,.0f} samples.")
@@ -87,6 +90,16 @@ def _amount(plan: Plan) -> str:
         "shards drawn with replacement"
         if plan.num_samples is None
         else f"{plan.num_samples} samples"
+    )
+
+
+def _announce_mined(config: TrainConfig, parts: Parts, state: TrainState) -> None:
+    """Say how much of a batch is hard, and whether any false negatives meet."""
+    met = num_met(parts.loader, state)
+    apart = f"{met} samples of this epoch meet one that they should not: more are alike than there "
+    say(
+        f"Hard batches: {config.data.hard} of each is alike, by {config.data.mined}; "
+        f"{apart + 'are batches' if met else 'no false negatives meet'}."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice, Group
 from data_pipelines.plan import LANES
+from training.cadence import Cadence
 from training.curriculum import Curriculum
 from training.duration import Duration
 from training.optimization.rules import GroupRule
@@ -53,6 +54,9 @@ class DataConfig:
     hard: str = "0.5"
     """Share of a batch that is from one mined cluster, or seeds with their neighbours; or how it
     changes from the start of the run, as ``"0 -> 0.5 over 20%"``."""
+    remine: str = "0"
+    """How often the plan is mined again, of the training set as the encoder then sees it, as
+    ``"1000000 samples"`` or ``"1 epochs"``; 0: never. The options are those of ``mined``."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """What is changed about training pictures."""
     image_views: int = 1
@@ -87,9 +91,18 @@ class DataConfig:
 
     def _check_mined(self) -> None:
         Curriculum.parse(self.hard, "data.hard")
-        if self.mined is None and self.hard != "0.5":
+        again = Cadence.parse(self.remine, "data.remine")
+        if again.minutes:
             raise UserError(
-                "--data.hard is the share of batches that were mined. Write --data.mined, too."
+                f"data.remine is {self.remine!r}: by the clock, two equal runs would be mined at "
+                f'other steps. Write it in "1000000 samples" or "1 epochs".'
+            )
+        is_asked = self.hard != "0.5" or again.duration.amount
+        if self.mined is None and is_asked:
+            flag = "remine" if again.duration.amount else "hard"
+            raise UserError(
+                f"--data.{flag} is about mined batches. Write --data.mined FOLDER, too, with what "
+                f"`vlp mine` wrote."
             )
         if self.mined is not None and (self.resample or self.weights):
             flag = "resample" if self.resample else "weights"

@@ -50,18 +50,18 @@ class Span(NamedTuple):
 def arranged(
     conflicts: Conflicts,
     component: Int32[np.ndarray, "entries"],
-    cluster: Int32[np.ndarray, "entries"],
+    piece: Int32[np.ndarray, "entries"],
     batch: Int32[np.ndarray, "entries"],
     entries: Int64[np.ndarray, "own"],
     span: Span,
     rng: np.random.Generator,
 ) -> Int32[np.ndarray, "own"]:
-    """Return entries in the order of whole batches, the hard part of each first.
+    """Return entries in the order of whole batches, the hard part of each first, piece by piece.
 
     Args:
         conflicts: Of all entries.
         component: What hangs together by conflicts.
-        cluster: Of each entry.
+        piece: What is alike has the same number; -1 is like nothing.
         batch: Of entries that are in a hard part; -1 for those that are to be dealt, which get
             theirs here.
         entries: As many as the whole batches hold.
@@ -79,11 +79,12 @@ def arranged(
     slots = np.repeat(np.arange(number), free)
     turn = np.arange(len(slots)) - np.repeat(np.cumsum(free) - free, free)
     batch[filler] = slots[np.lexsort((rng.permutation(number)[slots], turn))]
-    rank = rng.permutation(len(batch)) + is_filler * np.int64(len(batch))
+    rank = np.empty(len(batch), np.int64)
+    rank[np.lexsort((rng.random(len(batch)), piece, is_filler))] = np.arange(len(batch))
     order = entries[np.lexsort((rank[entries], batch[entries]))].astype(np.int32)
     place = np.full(len(batch), -1, np.int32)
     place[order] = np.arange(len(order))
-    _Exchange(conflicts, cluster, batch, is_filler, order, place, size, rng).part(rank)
+    _Exchange(conflicts, piece, batch, is_filler, order, place, size, rng).part(rank)
     return order
 
 
@@ -92,7 +93,7 @@ class _Exchange:
     """Lets entries that may not meet change places with fillers of other batches, in place."""
 
     conflicts: Conflicts
-    cluster: Int32[np.ndarray, "entries"]
+    piece: Int32[np.ndarray, "entries"]
     batch: Int32[np.ndarray, "entries"]
     is_filler: Bool[np.ndarray, "entries"]
     order: Int32[np.ndarray, "own"]
@@ -119,13 +120,13 @@ class _Exchange:
                     break
 
     def _candidates(self, entry: int, is_open: Bool[np.ndarray, "batches"]) -> Iterator[int]:
-        """Yield fillers of batches that could take an entry, at first of its own cluster.
+        """Yield fillers of batches that could take an entry, at first of its own piece.
 
         Where batches have no filler, any of their entries.
         """
-        if not self.is_filler[entry] and self.cluster[entry] >= 0:
-            order, starts = self._by_cluster
-            low, high = starts[self.cluster[entry]], starts[self.cluster[entry] + 1]
+        if not self.is_filler[entry] and self.piece[entry] >= 0:
+            order, starts = self._by_piece
+            low, high = starts[self.piece[entry]], starts[self.piece[entry] + 1]
             alike = order[self.rng.integers(low, high, size=TRIES)]
             alike = alike[self.is_filler[alike] & (self.batch[alike] >= 0)]
             yield from alike[is_open[self.batch[alike]]].tolist()
@@ -142,8 +143,8 @@ class _Exchange:
         self.order[self.place[one]], self.order[self.place[other]] = one, other
 
     @cached_property
-    def _by_cluster(self) -> tuple[np.ndarray, np.ndarray]:
-        """Entries by cluster, and where those of each begin."""
-        order = np.argsort(self.cluster, kind="stable")
-        numbers = np.arange(int(self.cluster.max()) + 2)
-        return order, np.searchsorted(self.cluster[order], numbers)
+    def _by_piece(self) -> tuple[np.ndarray, np.ndarray]:
+        """Entries by piece, and where those of each begin."""
+        order = np.argsort(self.piece, kind="stable")
+        numbers = np.arange(int(self.piece.max()) + 2)
+        return order, np.searchsorted(self.piece[order], numbers)

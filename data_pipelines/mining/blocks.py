@@ -8,8 +8,9 @@ batches wherever there are enough of them.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
+from data_pipelines.mining.conflicts import Conflicts
 from data_pipelines.mining.mined import Mined
 
 Rng = np.random.Generator
@@ -58,59 +59,50 @@ def deal_clusters(
 def deal_neighbourhoods(
     mined: Mined,
     sample: Int32[np.ndarray, "entries"],
-    component: Int32[np.ndarray, "entries"],
-    is_free: np.ndarray,
+    conflicts: Conflicts,
+    is_free: Bool[np.ndarray, "entries"],
     quotas: Int64[np.ndarray, "batches"],
     rng: Rng,
-) -> Int32[np.ndarray, "entries"]:
-    """Return the batch of each entry that is in the hard part of one; -1 for the others.
+) -> tuple[Int32[np.ndarray, "entries"], Int32[np.ndarray, "entries"]]:
+    """Return the batch of each entry that is in the hard part of one, and the seed it is with.
 
-    Seeds are drawn; every other entry may join the nearest seed, by the rank of the seed among its
-    own neighbours, that has room and nobody who conflicts. Hard parts are seeds with who joined.
+    Both are -1 for others. Seeds are drawn; every other entry may join the nearest seed, by the
+    rank of the seed among its own neighbours, that has room and nobody who conflicts. Hard parts
+    are seeds with who joined.
 
     Args:
         mined: Has the neighbours of samples.
         sample: Of each entry.
-        component: What hangs together by conflicts.
-        is_free: bool [entries], which entries are to be dealt.
+        conflicts: Of the entries.
+        is_free: Which entries are to be dealt.
         quotas: Entries of each batch's hard part.
         rng: Draws the seeds and the batches.
     """
     size = mined.told["neighbours"] + 1
-    has_features = mined.cluster[sample] >= 0
-    own = np.flatnonzero(is_free & has_features)
+    own = np.flatnonzero(is_free & (mined.cluster[sample] >= 0))
     seeds = rng.permutation(own)[: -(-len(own) // size)]
-    head = np.full(len(sample), -1, np.int32)
-    head[seeds] = seeds
+    seed_of, rank = np.full((2, len(sample)), -1, np.int32)
+    seed_of[seeds], rank[seeds] = seeds, 0
     seed_of_sample = np.full(len(mined), -1, np.int32)
     seed_of_sample[sample[seeds]] = seeds
-    room = np.zeros(len(sample), np.int32)
+    room = np.zeros(len(sample), np.int64)
     room[seeds] = size - 1
-    rank = np.zeros(len(sample), np.int32)
-    span = int(component.max()) + 1
-    inside = seeds.astype(np.int64) * span + component[seeds]
     for nearest in range(mined.neighbours.shape[1]):
-        joining = own[head[own] < 0]
-        near = mined.neighbours[sample[joining], nearest]
+        asking = rng.permutation(own[seed_of[own] < 0])
+        near = mined.neighbours[sample[asking], nearest]
         seed = np.where(near >= 0, seed_of_sample[near], -1)
-        joining, seed = rng.permutation(np.stack([joining, seed], 1)[seed >= 0]).T
-        is_first = _number_in(seed, component[joining]) == 0
-        is_new = is_first & ~np.isin(seed * np.int64(span) + component[joining], inside)
-        joining, seed = joining[is_new], seed[is_new]
-        fits = _number_in(np.zeros_like(seed), seed) < room[seed]
-        joining, seed = joining[fits], seed[fits]
-        head[joining], rank[joining] = seed, nearest + 1
-        room -= np.bincount(seed, minlength=len(room)).astype(np.int32)
-        inside = np.concatenate([inside, seed * np.int64(span) + component[joining]])
-    own = own[head[own] >= 0]
-    _, piece, sizes = np.unique(head[own], return_inverse=True, return_counts=True)
-    is_several = sizes[piece] > 1
-    own, piece = own[is_several], piece[is_several]
-    sizes[sizes == 1] = 0
+        asking, seed = asking[seed >= 0], seed[seed >= 0]
+        fits = _number_in(seed, np.zeros_like(seed)) < room[seed]
+        joining = asking[fits]
+        seed_of[joining], rank[joining] = seed[fits], nearest + 1
+        seed_of[conflicts.met(seed_of, rank)] = -1
+        joined = joining[seed_of[joining] >= 0]
+        room -= np.bincount(seed_of[joined], minlength=len(room))
+    own = own[seed_of[own] >= 0]
+    own = own[np.argsort(rank[own], kind="stable")]
+    _, piece, sizes = np.unique(seed_of[own], return_inverse=True, return_counts=True)
     shares = _fill(sizes, quotas, rng.permutation(len(quotas)), rng.permutation(len(sizes)))
-    return _deal(
-        own[(order := np.argsort(rank[own], kind="stable"))], piece[order], shares, len(sample)
-    )
+    return _deal(own, piece, shares, len(sample)), seed_of
 
 
 def _share_out(sizes: np.ndarray, quotas: np.ndarray, rng: Rng) -> list[Share]:
@@ -140,12 +132,11 @@ def _fill(
     piece = next(upcoming, None)
     for batch in batches.tolist():
         wanted = int(quotas[batch])
-        while wanted and piece is not None:
+        while wanted > 1 and piece is not None:
             count = min(wanted, left[piece])
-            if count:
+            if count > 1:  # one alone is hard for nobody
                 shares.append(Share(piece, batch, count))
                 wanted -= count
-            # Of a piece that is cut the rest stays out: alone it would be hard for nobody.
             piece = next(upcoming, None)
     return shares
 

@@ -7,25 +7,25 @@ from jaxtyping import Float32, Int32
 
 from vlp.index import BLOCK, Matrix, assign, kmeans, neighbours
 
-CLUSTER_SIZE = 512
-"""Samples of a cluster, on average: some hard parts of a batch each, others in every epoch."""
+POINTS = 64
+"""Samples that k-means learns a centroid from, on average, but of at least so many in all:"""
+LEAST_POINTS = 100_000
 CHOICES = 16
 """Nearest centroids that a sample asks for room, before it asks only those that have some."""
 
 
 def clusters_of(
-    rows: Matrix, number: int | None, *, cap: float | None, seed: int
+    rows: Matrix, number: int, *, cap: float | None, seed: int
 ) -> Int32[np.ndarray, "rows"]:
     """Return the cluster of each feature.
 
     Args:
         rows: Unit-length features.
-        number: Of clusters; None: one for each ``CLUSTER_SIZE`` features.
+        number: Of clusters.
         cap: Largest size in mean sizes; None: as large as they come out.
         seed: Draws what k-means learns from.
     """
-    number = min(len(rows), number or max(1, round(len(rows) / CLUSTER_SIZE)))
-    centroids = kmeans(rows, number, seed=seed)
+    centroids = kmeans(rows, number, seed=seed, sample=max(LEAST_POINTS, POINTS * number))
     if cap is None:
         return assign(rows, centroids)[0].astype(np.int32)
     room = np.full(number, math.ceil(cap * len(rows) / number))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Integer
 
 from data_pipelines.mining.mined import Mined
 
@@ -45,7 +45,7 @@ class Conflicts:
         return np.concatenate([same, paired]) if len(paired) else same
 
     def met(
-        self, batch: Int32[np.ndarray, "entries"], rank: Int64[np.ndarray, "entries"]
+        self, batch: Int32[np.ndarray, "entries"], rank: Integer[np.ndarray, "entries"]
     ) -> Int64[np.ndarray, "_"]:
         """Return entries to move so that none meets another, those of the last rank first to go.
 

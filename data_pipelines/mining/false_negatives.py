@@ -64,10 +64,12 @@ def hanging_together(
     return np.unique(found, return_inverse=True)[1].astype(np.int32)
 
 
-def joined(parts: Sequence[Int32[np.ndarray, "_ 2"]]) -> Int32[np.ndarray, "pairs 2"]:
-    """Return pairs of several kinds, each once, ascending."""
-    every = np.concatenate([np.empty((0, 2), np.int32), *parts])
-    return np.unique(every, axis=0)
+def joined(
+    parts: Sequence[Int32[np.ndarray, "_ 2"]], group: Int32[np.ndarray, "rows"]
+) -> Int32[np.ndarray, "pairs 2"]:
+    """Return pairs of several kinds, each once, ascending, less those of the same group."""
+    every = np.unique(np.concatenate([np.empty((0, 2), np.int32), *parts]), axis=0)
+    return every[group[every[:, 0]] != group[every[:, 1]]]
 
 
 def _limits(features: dict[str, Matrix], bound: Bound) -> Float32[np.ndarray, "rows"]:

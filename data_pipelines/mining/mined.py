@@ -79,9 +79,8 @@ class Mined:
         """
         if self.told["shards"] != identity_of(shards):
             raise UserError(
-                f"The plan was mined of {len(self)} samples of {self.told['source']}, and the "
-                f"shards here hold {int(shards.counts.sum())} or have other names. Run `vlp mine` "
-                f"on these shards."
+                f"The plan was mined of {len(self)} samples, and the shards here hold "
+                f"{int(shards.counts.sum())} or have other names. Run `vlp mine` on these shards."
             )
         if copies is not None or (self.cluster == LEFT_OUT).any():
             is_read = np.concatenate(copies) > 0 if copies else np.ones(len(self), bool)

@@ -9,6 +9,9 @@ from vlp.errors import UserError
 
 By = Literal["image", "text", "mean"]
 Kind = Literal["text", "image", "cross"]
+BATCHES = 2
+"""Batches of samples in a cluster, on average: of half of a batch, four hard parts, which are
+others in every epoch."""
 EXACT = 100_000
 """Samples up to which every pair is compared: a minute on two cores, of 512 numbers."""
 
@@ -64,7 +67,7 @@ class MineOptions:
     by: By = "mean"
     """What samples are alike by: their image features, those of their captions, or the mean."""
     clusters: int | None = None
-    """Number of clusters; None: one for each ``CLUSTER_SIZE`` samples."""
+    """Number of clusters; None: one for each ``BATCHES`` batches of samples."""
     cap: float | None = None
     """Size that a cluster may have at most, in mean sizes: 1 makes them equal; None: any."""
     neighbours: int = 0
@@ -77,12 +80,16 @@ class MineOptions:
     """Field of the metadata that holds the class."""
     exact: int = EXACT
     """Samples up to which every pair is compared."""
+    batch_size: int = 256
+    """Of the batches that will be read, which clusters should be some times as large as."""
     seed: int = 0
     """Draws what k-means learns from."""
 
     def __post_init__(self) -> None:
         if self.clusters is not None and self.clusters < 1:
             raise UserError(f"--clusters is {self.clusters}. Write 1 or more.")
+        if self.batch_size < 2:
+            raise UserError(f"--batch-size is {self.batch_size}. Write that of the run, 2 or more.")
         if self.cap is not None and not 1 <= self.cap < math.inf:
             raise UserError(f"--cap is {self.cap}. Write a factor from 1 (equal sizes) up.")
         if not 0 <= self.neighbours <= 64:
@@ -91,6 +98,11 @@ class MineOptions:
             raise UserError("Mine either --neighbours or --clusters with their --cap.")
         for bound in self.apart:
             Bound.parse(bound)
+
+    def num_clusters(self, count: int) -> int:
+        """Return the number of clusters of so many samples."""
+        wanted = self.clusters or round(count / (BATCHES * self.batch_size))
+        return min(count, max(1, wanted))
 
     @property
     def bounds(self) -> list[Bound]:

@@ -47,9 +47,14 @@ class MinedRow:
     first: int = 0
     """Position from which this plan holds, a multiple of the batch size; before it was another."""
 
+    def __reduce__(self) -> tuple:
+        # To a spawned worker goes what was given, not what has been made of it.
+        given = (self.counts, self.seed, self.batch_size, self.mined, self.share)
+        return MinedRow, (*given, self.copies, self.first)
+
     def __len__(self) -> int:
         """Return the number of samples in an epoch, copies counted."""
-        return len(self._sample)
+        return len(self.sample)
 
     def place(self, position: int) -> tuple[int, int, int, int]:
         """Return (epoch, shard, index, copy) at a position of the row."""
@@ -57,10 +62,10 @@ class MinedRow:
         epoch = position // len(self)
         start, order, _ = self.arrangement(epoch)
         entry = int(order[position - start])
-        sample = int(self._sample[entry])
+        sample = int(self.sample[entry])
         shard = int(np.searchsorted(self._ends, sample, side="right"))
         index = sample - int(self._ends[shard] - self.counts[shard])
-        copy = entry - int(np.searchsorted(self._sample, sample)) if self.copies else 0
+        copy = entry - int(np.searchsorted(self.sample, sample)) if self.copies else 0
         return epoch, shard, index, copy
 
     def identity(self) -> bytes:
@@ -99,20 +104,15 @@ class MinedRow:
     @cached_property
     def conflicts(self) -> Conflicts:
         """Which entries may not meet."""
-        return Conflicts.of_mined(self.mined, self._sample)
+        return Conflicts.of_mined(self.mined, self.sample)
 
     @cached_property
     def component(self) -> Int32[np.ndarray, "entries"]:
         """Of each entry, what it hangs together with by conflicts."""
-        return self.mined.component[self._sample]
+        return self.mined.component[self.sample]
 
     @cached_property
-    def cluster(self) -> Int32[np.ndarray, "entries"]:
-        """Of each entry."""
-        return self.mined.cluster[self._sample]
-
-    @cached_property
-    def _sample(self) -> Int32[np.ndarray, "entries"]:
+    def sample(self) -> Int32[np.ndarray, "entries"]:
         """The number of each entry's sample among all of the source."""
         samples = np.arange(int(self.counts.sum()), dtype=np.int32)
         return np.repeat(samples, np.concatenate(self.copies)) if self.copies else samples
@@ -123,19 +123,21 @@ class MinedRow:
 
     def hard_parts(
         self, epoch: int, entries: Int64[np.ndarray, "own"]
-    ) -> Int32[np.ndarray, "entries"]:
-        """Return the batch of an epoch that each entry is in the hard part of, or -1."""
+    ) -> tuple[Int32[np.ndarray, "entries"], Int32[np.ndarray, "entries"]]:
+        """Return the batch that each entry is in the hard part of, and what it is alike with.
+
+        Both are numbers, the batch's that in its epoch; -1 is none.
+        """
         span = self.span(epoch)
         quotas = [round(self.share.at(start) * self.batch_size) for start in span.starts]
         quotas, rng = np.array(quotas, np.int64), self.rng(epoch, 2)
         is_own = np.zeros(len(self), bool)
         is_own[entries] = True
         if self.mined.neighbours.shape[1]:
-            return deal_neighbourhoods(
-                self.mined, self._sample, self.component, is_own, quotas, rng
-            )
-        cluster = np.where(is_own, self.cluster, -1).astype(np.int32)
-        return deal_clusters(cluster, self.conflicts.group, self.component, quotas, rng)
+            return deal_neighbourhoods(self.mined, self.sample, self.conflicts, is_own, quotas, rng)
+        cluster = np.where(is_own, self.mined.cluster[self.sample], -1).astype(np.int32)
+        batch = deal_clusters(cluster, self.conflicts.group, self.component, quotas, rng)
+        return batch, cluster
 
 
 def _arrangement(row: MinedRow, epoch: int) -> Arrangement:
@@ -146,10 +148,9 @@ def _arrangement(row: MinedRow, epoch: int) -> Arrangement:
     drawn = row.rng(epoch, 1).permutation(rest)
     head = first_free(row.conflicts, drawn, span.head, before)
     whole = rest[~np.isin(rest, head)]
-    batch = row.hard_parts(epoch, whole)
-    order = arranged(
-        row.conflicts, row.component, row.cluster, batch, whole, span, row.rng(epoch, 3)
-    )
+    batch, piece = row.hard_parts(epoch, whole)
+    order = arranged(row.conflicts, row.component, piece, batch, whole, span, row.rng(epoch, 3))
     batch[head], batch[tail] = span.num_batches, span.num_batches + 1
     met = row.conflicts.count(batch)
-    return Arrangement(span.start, np.concatenate([head, order, tail]).astype(np.int32), met)
+    met += sum(np.isin(row.conflicts.of(entry), before).any() for entry in head.tolist())
+    return Arrangement(span.start, np.concatenate([head, order, tail]).astype(np.int32), int(met))

@@ -78,7 +78,7 @@ def open_pool(features: Path, shards: ShardSet, options: MineOptions) -> Pool:
     if len(lacking) > MAY_LACK * len(row):
         raise UserError(
             f"{len(lacking)} of {len(row)} samples have no features in {features}, such as "
-            f"{_entry(shards, int(lacking[0])).key}. Run `vlp embed` on these shards."
+            f"{entry_of(shards, int(lacking[0])).key}. Run `vlp embed` on these shards."
         )
     return Pool(held, row, _groups(table, row, shards, options))
 
@@ -135,7 +135,7 @@ def _groups(
     ].to_pylist()
     group = _of_caption if options.group == "caption" else _of_label(options.label_key)
     hashes = [
-        group(told[found] or "") if found >= 0 else _unread(_entry(shards, sample), options)
+        group(told[found] or "") if found >= 0 else _unread(entry_of(shards, sample), options)
         for sample, found in enumerate(row.tolist())
     ]
     return dense(hashes)
@@ -184,7 +184,7 @@ def _entries(shards: ShardSet) -> Iterator[Entry]:
         yield from open_index(shard)
 
 
-def _entry(shards: ShardSet, sample: int) -> Entry:
+def entry_of(shards: ShardSet, sample: int) -> Entry:
     """Return where a sample lies, by its number in the set."""
     ends = np.cumsum(shards.counts)
     shard = int(np.searchsorted(ends, sample, side="right"))
