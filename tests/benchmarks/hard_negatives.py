@@ -92,9 +92,9 @@ class Sizes(NamedTuple):
     """How much is drawn and trained."""
 
     pairs: int = 4000
-    toy_samples: int = 25_600
+    toy_samples: int = 19_200
     evaluated: int = 480
-    emoji_samples: int = 18_048
+    emoji_samples: int = 13_568
     clusters: int = 40
     batch_size: int = 64
     apart: float = 0.95
