@@ -125,7 +125,7 @@ class World(NamedTuple):
 
 
 def main() -> None:
-    """Run what has not been run, and print the tables when all has."""
+    """Run what has not been run, and print tables of what has."""
     options = parse()
     if options.speed:
         show(speeds(options.speed))
@@ -143,12 +143,11 @@ def main() -> None:
             start = time.monotonic()
             if start + took > end:
                 print("More runs are left: give the same command again.")
-                return
+                break
             found = one_run(world, arm, seed)
             write_json(world.figures(arm, seed), found)
             took = max(took, time.monotonic() - start)
             note(f"{world.recipe}, {arm}, seed {seed}, {took:.0f} s: {found}")
-    for world in worlds:
         for table in tables(world, options.seeds):
             show(table)
 
@@ -279,11 +278,15 @@ def evaluated(run: Path, shards: Path, task: str) -> dict[str, float]:
 
 
 def tables(world: World, seeds: Sequence[int]) -> Iterator[Table]:
-    """Yield the means of all arms, and how much better each is than plain, seed by seed."""
+    """Yield the means of arms that were run, and how much better each is than plain of its seed."""
+    files = {arm: [world.figures(arm, seed) for seed in seeds] for arm in world.arms}
     found = {
-        arm: [json.loads(world.figures(arm, seed).read_text()) for seed in seeds]
-        for arm in world.arms
+        arm: [json.loads(file.read_text()) for file in own]
+        for arm, own in files.items()
+        if all(file.is_file() for file in own)
     }
+    if "plain" not in found:
+        return
     values = {
         figure: {arm: [one[figure] for one in own] for arm, own in found.items()}
         for figure in found["plain"][0]
@@ -318,7 +321,8 @@ def speeds(source: str) -> Table:
                 figures.append(round(len(captions) / (time.process_time() - start)))
             none = sum(not own for own in made) / len(captions)
             rows.append((f"{name}({options})", *(f"{n:,}" for n in figures), f"{none:.1%}"))
-    title = f"{len(captions):,} different captions of {source}, mean {fmean(map(len, captions)):.0f} letters"
+    letters = fmean(map(len, captions))
+    title = f"{len(captions):,} different captions of {source}, {letters:.0f} letters on average."
     return Table(title, ("", "captions/s", "seen before", "cannot be changed"), rows)
 
 
