@@ -136,9 +136,8 @@ def main() -> None:
     if options.emoji:
         folder = options.out / "emoji"
         worlds.append(World(folder, "emoji", sizes.emoji_samples, two, sizes, options.emoji))
-    end = time.monotonic() + options.seconds
+    end, took = time.monotonic() + options.seconds, 0.0
     for world in worlds:
-        took = 0.0
         for arm, seed in missing(world, options.seeds):
             start = time.monotonic()
             if start + took > end:
@@ -300,7 +299,8 @@ def tables(world: World, seeds: Sequence[int]) -> Iterator[Table]:
         gains = [[a - b for a, b in zip(own, plain, strict=True)] for own in by_arm.values()]
         rows.append((figure, *map(interval, gains)))
     others = [arm for arm in found if arm != "plain"]
-    yield Table(f"{told}: points above plain of the same seed.", ("", *others), rows)
+    if others:
+        yield Table(f"{told}: points above plain of the same seed.", ("", *others), rows)
 
 
 def speeds(source: str) -> Table:
