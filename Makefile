@@ -36,7 +36,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
-	$(RUN)/pip install --quiet --editable ".[dev,filters,ray,slow]"
+	$(RUN)/pip install --quiet --editable ".[dev,filters,ray,serve,slow]"
 	touch $@
 
 clean:

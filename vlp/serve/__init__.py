@@ -1,0 +1,1 @@
+"""Search and zero-shot classification over HTTP, and the page that people look at."""

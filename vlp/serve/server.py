@@ -1,0 +1,83 @@
+"""``vlp serve``: the index and its model are loaded, then the port is opened."""
+
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from vlp.console import show
+from vlp.errors import UserError
+from vlp.index import load_index
+from vlp.search import open_encoder
+from vlp.serve.access import Access, choose_token, is_loopback
+from vlp.serve.app import create_app
+from vlp.serve.limits import ImpatientProtocol, Limits
+from vlp.serve.metrics import Metrics
+from vlp.serve.service import Service
+
+CONNECTIONS = 1024
+"""Open at once."""
+STOP_SECONDS = 60
+"""What is under way when the service is told to stop has so long to end."""
+
+
+def serve(
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    model: str | None,
+    remembered: int,
+    limits: Limits,
+) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; what is under way then is finished.
+
+    Raises:
+        UserError: There is no such index or model, or the port cannot be had.
+    """
+    token = choose_token(host, token)
+    listening = _listen(host, port)  # before the model is loaded: a port that is taken is said soon
+    index = load_index(folder)
+    encoder = open_encoder(index, model)
+    metrics = Metrics()
+    service = Service(folder, index, encoder, limits=limits, metrics=metrics, remembered=remembered)
+    app = create_app(service, Access(host, token), limits, metrics)
+    config = uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    address = f"http://{_shown(host)}:{listening.getsockname()[1]}/"
+    show(f"{folder}: {len(index.metadata)} pictures. Open {address}{_with(token)}")
+    if not is_loopback(host):
+        show("Others reach it, unencrypted: put it behind a proxy with TLS on networks not yours.")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        found = socket.socket(family)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"Cannot open {host}:{port}: {error}. Give another --port, or 0 for any that is free."
+        ) from None
+    return found
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _with(token: str | None) -> str:
+    return f"?token={token}" if token else ""

@@ -1,0 +1,220 @@
+"""What the service does with an index and its encoder; how it is asked stands in app.py."""
+
+import asyncio
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vlp.classifier import check_distinct, check_names, check_templates, probabilities
+from vlp.encoder import DualEncoder
+from vlp.index import Index
+from vlp.serve.batching import Images, Texts
+from vlp.serve.fields import fields_of
+from vlp.serve.limits import Limits, Refused
+from vlp.serve.messages import (
+    About,
+    ClassAnswer,
+    ClassifyAnswer,
+    ClassifyRequest,
+    DownloadRequest,
+    EmbedAnswer,
+    EmbedRequest,
+    FoundPicture,
+    SearchAnswer,
+    SearchRequest,
+    Term,
+)
+from vlp.serve.metrics import Metrics
+from vlp.serve.pictures import Thumbnails, uploaded
+
+Made = TypeVar("Made")
+SEEN = 20_000
+"""Pictures whose metadata is looked at for fields to filter by."""
+ZIP_BYTES = 1 << 30
+
+
+class Service:
+    """An index and its encoder at work for many requests.
+
+    Args:
+        folder: Of the index.
+        index: That is searched.
+        encoder: That made its features.
+        limits: What an upload may be.
+        metrics: That count the work.
+        remembered: Texts whose features are kept.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: Index,
+        encoder: DualEncoder,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        remembered: int = 10_000,
+    ) -> None:
+        self._folder, self._index, self._encoder, self._limits = folder, index, encoder, limits
+        self._texts = Texts(
+            encoder,
+            remembered=remembered,
+            count=metrics.batch("text"),
+            count_hits=metrics.remembered.inc,
+        )
+        self._images = Images(encoder, count=metrics.batch("image"))
+        self._thumbnails = Thumbnails(self._encoded)
+        self._threads = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2))
+        self._about: About | None = None
+        metrics.pictures.set(len(index.metadata))
+
+    async def search(self, request: SearchRequest) -> SearchAnswer:
+        """Return pictures that were found."""
+        began = time.perf_counter()
+        rows = await self._features(request.terms)
+        hits, more = await self._in_thread(self._find, request, rows)
+        return SearchAnswer(hits=hits, more=more, milliseconds=1000 * (time.perf_counter() - began))
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
+        """Return every class name with its probability."""
+        check_names(request.classes)
+        check_distinct(request.classes)
+        check_templates(request.templates)
+        term = Term(image=request.image, key=request.key, vector=request.vector)
+        weights = await self._texts.classifier(request.classes, request.templates)
+        feature = torch.stack(await self._features([term]))  # [1, dim]
+        cosines = (feature @ weights.T)[0].tolist()
+        shares = probabilities(self._encoder, feature, weights)[0].tolist()
+        rows = zip(request.classes, shares, cosines, strict=True)
+        answers = [
+            ClassAnswer(**{"class": name}, probability=share, cosine=cosine)
+            for name, share, cosine in sorted(rows, key=lambda row: -row[2])
+        ]
+        kind = "sigmoid" if self._encoder.is_sigmoid else "softmax"
+        return ClassifyAnswer(classes=answers, kind=kind)
+
+    async def embed(self, request: EmbedRequest) -> EmbedAnswer:
+        """Return features of texts and images."""
+        if not all(text.strip() for text in request.texts):
+            raise Refused(422, "A text is empty.")
+        texts = await self._texts.features(request.texts)
+        images = await self._image_features(request.images)
+        return EmbedAnswer(
+            texts=[row.tolist() for row in texts], images=[row.tolist() for row in images]
+        )
+
+    async def picture(self, row: int, size: str) -> bytes:
+        """Return a picture of the index, made small."""
+        self._check_row(row)
+        return await self._in_thread(self._thumbnails, row, size)
+
+    def about_picture(self, row: int) -> FoundPicture:
+        """Return what is known of a picture of the index."""
+        self._check_row(row)
+        return self._found(row)
+
+    async def download(self, request: DownloadRequest) -> tuple[bytes, str]:
+        """Return pictures, or a list of them, and its media type."""
+        for row in request.rows:
+            self._check_row(row)
+        found = [self._found(row) for row in request.rows]
+        if request.kind == "json":
+            listed = [picture.model_dump(exclude={"score", "percentile"}) for picture in found]
+            return json.dumps(listed, indent=1, ensure_ascii=False).encode(), "application/json"
+        return await self._in_thread(self._zip, request.rows), "application/zip"
+
+    async def about(self) -> About:
+        """Return what is served."""
+        if self._about is None:
+            self._about = await self._in_thread(self._find_out)
+        return self._about
+
+    def _find_out(self) -> About:
+        some = self._index.metadata["metadata"][:SEEN].to_pylist()
+        return About(
+            name=self._folder.resolve().name,
+            model=Path(self._index.model).name,
+            pictures=len(self._index.metadata),
+            dim=self._encoder.dim,
+            fields=fields_of(json.loads(row or "{}") for row in some),
+        )
+
+    async def _features(self, terms: Sequence[Term]) -> list[Float[Tensor, "dim"]]:
+        texts = await self._texts.features([term.text for term in terms if term.text])
+        images = await self._image_features([term.image for term in terms if term.image])
+        rows = []
+        for term in terms:
+            if term.text:
+                rows.append(texts.pop(0))
+            elif term.image:
+                rows.append(images.pop(0))
+            elif term.vector:
+                rows.append(F.normalize(torch.tensor(term.vector), dim=0))
+            else:
+                key = self._index.metadata["key"].to_pylist().index(term.key)
+                rows.append(torch.tensor(self._index.faiss_index.reconstruct(key)))
+        return rows
+
+    def _find(self, request: SearchRequest, rows):
+        count = self._index.faiss_index.ntotal
+        if not rows:
+            end = request.offset + request.k
+            return [self._found(row) for row in range(request.offset, min(end, count))], end < count
+        query = F.normalize(
+            sum(t.weight * r for t, r in zip(request.terms, rows, strict=True)), dim=0
+        )
+        scores, found = self._index.neighbours(query[None].numpy(), count)
+        hits = [
+            self._found(int(row)).model_copy(
+                update={"score": float(score), "percentile": 100 * (1 - place / count)}
+            )
+            for place, (score, row) in enumerate(zip(scores[0], found[0]))
+            if place >= request.offset and place < request.offset + request.k
+        ]
+        return hits, request.offset + request.k < count
+
+    def _found(self, row: int) -> FoundPicture:
+        hit = self._index._hit(0.0, row)
+        return FoundPicture(
+            row=row, key=hit.key, caption=hit.metadata["caption"], metadata=hit.metadata["fields"]
+        )
+
+    def _encoded(self, row: int) -> bytes:
+        return self._index.picture(self._index._hit(0.0, row))
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self._index.metadata):
+            raise Refused(404, f"The index has no picture {row}.")
+
+    async def _image_features(self, images: Sequence[str]) -> list[Float[Tensor, "dim"]]:
+        pixels = [await self._in_thread(self._pixels, image) for image in images]
+        return await self._images.features(pixels)
+
+    def _pixels(self, image: str) -> UInt8[Tensor, "3 height width"]:
+        return self._encoder.transform(uploaded(image, self._limits.pixels))
+
+    def _zip(self, rows: Sequence[int]) -> bytes:
+        """Return the pictures as they are; their names are ours, since a key may be any text."""
+        buffer, size = io.BytesIO(), 0
+        with zipfile.ZipFile(buffer, "w") as file:
+            for row in rows:
+                encoded = self._encoded(row)
+                size += len(encoded)
+                if size > ZIP_BYTES:
+                    raise Refused(413, f"The pictures have more than {ZIP_BYTES:,} bytes.")
+                file.writestr(f"{row}.jpg", encoded)
+        return buffer.getvalue()
+
+    async def _in_thread(self, work: Callable[..., Made], *given: Any) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
