@@ -28,7 +28,7 @@ install-slow: $(VENV)/.installed-slow
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --editable .
+	$(RUN)/pip install --quiet --editable ".[serve]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

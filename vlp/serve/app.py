@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from vlp.console import one_line
 from vlp.errors import UserError
 from vlp.image import ImageError
 from vlp.serve.access import COOKIE, Access, SafeHeaders
@@ -168,6 +169,6 @@ def _add_reasons(app: FastAPI) -> None:
 def _what_is_wrong(error: RequestValidationError) -> str:
     """Return the first thing that is wrong with a body, without what was sent."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    place = one_line(".".join(str(part) for part in first["loc"] if part != "body"))
     said = first["msg"].removeprefix("Value error, ")
     return f"{place}: {said}." if place else f"{said}."

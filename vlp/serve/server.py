@@ -56,10 +56,25 @@ def serve(
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     address = f"http://{_shown(host)}:{listening.getsockname()[1]}/"
-    show(f"{folder}: {len(index.metadata)} pictures. Open {address}{_with(token)}")
+    said = f"{folder}: {len(index.metadata)} pictures. Open {address}{_with(token)}"
     if not is_loopback(host):
-        show("Others reach it, unencrypted: put it behind a proxy with TLS on networks not yours.")
-    uvicorn.Server(config).run(sockets=[listening])
+        said += (
+            "\nOthers reach it, and nothing is encrypted: on networks not yours, put it behind TLS."
+        )
+    AnnouncingServer(config, said).run(sockets=[listening])
+
+
+class AnnouncingServer(uvicorn.Server):
+    """Says where it is once it answers, and not before."""
+
+    def __init__(self, config: uvicorn.Config, said: str) -> None:
+        super().__init__(config)
+        self._said = said
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port."""
+        await super().startup(sockets)
+        show(self._said)
 
 
 def _listen(host: str, port: int) -> socket.socket:

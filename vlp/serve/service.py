@@ -21,6 +21,7 @@ from vlp.encoder import DualEncoder
 from vlp.index import Index
 from vlp.serve.batching import Images, Texts
 from vlp.serve.fields import fields_of
+from vlp.serve.library import Library
 from vlp.serve.limits import Limits, Refused
 from vlp.serve.messages import (
     About,
@@ -66,7 +67,8 @@ class Service:
         metrics: Metrics,
         remembered: int = 10_000,
     ) -> None:
-        self._folder, self._index, self._encoder, self._limits = folder, index, encoder, limits
+        self._folder, self._encoder, self._limits = folder, encoder, limits
+        self._library = Library(index)
         self._texts = Texts(
             encoder,
             remembered=remembered,
@@ -74,7 +76,7 @@ class Service:
             count_hits=metrics.remembered.inc,
         )
         self._images = Images(encoder, count=metrics.batch("image"))
-        self._thumbnails = Thumbnails(self._encoded)
+        self._thumbnails = Thumbnails(self._library.encoded)
         self._threads = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2))
         self._about: About | None = None
         metrics.pictures.set(len(index.metadata))
@@ -122,13 +124,13 @@ class Service:
     def about_picture(self, row: int) -> FoundPicture:
         """Return what is known of a picture of the index."""
         self._check_row(row)
-        return self._found(row)
+        return self._library.found(row)
 
     async def download(self, request: DownloadRequest) -> tuple[bytes, str]:
         """Return pictures, or a list of them, and its media type."""
         for row in request.rows:
             self._check_row(row)
-        found = [self._found(row) for row in request.rows]
+        found = [self._library.found(row) for row in request.rows]
         if request.kind == "json":
             listed = [picture.model_dump(exclude={"score", "percentile"}) for picture in found]
             return json.dumps(listed, indent=1, ensure_ascii=False).encode(), "application/json"
@@ -141,60 +143,46 @@ class Service:
         return self._about
 
     def _find_out(self) -> About:
-        some = self._index.metadata["metadata"][:SEEN].to_pylist()
         return About(
             name=self._folder.resolve().name,
-            model=Path(self._index.model).name,
-            pictures=len(self._index.metadata),
+            model=Path(self._library.index.model).name,
+            pictures=len(self._library),
             dim=self._encoder.dim,
-            fields=fields_of(json.loads(row or "{}") for row in some),
+            fields=fields_of(self._library.fields[:SEEN]),
         )
 
     async def _features(self, terms: Sequence[Term]) -> list[Float[Tensor, "dim"]]:
-        texts = await self._texts.features([term.text for term in terms if term.text])
-        images = await self._image_features([term.image for term in terms if term.image])
-        rows = []
-        for term in terms:
-            if term.text:
-                rows.append(texts.pop(0))
-            elif term.image:
-                rows.append(images.pop(0))
-            elif term.vector:
-                rows.append(F.normalize(torch.tensor(term.vector), dim=0))
-            else:
-                key = self._index.metadata["key"].to_pylist().index(term.key)
-                rows.append(torch.tensor(self._index.faiss_index.reconstruct(key)))
-        return rows
-
-    def _find(self, request: SearchRequest, rows):
-        count = self._index.faiss_index.ntotal
-        if not rows:
-            end = request.offset + request.k
-            return [self._found(row) for row in range(request.offset, min(end, count))], end < count
-        query = F.normalize(
-            sum(t.weight * r for t, r in zip(request.terms, rows, strict=True)), dim=0
-        )
-        scores, found = self._index.neighbours(query[None].numpy(), count)
-        hits = [
-            self._found(int(row)).model_copy(
-                update={"score": float(score), "percentile": 100 * (1 - place / count)}
-            )
-            for place, (score, row) in enumerate(zip(scores[0], found[0]))
-            if place >= request.offset and place < request.offset + request.k
+        """Return the unit-length row of each term."""
+        texts = iter(await self._texts.features([term.text for term in terms if term.text]))
+        images = iter(await self._image_features([term.image for term in terms if term.image]))
+        return [
+            next(texts)
+            if term.text
+            else next(images)
+            if term.image
+            else torch.from_numpy(self._library.feature(term.key))
+            if term.key
+            else self._given(term.vector)
+            for term in terms
         ]
-        return hits, request.offset + request.k < count
 
-    def _found(self, row: int) -> FoundPicture:
-        hit = self._index._hit(0.0, row)
-        return FoundPicture(
-            row=row, key=hit.key, caption=hit.metadata["caption"], metadata=hit.metadata["fields"]
-        )
+    def _given(self, vector: list[float] | None) -> Float[Tensor, "dim"]:
+        row = torch.tensor(vector)
+        if len(row) != self._encoder.dim or not row.norm() > 0:
+            raise Refused(422, f"A vector must have {self._encoder.dim} numbers, not all 0.")
+        return F.normalize(row, dim=0)
 
-    def _encoded(self, row: int) -> bytes:
-        return self._index.picture(self._index._hit(0.0, row))
+    def _find(
+        self, request: SearchRequest, rows: Sequence[Float[Tensor, "dim"]]
+    ) -> tuple[list[FoundPicture], bool]:
+        if not rows:
+            return self._library.find(None, request)
+        weights = torch.tensor([term.weight for term in request.terms])
+        query = F.normalize(weights @ torch.stack(list(rows)), dim=0)
+        return self._library.find(query.numpy(), request)
 
     def _check_row(self, row: int) -> None:
-        if not 0 <= row < len(self._index.metadata):
+        if not 0 <= row < len(self._library):
             raise Refused(404, f"The index has no picture {row}.")
 
     async def _image_features(self, images: Sequence[str]) -> list[Float[Tensor, "dim"]]:
@@ -209,7 +197,7 @@ class Service:
         buffer, size = io.BytesIO(), 0
         with zipfile.ZipFile(buffer, "w") as file:
             for row in rows:
-                encoded = self._encoded(row)
+                encoded = self._library.encoded(row)
                 size += len(encoded)
                 if size > ZIP_BYTES:
                     raise Refused(413, f"The pictures have more than {ZIP_BYTES:,} bytes.")

@@ -83,6 +83,7 @@ document.addEventListener("keydown", (event) => {
 
 function escape(event, isTyping) {
   if (isTyping) event.target.blur();
+  else if (byId("download").open) byId("download").open = false;
   else if (isNaming()) toggleClassify(false);
   else if (!byId("filters").hidden) toggleFilters(false);
   else if (hasSelection()) clearSelection();

@@ -16,11 +16,12 @@ export function startSelection() {
     searchLike([...chosen.values()].slice(0, 16));
     clearSelection();
   });
-  byId("download").addEventListener("change", (event) => {
-    const kind = event.target.value;
-    event.target.value = "";
-    if (kind) download(kind);
-  });
+  for (const button of byId("download").querySelectorAll("button")) {
+    button.addEventListener("click", () => {
+      byId("download").open = false;
+      download(button.dataset.kind);
+    });
+  }
   onChange(show);
 }
 
