@@ -142,7 +142,7 @@ def test_a_picture_that_is_chosen_dropped_or_pasted_is_searched_by(page):
             }""",
             [event, data],
         )
-        page.wait_for_function("document.querySelectorAll('.term').length > 1")
+        page.locator(".term").nth(1).wait_for()
         shown(page)
         page.locator(".term .off").last.click()
         shown(page)
@@ -241,7 +241,7 @@ def test_names_are_given_to_a_picture_as_they_are_written(page):
     image = {"name": "x.png", "mimeType": "image/png", "buffer": picture("green")}
     page.set_input_files("#classify input[type=file]", [image])
     page.fill("#names", "red\ngreen\n<b>blue</b>")
-    page.wait_for_function("document.querySelectorAll('#answers li').length === 3")
+    page.locator("#answers li").nth(2).wait_for()
     answers = page.locator("#answers li").all_inner_texts()
     assert any("<b>blue</b>" in answer for answer in answers)
     shares = [float(re.findall(r"([\d.]+) %", answer)[0]) for answer in answers]
@@ -340,7 +340,7 @@ def test_a_page_without_the_token_asks_for_it(model, browser, tmp_path):
         page.wait_for_selector("#token-dialog[open]")
         page.fill("#token", "wrong")
         page.press("#token", "Enter")
-        page.wait_for_function("document.getElementById('token-error').textContent")
+        page.get_by_text("That is another token").wait_for()
         page.fill("#token", token)
         page.press("#token", "Enter")
         page.wait_for_selector("#grid img")

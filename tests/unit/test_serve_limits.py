@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import socket
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from vlp.serve.access import Access, choose_token
 from vlp.serve.batching import Batcher, Texts
 from vlp.serve.fields import fields_of
 from vlp.serve.limits import Guard, Limits, Refused
+from vlp.serve.server import open_port
 
 SCOPE = {"type": "http", "path": "/search", "headers": []}
 
@@ -296,6 +298,14 @@ def test_what_is_no_picture_is_refused_with_a_reason(name):
         pictures.uploaded(data, 50_000_000)
     assert refused.value.status == 422
     assert len(refused.value.reason) < 200
+
+
+def test_an_address_that_cannot_be_had_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host, wrong in (("127.0.0.1", port), ("127.0.0.1", 70_000), ("no.such.invalid", 0)):
+            with pytest.raises(UserError, match=rf"Cannot open {host}:{wrong}.*--port"):
+                open_port(host, wrong)
 
 
 def test_a_picture_may_come_as_base64_or_as_a_data_url():

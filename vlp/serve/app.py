@@ -159,7 +159,8 @@ def _add_reasons(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        said = f"{error.detail}. /docs lists what can be asked, and how."
+        return JSONResponse({"error": said}, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:

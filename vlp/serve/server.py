@@ -6,7 +6,7 @@ from pathlib import Path
 import uvicorn
 
 from vlp.console import show
-from vlp.errors import UserError
+from vlp.errors import UserError, first_line
 from vlp.index import load_index
 from vlp.search import open_encoder
 from vlp.serve.access import Access, choose_token, is_loopback
@@ -37,7 +37,7 @@ def serve(
         UserError: There is no such index or model, or the port cannot be had.
     """
     token = choose_token(host, token)
-    listening = _listen(host, port)  # before the model is loaded: a port that is taken is said soon
+    listening = open_port(host, port)  # before the model is loaded: a port that is taken is said soon
     index = load_index(folder)
     encoder = open_encoder(index, model)
     metrics = Metrics()
@@ -77,15 +77,21 @@ class AnnouncingServer(uvicorn.Server):
         show(self._said)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def open_port(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address, and does not listen yet.
+
+    Raises:
+        UserError: The address cannot be had.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        found = socket.socket(family)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
     except (OSError, OverflowError) as error:
+        found.close()
         raise UserError(
-            f"Cannot open {host}:{port}: {error}. Give another --port, or 0 for any that is free."
+            f"Cannot open {host}:{port}: {first_line(error)}. Give another --port (0: any that is "
+            f"free) or --host."
         ) from None
     return found
 
