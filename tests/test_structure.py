@@ -34,7 +34,7 @@ DOORS = {
     ),
     "transformers": ("vlp/encoder.py", "vlp/export.py"),
     "datasets": ("eval/datasets/hugging_face.py",),
-    "faiss": ("vlp/index.py",),
+    "faiss": ("vlp/index/",),
     "accelerate": ("training/",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),
     "spacy": ("data_pipelines/curation/syntax.py",),

@@ -21,20 +21,58 @@ def index(
 
 
 def search(
-    index: Path, query: str, /, k: int = 5, model: str | None = None, sheet: Path | None = None
+    index: Path,
+    query: tuple[str, ...] = (),
+    /,
+    k: int = 5,
+    weights: tuple[float, ...] = (),
+    without: tuple[str, ...] = (),
+    like: tuple[str, ...] = (),
+    where: tuple[str, ...] = (),
+    min_percentile: float | None = None,
+    fold: float | None = None,
+    offset: int = 0,
+    model: str | None = None,
+    sheet: Path | None = None,
+    export: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Find the images nearest to a text or to an image file.
+    """Find the images nearest to texts, images, or both.
+
+    `vlp search INDEX photo.jpg "in the snow"` is what the picture and the text have in common, and
+    `vlp search INDEX --like 00007 --where "width>=512" language=en` more of what a sample shows.
 
     Args:
         index: Folder that ``vlp index`` wrote.
-        query: Any text, or the path of an image file.
+        query: Texts, and paths of image files.
         k: How many images to show.
+        weights: Of each query, then of each key of ``--like``; below 0 leads away. None: 1 each.
+        without: Texts and image files that lead away, each with the weight -1.
+        like: Keys of samples of the index to find more of.
+        where: Conditions on the metadata, with = != < <= > >= or ~ (contains).
+        min_percentile: Show hits only that score above so many % of the index, from 0 to 100.
+        fold: Show one of pictures whose cosine is at least this; 0.94 is a near-duplicate.
+        offset: Hits to leave out at the start.
         model: The model that made the features, where it has moved since.
         sheet: PNG file for a contact sheet of what was found.
+        export: Parquet file for a keep-list of what was found: shards and keys.
     """
     from vlp.search import search as run
 
-    return run(index, query, k=k, model=model, sheet=sheet)
+    return run(
+        index,
+        query,
+        weights=weights,
+        without=without,
+        like=like,
+        model=model,
+        sheet=sheet,
+        export=export,
+        k=k,
+        where=where,
+        min_percentile=min_percentile,
+        fold=fold,
+        offset=offset,
+    )
 
 
 def classify(

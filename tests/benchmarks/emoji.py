@@ -4,7 +4,7 @@
     python tests/benchmarks/emoji.py DATA OUT --select --options --optimizer.learning-rate 1e-3
     python tests/benchmarks/emoji.py DATA OUT --kill-every 90 --steps 200
 
-DATA holds train/, test_style/, test_concepts/ and classes.json (README says where from). Options
+DATA holds train/, test_style/, test_concepts/ and classes.json (see docs/emoji.md). Options
 after `--options` go to `vlp train`. `--select` is how hyper-parameters are chosen, without the test
 shards: a tenth of the train concepts (by hash) and one vendor are held apart, and the run on the
 rest is scored on the tenth (unseen concepts), on the vendor's drawings (unseen style) and on the
@@ -55,7 +55,7 @@ SHOWN = {
 def main() -> None:
     options = parse()
     if not (options.data and options.out):
-        print("Skipped: the emoji set is not part of this project; README says where it is from.")
+        print("Skipped: the emoji set is not part of this project; see docs/emoji.md.")
         return
     if options.kill_every:
         compare_with_kills(killed_command(options), options.out, options.kill_every)

@@ -30,7 +30,7 @@ def test_the_version_and_an_empty_line_do_what_people_expect():
         (["train", "toy", "--out", "x", "--steps", "1", "--samples", "1"], "Give exactly one"),
         (["train", "toy", "--out", "x", "--steps", "0"], "Write one above 0"),
         (["train", "toy", "--out", "x", "--data.batch-size", "1"], "at least 2"),
-        (["search"], "Missing: INDEX, QUERY"),
+        (["search"], "Missing: INDEX"),
         (["inspect", "nowhere"], "There are no shards at nowhere"),
         (["embed", "nowhere", "s", "f"], "There are no shards at s"),
     ],

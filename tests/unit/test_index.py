@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from vlp import index
 from vlp.errors import UserError
 from vlp.index import assign, hamming_pairs, kmeans, neighbours
+from vlp.index import exact as index
 
 
 def unit_rows(count, dim=16, seed=0):

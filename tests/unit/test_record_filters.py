@@ -21,6 +21,7 @@ from data_pipelines.filters.language import Language
 from data_pipelines.filters.metadata_number import MetadataNumber
 from data_pipelines.filters.one_colour import OneColour
 from data_pipelines.filters.opted_out import OptedOut
+from vlp.errors import UserError
 from vlp.image import ImageError
 
 
@@ -96,20 +97,29 @@ def test_exact_duplicate_agrees_with_a_naive_loop():
     assert list(itertools.chain(*kept(part, *shards))) == expected
 
 
-def test_language_tells_sure_from_unsure_among_few():
+def test_the_likeliest_language_counts_sure_or_not_unless_asked_for():
     captions = [
         "A photo of my dog in the snow",
         "Zapatos rojos de mujer",
         "赤い靴",
-        "Blue velvet sofa",  # most likely Norwegian, of all languages
-        "12345",
+        "a koala\n sitting in a tree",
+        "Kitchen",  # English, by 46 %
+        " \n",
+        "a \ud800 dog in the snow",
     ]
-    scores = scored(Language(), *(sample("k", text) for text in captions))
-    assert scores == ["en", "es", "ja", "unknown", "unknown"]
-    assert kept(Language(), scores) == [[1, 0, 0, 0, 0]]
-    assert kept(Language(languages=("en", "unknown")), scores) == [[1, 0, 0, 1, 1]]
-    two = Language(among=("en", "da"), confidence=0.0)
-    assert scored(two, sample("k", "Zapatos rojos")) in (["en"], ["da"])
+    several = [sample("k", text) for text in captions]
+    scores = scored(Language(), *several)
+    assert scores == ["en", "es", "ja", "en", "en", "unknown", "en"]
+    assert kept(Language(), scores) == [[1, 0, 0, 1, 1, 0, 1]]
+    assert kept(Language(languages=("es", "unknown")), scores) == [[0, 1, 0, 0, 0, 1, 0]]
+    assert scored(Language(confidence=0.5), *several)[4] == "unknown"
+
+
+def test_a_language_that_no_caption_can_have_is_refused():
+    with pytest.raises(UserError, match="Did you mean en"):
+        Language(languages=("eng",)).identity()
+    with pytest.raises(UserError, match="no model of fastText"):
+        Language(model=__file__).identity()
 
 
 def test_opted_out_heeds_what_img2dataset_heeds():

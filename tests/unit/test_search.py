@@ -62,14 +62,14 @@ def test_a_hit_brings_its_picture_with_one_seek(built):
 def test_an_image_file_finds_itself(built, shards, tmp_path):
     hit = load_index(built[1]).hits(np.load(built[0] / "img_emb" / "img_emb_0.npy")[9], 1)[0]
     (tmp_path / "query.png").write_bytes(load_index(built[1]).picture(hit))
-    found = search(built[1], str(tmp_path / "query.png"), k=1, sheet=tmp_path / "sheet.png")
+    found = search(built[1], [str(tmp_path / "query.png")], k=1, sheet=tmp_path / "sheet.png")
     assert found[0]["key"] == "00009"
     assert found[0]["score"] == pytest.approx(1, abs=1e-5)
     assert decode((tmp_path / "sheet.png").read_bytes()).width > 100
 
 
 def test_a_text_is_searched_with_the_model_of_the_index(built):
-    found = search(built[1], "a blue field", k=3)
+    found = search(built[1], ["a blue field"], k=3)
     assert len(found) == 3
     assert found[0]["score"] >= found[-1]["score"]
     assert set(found[0]) >= {"key", "score", "caption"}
@@ -81,7 +81,7 @@ def test_another_model_than_the_index_was_built_with_is_refused(built, model, tm
     (tmp_path / "other").mkdir()
     save_encoder(other, tmp_path / "other")
     with pytest.raises(UserError, match="built with another model"):
-        search(built[1], "x", model=str(tmp_path / "other"))
+        search(built[1], ["x"], model=str(tmp_path / "other"))
 
 
 def test_folders_that_hold_something_else_are_named(built, shards, tmp_path):
@@ -90,10 +90,10 @@ def test_folders_that_hold_something_else_are_named(built, shards, tmp_path):
     with pytest.raises(UserError, match="holds no index"):
         load_index(built[0])
     with pytest.raises(UserError, match="k is 0"):
-        search(built[1], "x", k=0)
+        search(built[1], ["x"], k=0)
     with pytest.raises(UserError, match="The query is empty"):
-        search(built[1], " ")
-    (built[1] / "index.faiss").write_bytes(b"nothing")
+        search(built[1], [" "])
+    (built[1] / "segments/000001/vectors.npy").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is damaged"):
         load_index(built[1])
 

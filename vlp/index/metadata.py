@@ -1,0 +1,88 @@
+"""What each row of an index is: a table on the disk, mapped into memory, its fields in columns."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+FIELD = "field:"
+"""Prefix of the columns that hold what the JSON of the samples says, by its names."""
+ROWS = 65_536
+NUMBERS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+
+def write_metadata(metadata: pa.Table, first_id: int, path: Path) -> None:
+    """Write the rows of a table with their numbers, and a typed column for each field.
+
+    A field whose values are numbers is a column of numbers, any other one of texts. Lists and
+    objects stay in the JSON.
+
+    Args:
+        metadata: ``key``, ``caption``, ``metadata`` (JSON), ``shard``, ``offset``, ``size``; and
+            ``id`` where the rows have numbers already.
+        first_id: Number of the first row, where they have none.
+        path: File to write, in Arrow's format.
+    """
+    if "id" not in metadata.column_names:
+        ids = pa.array(range(first_id, first_id + len(metadata)), pa.int64())
+        metadata = metadata.add_column(0, "id", ids)
+    kinds = _kinds(metadata)
+    fields = [pa.field(f"{FIELD}{name}", kind) for name, kind in kinds.items()]
+    schema = pa.schema([*metadata.schema, *fields])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for some in metadata.to_batches(max_chunksize=ROWS):
+            said = [*_said(some)]
+            columns = [_column(name, kind, said) for name, kind in kinds.items()]
+            writer.write_batch(pa.record_batch([*some.columns, *columns], schema=schema))
+
+
+def open_metadata(path: Path) -> pa.Table:
+    """Return a table that ``write_metadata`` wrote; only what is asked for is read.
+
+    Raises:
+        OSError: It is not there, or damaged.
+        pa.ArrowInvalid: The same.
+    """
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def row_of(table: pa.Table, row: int) -> dict[str, Any]:
+    """Return what a row says, its fields as a dictionary."""
+    names = [name for name in table.column_names if not name.startswith(FIELD)]
+    columns = table.select(names).slice(row, 1).to_pylist()[0]
+    return {**columns, "fields": json.loads(columns.pop("metadata") or "{}")}
+
+
+def _kinds(metadata: pa.Table) -> dict[str, pa.DataType]:
+    """Return the type of each field that is a number or a text."""
+    seen: dict[str, set[type]] = {}
+    for some in metadata.to_batches(max_chunksize=ROWS):
+        for fields in _said(some):
+            for name, value in fields.items():
+                if isinstance(value, str | int | float):
+                    seen.setdefault(name, set()).add(type(value))
+    kinds = {}
+    for name, types in seen.items():
+        if len(types) == 1:
+            kinds[name] = NUMBERS.get(next(iter(types)), pa.string())
+        else:
+            kinds[name] = pa.float64() if types == {int, float} else pa.string()
+    return kinds
+
+
+def _said(some: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    for text in some["metadata"].to_pylist():
+        fields = json.loads(text or "{}")
+        yield fields if isinstance(fields, dict) else {}
+
+
+def _column(name: str, kind: pa.DataType, said: list[dict[str, Any]]) -> pa.Array:
+    values = [fields.get(name) for fields in said]
+    values = [value if isinstance(value, str | int | float) else None for value in values]
+    if kind == pa.string():
+        values = [value if value is None else str(value) for value in values]
+    elif kind == pa.float64():
+        values = [value if value is None else float(value) for value in values]
+    return pa.array(values, kind)

@@ -1,0 +1,72 @@
+"""What an index is made of, and how far each search goes: faiss's kinds behind one name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from vlp.index.exact import selector
+
+EXACT = "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A kind of index and what it was tuned to."""
+
+    kind: str = EXACT
+    """``exact``, or faiss's name of it, such as ``IVF1024,SQ8`` or ``HNSW32``."""
+    effort: int = 0
+    """Lists that a query looks into (nprobe), or nodes that it keeps in view (efSearch)."""
+    refine: int = 1
+    """Candidates for each hit, ranked again by their full vectors; 1 where cosines are exact."""
+    prefix: int | None = None
+    """Coordinates that the index holds (Kusupati et al. 2022); None: all. The rest re-ranks."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every vector is compared."""
+        return self.kind == EXACT
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the cosines that the kind gives are not those of the full vectors."""
+        return self.prefix is not None or "Q" in self.kind
+
+    def cut(self, rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows length"]:
+        """Return what the index holds of vectors, or sees of queries: unit-length rows."""
+        if self.prefix is None:
+            return np.ascontiguousarray(rows, np.float32)
+        short = np.array(rows[:, : self.prefix], np.float32, order="C")
+        faiss.normalize_L2(short)
+        return short
+
+    def ask(
+        self,
+        index: faiss.Index,
+        queries: Float[np.ndarray, "queries length"],
+        k: int,
+        allowed: Bool[np.ndarray, "rows"] | None = None,
+    ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return what faiss finds; the row is -1 where it found fewer."""
+        options: dict[str, Any] = {} if allowed is None else {"sel": selector(allowed)}
+        if self.kind.startswith("HNSW"):
+            parameters = faiss.SearchParametersHNSW(  # pyright: ignore[reportAttributeAccessIssue]
+                efSearch=max(self.effort, k), **options
+            )
+        else:
+            options["nprobe"] = self.effort
+            parameters = faiss.SearchParametersIVF(**options)
+        return index.search(queries, k, params=parameters)
+
+
+def open_quick(path: Path) -> faiss.Index:
+    """Return an index of a file, mapped into memory.
+
+    Raises:
+        RuntimeError: It is no index, or damaged.
+    """
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

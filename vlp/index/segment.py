@@ -1,0 +1,193 @@
+"""A segment: rows of an index that were written together and are never changed.
+
+A folder with ``vectors.npy``, ``metadata.arrow``, ``plan.json``, ``quick.faiss`` where the search
+is not exact, and ``manifest.json``: sizes and hashes of the others.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int64
+
+from vlp.errors import UserError, first_line
+from vlp.index.exact import Matrix, blocks, neighbours
+from vlp.index.metadata import open_metadata, write_metadata
+from vlp.index.plan import Plan, open_quick
+from vlp.manifest import MANIFEST, damage, flush, seal
+from vlp.output import write_json
+
+VECTORS, METADATA, PLAN, QUICK = "vectors.npy", "metadata.arrow", "plan.json", "quick.faiss"
+FEW = 0.1
+"""Of rows, if fewer than this share may be found, each of them is compared: what skips most of its
+nodes, as a graph does, finds too few of the right ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Rows that can be searched; all is mapped into memory, and read as it is needed."""
+
+    folder: Path
+    vectors: Float[np.ndarray, "rows dim"]
+    metadata: pa.Table
+    plan: Plan
+    quick: faiss.Index | None
+    """None where each vector is compared."""
+    deleted: Bool[np.ndarray, "rows"] | None
+    """Rows that are there no more; None for none."""
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @cached_property
+    def ids(self) -> Int64[np.ndarray, "rows"]:
+        """Numbers of the rows, ascending."""
+        return self.metadata["id"].to_numpy()
+
+    @property
+    def alive(self) -> Bool[np.ndarray, "rows"]:
+        """Which rows are there."""
+        return np.ones(len(self), bool) if self.deleted is None else ~self.deleted
+
+    def search(
+        self,
+        queries: Float[np.ndarray, "queries dim"],
+        k: int,
+        allowed: Bool[np.ndarray, "rows"] | None = None,
+    ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return the cosines and rows of the k nearest, nearest first; -1 where there are fewer.
+
+        Args:
+            queries: Unit-length rows.
+            k: At most the number of rows.
+            allowed: Rows that may be found.
+        """
+        if self.deleted is not None:
+            allowed = self.alive if allowed is None else allowed & self.alive
+        if allowed is not None and allowed.sum() < FEW * len(self):
+            return self._among(queries, k, np.flatnonzero(allowed))
+        if self.quick is None:
+            return neighbours(queries, self.vectors, k, allowed=allowed)
+        wanted = min(len(self), k * self.plan.refine)
+        cosines, rows = self.plan.ask(self.quick, self.plan.cut(queries), wanted, allowed)
+        if self.plan.reranks:
+            cosines = self._cosines(queries, rows)
+        order = np.lexsort((rows, -cosines), axis=1)[:, :k]  # [queries, k]
+        return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
+
+    def _among(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, rows: Int64[np.ndarray, "few"]
+    ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return the k nearest of a few rows."""
+        cosines, places = neighbours(queries, self.vectors[rows], min(k, len(rows)))
+        lacking = ((0, 0), (0, k - places.shape[1]))
+        return (
+            np.pad(cosines, lacking, constant_values=-np.inf),
+            np.pad(rows[places], lacking, constant_values=-1),
+        )
+
+    def _cosines(
+        self, queries: Float[np.ndarray, "queries dim"], rows: Int64[np.ndarray, "queries k"]
+    ) -> Float[np.ndarray, "queries k"]:
+        """Return the cosines of full vectors, of each query its own."""
+        found = np.empty(rows.shape, np.float32)
+        for place, own in enumerate(rows):
+            found[place] = self.vectors[own] @ queries[place]  # [k, dim] @ [dim]
+        found[rows < 0] = -np.inf
+        return found
+
+
+@contextmanager
+def new_segment(folder: Path) -> Iterator[Path]:
+    """Yield a folder that takes its name, sealed and on the disk, when the block ends well."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    seal(part)
+    part.rename(folder)
+    flush(folder.parent)
+
+
+def write_rows(folder: Path, rows: Matrix, metadata: pa.Table, first_id: int) -> None:
+    """Write vectors, at unit length, and what they are; one block is in memory at a time.
+
+    Raises:
+        UserError: A vector has numbers that are not finite.
+    """
+    width = rows[:1].shape[1]
+    vectors = np.lib.format.open_memmap(
+        folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), width)
+    )
+    for start, block in blocks(rows):
+        is_bad = ~np.isfinite(block).all(1)
+        if is_bad.any():
+            row = int(np.flatnonzero(is_bad)[0]) + start
+            key = metadata["key"][row].as_py()
+            raise UserError(
+                f"The feature of {key} (row {row}) has numbers that are not finite, such as NaN. "
+                f"Run `vlp embed` again, with a model whose weights are finite."
+            )
+        block = block.copy()  # it may be the caller's
+        faiss.normalize_L2(block)  # fp16 has rounded them
+        vectors[start : start + len(block)] = block
+    vectors.flush()
+    write_metadata(metadata, first_id, folder / METADATA)
+
+
+def write_plan(folder: Path, plan: Plan, quick: faiss.Index | None) -> None:
+    """Write what a segment is searched with."""
+    write_json(folder / PLAN, asdict(plan))
+    if quick is not None:
+        faiss.write_index(quick, str(folder / QUICK))
+
+
+def open_segment(folder: Path, deleted: Int64[np.ndarray, "ids"]) -> Segment:
+    """Return a segment.
+
+    Args:
+        folder: Of the segment.
+        deleted: Numbers of rows that are there no more, of all segments.
+
+    Raises:
+        UserError: A file is missing, of another length than it was, or damaged.
+    """
+    try:
+        check_sizes(folder)
+        plan = Plan(**json.loads((folder / PLAN).read_text()))
+        vectors = np.load(folder / VECTORS, mmap_mode="r")
+        metadata = open_metadata(folder / METADATA)
+        quick = None if plan.is_exact else open_quick(folder / QUICK)
+    except (OSError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
+        raise UserError(f"The index is damaged: {folder}: {first_line(error)}.") from None
+    lengths = {len(vectors), len(metadata), len(vectors) if quick is None else quick.ntotal}
+    if len(lengths) > 1:
+        raise UserError(
+            f"The index is damaged: {folder} has {len(vectors)} vectors and {len(metadata)} rows "
+            f"of metadata."
+        )
+    gone = np.isin(metadata["id"].to_numpy(), deleted)
+    return Segment(folder, vectors, metadata, plan, quick, gone if gone.any() else None)
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise ValueError where a file is not as long as it was written: it costs no reading."""
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    for name, sealed in files.items():
+        size = os.path.getsize(folder / name)
+        if size != sealed["bytes"]:
+            raise ValueError(f"{name} has {size:,} of {sealed['bytes']:,} bytes")
+
+
+def check_hashes(folder: Path) -> None:
+    """Raise UserError where a file is not as it was written; all of it is read."""
+    if told := damage(folder):
+        raise UserError(f"The index is damaged: {folder}: {told}. Build it again.")

@@ -1,0 +1,103 @@
+"""Conditions on what is known of a sample, as ``width>=512`` or ``language=en``."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
+
+from vlp.errors import UserError, nearest
+from vlp.index.metadata import FIELD
+
+COMPARE = {
+    "=": "equal",
+    "!=": "not_equal",
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
+}
+"""Arrow's name of each sign; ``~`` is a part of a text, whatever its case."""
+FORM = re.compile(r"\s*(.+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
+OWN = ("key", "caption", "shard")
+"""Columns that can be asked for beside the fields of the metadata."""
+TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class Condition(NamedTuple):
+    """A field, how it is compared, and with what."""
+
+    name: str
+    sign: str
+    value: str
+
+
+def parse(text: str) -> Condition:
+    """Return a condition that is written as ``width>=512``, or with = != < <= > and ~ (contains).
+
+    Raises:
+        UserError: It is not written so.
+    """
+    found = FORM.fullmatch(text)
+    if not found:
+        raise UserError(
+            f"The condition {text!r} is none. Write a field, a sign (= != < <= > >= or ~ for "
+            f'contains) and a value, as "width>=512".'
+        )
+    return Condition(*found.groups())
+
+
+def fields_of(table: pa.Table) -> list[str]:
+    """Return the names that conditions on a table may have."""
+    return [name.removeprefix(FIELD) for name in table.column_names if name.startswith(FIELD)]
+
+
+def check_names(conditions: Iterable[Condition], tables: Iterable[pa.Table]) -> None:
+    """Raise UserError for the first condition whose field is in none of the tables."""
+    known = {*OWN, *(name for table in tables for name in fields_of(table))}
+    for condition in conditions:
+        if condition.name not in known:
+            raise UserError(
+                f"No sample of the index has a field {condition.name!r}. "
+                f"{nearest(condition.name, known)}"
+            )
+
+
+def matching(table: pa.Table, conditions: Iterable[Condition]) -> Bool[np.ndarray, "rows"]:
+    """Return which rows meet all conditions; a row without the field meets none on it."""
+    found = np.ones(len(table), bool)
+    for condition in conditions:
+        name = next(
+            (n for n in (f"{FIELD}{condition.name}", condition.name) if n in table.column_names), ""
+        )
+        if not name:
+            return np.zeros(len(table), bool)
+        found &= _met(table[name], condition).fill_null(False).to_numpy()
+    return found
+
+
+def _met(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
+    value = _value(condition, column.type)
+    if condition.sign == "~":
+        part = pc.MatchSubstringOptions(condition.value, ignore_case=True)
+        return pc.call_function("match_substring", [column], part)
+    return pc.call_function(COMPARE[condition.sign], [column, value])
+
+
+def _value(condition: Condition, kind: pa.DataType) -> pa.Scalar:
+    name, sign, text = condition
+    if pa.types.is_string(kind):
+        return pa.scalar(text)
+    if sign == "~":
+        raise UserError(f"{name} is no text: compare it with = != < <= > or >=, not with ~.")
+    if pa.types.is_boolean(kind):
+        if text.lower() not in TRUTH:
+            raise UserError(f"{name} is true or false, got {text!r}.")
+        return pa.scalar(TRUTH[text.lower()])
+    try:
+        return pa.scalar(float(text))
+    except ValueError:
+        raise UserError(f"{name} is a number, and {text!r} is none.") from None
