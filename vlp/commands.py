@@ -5,19 +5,75 @@ from typing import Any
 
 
 def index(
-    features: Path, index: Path, /, model: str | None = None, overwrite: bool = False
+    features: Path,
+    index: Path,
+    /,
+    recall: float = 0.95,
+    memory: str | None = None,
+    prefix: int | None = None,
+    rows_per_part: int = 10_000_000,
+    model: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Build an exact nearest-neighbour index over the features of images.
+    """Build the fastest index over the features of images that reaches a recall within a memory.
+
+    Exact for a small set. For a large one every kind that fits is built, tuned with features of
+    texts against exact search, and measured with others: ``report.html`` says what came of each.
 
     Args:
         features: Folder that ``vlp embed`` or clip-retrieval wrote.
         index: Folder to write.
+        recall: Share of the 10 nearest that must be found, above 0 and at most 1.
+        memory: Most that the index may take, as 2GB or 500MB.
+        prefix: Hold the first so many coordinates of Matryoshka features; all of them rank again.
+        rows_per_part: Rows of each of the files that are searched as one.
         model: The model that made the features, where that is not written beside them.
         overwrite: Replace what another command or config wrote.
     """
     from vlp.index import build_index
+    from vlp.index.candidates import bytes_of
 
-    return build_index(features, index, model=model, overwrite=overwrite)
+    return build_index(
+        features,
+        index,
+        recall=recall,
+        memory=None if memory is None else bytes_of(memory),
+        prefix=prefix,
+        rows_per_part=rows_per_part,
+        model=model,
+        overwrite=overwrite,
+    )
+
+
+def update(
+    index: Path,
+    /,
+    add: Path | None = None,
+    delete: tuple[str, ...] = (),
+    compact: bool = False,
+    check: bool = False,
+    export: Path | None = None,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """Change an index: add, delete, compact; check it, or write it for a vector database.
+
+    What is done is done in the order of the options. Who is killed on the way leaves the index as
+    it was before the step.
+
+    Args:
+        index: Folder that ``vlp index`` wrote.
+        add: Features, or another index, of the same model; a key that is there is replaced.
+        delete: Keys; or a file ending in .txt with a key on each line.
+        compact: Make one part of all, without what was deleted.
+        check: Read every file and compare its hash.
+        export: Parquet or Arrow file for id, vector, key and metadata of each sample.
+        model: The model of the features to add, where that is not written beside them.
+    """
+    from vlp.index.change import update_index
+
+    return update_index(
+        index, add=add, delete=delete, compact=compact, check=check, export=export, model=model
+    )
 
 
 def search(

@@ -3,6 +3,7 @@
 Every folder that a command writes holds ``config.json``: the command and what it was told.
 """
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -109,10 +110,23 @@ def lock_folder(folder: Path, path: Path | None = None) -> IO[str]:
 def _rename(part: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    part.rename(path)
+    if path.exists() and _exchange(part, path):
+        part.rename(old)
+    else:
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders swap names: at any time there is one of each. False if they cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # not Linux
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def check_output(

@@ -13,6 +13,7 @@ from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.image import decode
 from vlp.index import Index, load_index
+from vlp.index.export import write_keep_list
 from vlp.query import Query, find
 from vlp.types import Hit
 
@@ -60,6 +61,9 @@ def search(
         pictures = [(decode(index.picture(hit)), _label(hit)) for hit in hits]
         contact_sheet([(" + ".join([*queries, *like]), pictures)], sheet)
         show(f"The pictures are in {sheet}.")
+    if export:
+        write_keep_list(index, hits, export)
+        show(f"The keep-list {export} names {len(hits)} samples.")
     return [
         {"key": hit.key, "score": hit.score, "percentile": hit.percentile}
         | ({"folded": hit.folded} if hit.folded else {})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import faiss
@@ -25,6 +26,22 @@ class Matrix(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some rows of a matrix, one after the other."""
+
+    rows: Matrix
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(self.count)
+        return self.rows[self.start + first : self.start + last]
 
 
 def kmeans(

@@ -202,8 +202,13 @@ def load_index(folder: Path) -> Index:
         UserError: The folder holds no index, or a damaged one.
     """
     state = read_state(folder)
-    deleted = read_deleted(folder, state)
-    opened = tuple(open_segment(folder / SEGMENTS / name, deleted) for name in state.segments)
+    try:
+        deleted = read_deleted(folder, state)
+        opened = tuple(open_segment(folder / SEGMENTS / name, deleted) for name in state.segments)
+    except UserError:
+        if read_state(folder).generation != state.generation:
+            return load_index(folder)  # another process has changed it in between
+        raise
     return Index(folder, state, opened)
 
 

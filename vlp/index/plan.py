@@ -53,7 +53,9 @@ class Plan:
     ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
         """Return what faiss finds; the row is -1 where it found fewer."""
         options: dict[str, Any] = {} if allowed is None else {"sel": selector(allowed)}
-        if self.kind.startswith("HNSW"):
+        if self.kind == "Flat":
+            parameters = faiss.SearchParameters(**options)
+        elif self.kind.startswith("HNSW"):
             parameters = faiss.SearchParametersHNSW(  # pyright: ignore[reportAttributeAccessIssue]
                 efSearch=max(self.effort, k), **options
             )

@@ -19,6 +19,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int64
 
 from vlp.errors import UserError, first_line
+from vlp.index.candidates import fill
 from vlp.index.exact import Matrix, blocks, neighbours
 from vlp.index.metadata import open_metadata, write_metadata
 from vlp.index.plan import Plan, open_quick
@@ -117,8 +118,12 @@ def new_segment(folder: Path) -> Iterator[Path]:
     flush(folder.parent)
 
 
-def write_rows(folder: Path, rows: Matrix, metadata: pa.Table, first_id: int) -> None:
-    """Write vectors, at unit length, and what they are; one block is in memory at a time.
+def write_rows(
+    folder: Path, rows: Matrix, metadata: pa.Table, first_id: int
+) -> Float[np.ndarray, "rows dim"]:
+    """Write vectors, at unit length, and what they are, and return the vectors, mapped.
+
+    One block is in memory at a time.
 
     Raises:
         UserError: A vector has numbers that are not finite.
@@ -141,13 +146,20 @@ def write_rows(folder: Path, rows: Matrix, metadata: pa.Table, first_id: int) ->
         vectors[start : start + len(block)] = block
     vectors.flush()
     write_metadata(metadata, first_id, folder / METADATA)
+    return vectors
 
 
-def write_plan(folder: Path, plan: Plan, quick: faiss.Index | None) -> None:
-    """Write what a segment is searched with."""
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write how a segment is searched."""
     write_json(folder / PLAN, asdict(plan))
-    if quick is not None:
-        faiss.write_index(quick, str(folder / QUICK))
+
+
+def write_quick(
+    folder: Path, plan: Plan, like: Path, vectors: Float[np.ndarray, "rows dim"]
+) -> None:
+    """Write an index of the vectors of a segment; what it knows is what another has learnt."""
+    quick = fill(faiss.read_index(str(like / QUICK)), plan, vectors)
+    faiss.write_index(quick, str(folder / QUICK))
 
 
 def open_segment(folder: Path, deleted: Int64[np.ndarray, "ids"]) -> Segment:
