@@ -65,9 +65,9 @@ def fits(page) -> bool:
 
 def shown(page) -> list[str]:
     """Return the names of the pictures that are shown, once they are those that were asked for."""
-    page.wait_for_selector("#grid[aria-busy=false]")
+    page.wait_for_selector("#grid[aria-busy=false]", state="attached")
     page.wait_for_timeout(250)  # what is typed is asked for after 120 ms
-    page.wait_for_selector("#grid[aria-busy=false]")
+    page.wait_for_selector("#grid[aria-busy=false]", state="attached")
     return page.locator("#grid .open").evaluate_all("all => all.map(one => one.ariaLabel)")
 
 
@@ -213,7 +213,7 @@ def test_a_selection_is_downloaded(page, kind, tmp_path):
         with zipfile.ZipFile(path) as file:
             assert len(file.namelist()) == 4
     else:
-        assert [one["row"] for one in json.loads(path.read_text())] == [1, 2, 3, 4]
+        assert [one["id"] for one in json.loads(path.read_text())] == [1, 2, 3, 4]
     page.click("#clear")
     assert page.locator("#selection").is_hidden()
 
@@ -241,7 +241,7 @@ def test_names_are_given_to_a_picture_as_they_are_written(page):
     image = {"name": "x.png", "mimeType": "image/png", "buffer": picture("green")}
     page.set_input_files("#classify input[type=file]", [image])
     page.fill("#names", "red\ngreen\n<b>blue</b>")
-    page.locator("#answers li").nth(2).wait_for()
+    page.locator("#answers").get_by_text("<b>blue</b>").wait_for()
     answers = page.locator("#answers li").all_inner_texts()
     assert any("<b>blue</b>" in answer for answer in answers)
     shares = [float(re.findall(r"([\d.]+) %", answer)[0]) for answer in answers]

@@ -85,31 +85,31 @@ def test_a_text_an_image_a_key_and_a_feature_find_what_they_should(client):
     assert by_key[0]["key"] in ("00007", by_key[0]["key"])
     feature = client.post("/embed", json={"texts": ["a red field"]}).json()["texts"][0]
     by_text, by_vector = find(client, {"text": "a red field"}), find(client, {"vector": feature})
-    assert [hit["row"] for hit in by_text] == [hit["row"] for hit in by_vector]
+    assert [hit["id"] for hit in by_text] == [hit["id"] for hit in by_vector]
     scores = [hit["score"] for hit in by_text]
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= hit["percentile"] <= 100 for hit in by_text)
-    picture_of = client.get(f"/pictures/{by_text[0]['row']}/large").content
+    picture_of = client.get(f"/pictures/{by_text[0]['id']}/large").content
     by_image = find(client, {"image": base64_of(picture_of)}, k=3)
     assert by_image[0]["score"] > 0.9
 
 
 def test_pages_follow_each_other_without_a_gap(client):
-    whole = [hit["row"] for hit in find(client, {"text": "red"}, k=90)]
+    whole = [hit["id"] for hit in find(client, {"text": "red"}, k=90)]
     parts = [find(client, {"text": "red"}, k=30, offset=start) for start in (0, 30, 60)]
-    assert [hit["row"] for part in parts for hit in part] == whole
+    assert [hit["id"] for part in parts for hit in part] == whole
     assert len(set(whole)) == 90
 
 
 def test_without_terms_every_picture_comes_in_its_order(client):
-    assert [hit["row"] for hit in find(client, k=96)] == list(range(96))
+    assert [hit["id"] for hit in find(client, k=96)] == list(range(96))
 
 
 def test_conditions_hold_for_every_hit(client):
-    one = find(client, {"text": "red"}, k=90, where=[{"field": "lot", "values": ["a", "b"]}])
+    one = find(client, {"text": "red"}, k=90, where=['lot=["a", "b"]'])
     assert {hit["metadata"]["lot"] for hit in one} == {"a", "b"}
     assert len(one) == 64
-    between = [{"field": "number", "least": 10, "most": 19}]
+    between = ["number>=10", "number<=19"]
     other = find(client, {"text": "red"}, k=90, where=between)
     assert sorted(hit["metadata"]["number"] for hit in other) == list(range(10, 20))
     browsed = find(client, k=90, where=between)
@@ -133,7 +133,7 @@ def test_hits_are_sorted_by_what_is_asked(client):
 def test_away_from_a_text_turns_the_order_around(client):
     near = find(client, {"text": "red"}, k=96)
     away = find(client, {"text": "red", "weight": -1}, k=96)
-    assert near[0]["row"] == away[-1]["row"]
+    assert near[0]["id"] == away[-1]["id"]
 
 
 def test_a_picture_is_classified_as_by_the_library(client, model):
@@ -152,9 +152,9 @@ def test_a_picture_is_classified_as_by_the_library(client, model):
 
 def test_the_selection_is_downloaded(client):
     rows = [5, 3, 8]
-    listed = client.post("/download", json={"rows": rows, "kind": "json"}).json()
-    assert [one["row"] for one in listed] == rows
-    zipped = client.post("/download", json={"rows": rows, "kind": "pictures"}).content
+    listed = client.post("/download", json={"ids": rows, "kind": "json"}).json()
+    assert [one["id"] for one in listed] == rows
+    zipped = client.post("/download", json={"ids": rows, "kind": "pictures"}).content
     with zipfile.ZipFile(io.BytesIO(zipped)) as file:
         names = file.namelist()
         assert len(names) == 3
@@ -168,7 +168,7 @@ def test_ten_megabytes_of_text_are_refused(client):
         {"terms": [{"text": text}]},
         {"terms": [{"key": text}]},
         {"sort": text},
-        {"where": [{"field": text, "values": ["a"]}]},
+        {"where": [text]},
         {text: 1},
     ):
         refusal(client.post("/search", json=body), 422)
@@ -200,8 +200,8 @@ def test_no_path_and_no_address_that_a_client_names_is_opened(client):
             assert client.post("/classify", json=asked).status_code == 200
             refusal(client.post("/classify", json={"key": name, "classes": ["a"]}), 422)
             assert find(client, {"text": name})
-            assert not find(client, where=[{"field": name, "values": [name]}])
-            refusal(client.post("/download", json={"rows": [name]}), 422)
+            assert not find(client, where=[f"lot={name}"])
+            refusal(client.post("/download", json={"ids": [name]}), 422)
         with pytest.raises(TimeoutError):
             trap.accept()
 
@@ -266,7 +266,10 @@ def test_every_field_that_is_wrong_is_named(client):
         ("/search", {"offset": -1}, "offset"),
         ("/search", {"min_percentile": 101}, "min_percentile"),
         ("/search", {"tersm": []}, "tersm"),
-        ("/search", {"where": [{"field": "lot"}]}, "where.0"),
+        ("/search", {"where": ["lot"]}, "'lot'"),
+        ("/search", {"where": ["number>=x"]}, "'x'"),
+        ("/search", {"where": ["lto=a"]}, "lot"),
+        ("/search", {"sort": "lto"}, "lot"),
         ("/classify", {"key": "00001", "classes": []}, "classes"),
         ("/classify", {"key": "00001", "classes": ["a", "a"]}, "stands twice"),
         ("/classify", {"key": "00001", "classes": [" "]}, "name"),
@@ -274,7 +277,7 @@ def test_every_field_that_is_wrong_is_named(client):
         ("/classify", {"classes": ["a"]}, "give one of"),
         ("/classify", {"key": "00001", "classes": ["a"] * 513}, "classes"),
         ("/embed", {"texts": [""]}, "empty"),
-        ("/download", {"rows": [1000]}, "1000"),
+        ("/download", {"ids": [1000]}, "1000"),
     ):
         content = json.dumps(body)
         answer = client.post(path, content=content, headers={"content-type": "application/json"})
@@ -367,7 +370,7 @@ def test_without_the_token_only_the_empty_page_is_there(index):
             for path, methods in schema["paths"].items():
                 if path not in free:
                     for method in methods:
-                        made = path.replace("{row}", "1").replace("{size}", "large")
+                        made = path.replace("{number}", "1").replace("{size}", "large")
                         refusal(client.request(method, made, headers=headers), 401, "token")
             refusal(client.get("/?token=wrong-token-of-16", headers=headers), 401)
             assert "Traceback" not in client.get("/", headers=headers).text

@@ -5,6 +5,7 @@ import base64
 import io
 import socket
 
+import pyarrow as pa
 import pytest
 import torch
 from bad_pictures import BAD
@@ -18,7 +19,7 @@ from vlp.image import decode
 from vlp.serve import access, pictures
 from vlp.serve.access import Access, choose_token
 from vlp.serve.batching import Batcher, Texts
-from vlp.serve.fields import fields_of
+from vlp.serve.fields import fields_about
 from vlp.serve.limits import Guard, Limits, Refused
 from vlp.serve.server import open_port
 
@@ -72,7 +73,7 @@ def test_what_comes_while_a_batch_is_computed_is_the_next_batch():
     sizes, count = counted()
 
     async def run():
-        batcher = Batcher(lambda items: [i * 10 for i in items], most=4, count=count)
+        batcher = Batcher[int](lambda items: [i * 10 for i in items], most=4, count=count)
         return await asyncio.gather(*(batcher([i]) for i in range(10)))
 
     assert asyncio.run(run()) == [[i * 10] for i in range(10)]
@@ -343,11 +344,15 @@ def test_thumbnails_are_made_once_and_the_oldest_are_forgotten(monkeypatch):
 
 
 def test_fields_that_tell_pictures_apart_are_offered():
-    rows = [
-        {"vendor": "ab"[i % 2], "width": 100 + i, "name": f"x{i}", "same": 1, "tags": ["t", "u"]}
-        for i in range(100)
-    ]
-    found = {field.name: field for field in fields_of([*rows, {"nested": {"a": 1}}])}
-    assert list(found) == ["vendor", "tags", "width"]
-    assert found["vendor"].values == [{"value": "a", "count": 50}, {"value": "b", "count": 50}]
+    columns = {
+        "width": pa.array(range(100, 200)),
+        "vendor": pa.array(["a", "b", "b", None] * 25),
+        "name": pa.array([f"x{i}" for i in range(100)]),
+        "same": pa.array([1] * 100),
+        "a<b": pa.array(["a", "b"] * 50),
+        "none": pa.nulls(100),
+    }
+    found = {field.name: field for field in fields_about(columns.items())}
+    assert list(found) == ["vendor", "width"]
+    assert found["vendor"].values == [{"value": "b", "count": 50}, {"value": "a", "count": 25}]
     assert (found["width"].least, found["width"].most) == (100, 199)

@@ -7,6 +7,7 @@ from typing import Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -23,6 +24,7 @@ from vlp.serve.messages import (
     EmbedAnswer,
     EmbedRequest,
     FoundPicture,
+    Number,
     SearchAnswer,
     SearchRequest,
 )
@@ -31,6 +33,8 @@ from vlp.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
 DAY_SECONDS = 86_400
+MOST_SIGNS = 300
+"""Of a reason: it may name what was sent."""
 
 
 def create_app(service: Service, access: Access, limits: Limits, metrics: Metrics) -> ASGIApp:
@@ -51,32 +55,38 @@ def create_app(service: Service, access: Access, limits: Limits, metrics: Metric
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:
-    @app.post("/search")
-    async def search(request: SearchRequest) -> SearchAnswer:
+    @app.post("/search", response_model=SearchAnswer)
+    async def search(request: SearchRequest) -> Response:
         """Find the pictures nearest to texts, images, pictures of the index or features."""
-        return await service.search(request)
+        return _json(await service.search(request))
 
-    @app.post("/classify")
-    async def classify(request: ClassifyRequest) -> ClassifyAnswer:
+    @app.post("/classify", response_model=ClassifyAnswer)
+    async def classify(request: ClassifyRequest) -> Response:
         """Name what a picture shows, zero-shot: each class name with its probability."""
-        return await service.classify(request)
+        return _json(await service.classify(request))
 
-    @app.post("/embed")
-    async def embed(request: EmbedRequest) -> EmbedAnswer:
+    @app.post("/embed", response_model=EmbedAnswer)
+    async def embed(request: EmbedRequest) -> Response:
         """Return the features of texts and images."""
-        return await service.embed(request)
+        return _json(await service.embed(request))
+
+
+def _json(answer: BaseModel) -> Response:
+    """Return an answer as it is: FastAPI would check it again, field by field."""
+    content = answer.model_dump_json(by_alias=True)
+    return Response(content, media_type="application/json")
 
 
 def _add_pictures(app: FastAPI, service: Service) -> None:
-    @app.get("/pictures/{row}")
-    async def picture(row: int) -> FoundPicture:
+    @app.get("/pictures/{number}")
+    async def picture(number: Number) -> FoundPicture:
         """Return what is known of a picture of the index."""
-        return service.about_picture(row)
+        return service.about_picture(number)
 
-    @app.get("/pictures/{row}/{size}", response_class=Response)
-    async def pixels(row: int, size: Literal["thumbnail", "large"]) -> Response:
+    @app.get("/pictures/{number}/{size}", response_class=Response)
+    async def pixels(number: Number, size: Literal["thumbnail", "large"]) -> Response:
         """Return a picture of the index as a JPEG, made small."""
-        encoded = await service.picture(row, size)
+        encoded = await service.picture(number, size)
         headers = {"Cache-Control": f"private, max-age={DAY_SECONDS}"}
         return Response(encoded, media_type="image/jpeg", headers=headers)
 
@@ -151,7 +161,7 @@ def _add_reasons(app: FastAPI) -> None:
     @app.exception_handler(UserError)
     @app.exception_handler(ImageError)
     async def mendable(_: Request, error: Exception) -> Response:
-        return Refused(422, str(error)).response()
+        return Refused(422, one_line(str(error), MOST_SIGNS)).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -18,7 +18,7 @@ Image = Annotated[
 ]
 Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=8192)]
 Weight = Annotated[float, Field(ge=-100, le=100)]
-Scalar = str | int | float | bool
+Number = Annotated[int, Field(ge=0, lt=2**63, description="Of a picture: its id for good.")]
 
 
 class Asked(BaseModel):
@@ -44,32 +44,22 @@ class Term(Asked):
         return self
 
 
-class Condition(Asked):
-    """What a field of the metadata must be: one of some values, or a number between two."""
-
-    field: Annotated[str, Field(max_length=200)]
-    values: Annotated[list[Scalar], Field(min_length=1, max_length=100)] | None = None
-    least: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    most: Annotated[float, Field(allow_inf_nan=False)] | None = None
-
-    @model_validator(mode="after")
-    def _asks(self) -> "Condition":
-        is_range = self.least is not None or self.most is not None
-        if is_range == (self.values is not None):
-            raise ValueError("give values, or least and most or one of them")
-        return self
-
-
 class SearchRequest(Asked):
     """What is searched for. Without terms, every picture in its order."""
 
     terms: Annotated[list[Term], Field(max_length=MOST_TERMS)] = []
-    where: Annotated[list[Condition], Field(max_length=32)] = []
+    where: Annotated[list[Annotated[str, Field(max_length=5000)]], Field(max_length=32)] = Field(
+        default=[],
+        description="Conditions on the metadata, as `width>=512`, `lot=[1, 2]`, `name~cat`.",
+    )
     k: Annotated[int, Field(ge=1, le=MOST_HITS)] = 60
     offset: Annotated[int, Field(ge=0, lt=DEEPEST)] = 0
     min_percentile: Annotated[float, Field(ge=0, le=100)] | None = Field(
         default=None,
         description="Leave out pictures that are not nearer than so many percent of all.",
+    )
+    fold: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        default=None, description="Cosine from which a picture is folded into one that looks alike."
     )
     sort: Annotated[str, Field(max_length=200)] | None = Field(
         default=None, description="A field, key or caption; with a minus in front from the last."
@@ -79,13 +69,14 @@ class SearchRequest(Asked):
 class FoundPicture(BaseModel):
     """A picture of the index."""
 
-    row: int
+    id: int
     key: str
     caption: str
     score: float | None = Field(default=None, description="Cosine to the query, from -1 to 1.")
     percentile: float | None = Field(
         default=None, description="Percent of all pictures it is nearer than."
     )
+    folded: list[str] = Field(default=[], description="Keys of pictures that look like it.")
     metadata: dict[str, Any]
 
 
@@ -149,7 +140,7 @@ class EmbedAnswer(BaseModel):
 class DownloadRequest(Asked):
     """Pictures of the index, and as what they are wanted."""
 
-    rows: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST_HITS)]
+    ids: Annotated[list[Number], Field(min_length=1, max_length=MOST_HITS)]
     kind: Literal["pictures", "json", "keep_list"] = "json"
 
 

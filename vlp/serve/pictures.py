@@ -9,7 +9,7 @@ from threading import Lock
 
 from PIL import Image
 
-from vlp.image import ImageError, decode, size
+from vlp.image import FORMATS, ImageError, decode, size
 from vlp.serve.limits import Refused
 
 SIDES = {"thumbnail": 320, "large": 1600}
@@ -47,7 +47,7 @@ class Thumbnails:
     """Pictures of the index made small; the last ones stay in memory.
 
     Args:
-        read: The encoded picture of a row of the index.
+        read: The encoded picture of a number.
     """
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
@@ -55,20 +55,20 @@ class Thumbnails:
         self._kept: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._bytes, self._lock = 0, Lock()
 
-    def __call__(self, row: int, name: str) -> bytes:
-        """Return the picture of a row as JPEG, no larger than its name says.
+    def __call__(self, number: int, name: str) -> bytes:
+        """Return a picture as JPEG, no larger than its name says.
 
         What is sent is always encoded anew: what else the file holds, such as where a photograph
         was taken, stays here.
         """
         with self._lock:
-            if (row, name) in self._kept:
-                self._kept.move_to_end((row, name))
-                return self._kept[row, name]
-        made = shrunk(self._read(row), SIDES[name])
+            if (number, name) in self._kept:
+                self._kept.move_to_end((number, name))
+                return self._kept[number, name]
+        made = shrunk(self._read(number), SIDES[name])
         with self._lock:
-            if (row, name) not in self._kept:
-                self._kept[row, name] = made
+            if (number, name) not in self._kept:
+                self._kept[number, name] = made
                 self._bytes += len(made)
             while self._bytes > KEPT_BYTES:
                 self._bytes -= len(self._kept.popitem(last=False)[1])
@@ -87,3 +87,9 @@ def shrunk(encoded: bytes, longest_side: int) -> bytes:
     # Colours at full resolution: at half of it, flat drawings get coloured fringes.
     image.save(buffer, "JPEG", quality=85, subsampling=0)
     return buffer.getvalue()
+
+
+def suffix(encoded: bytes) -> str:
+    """Return how a file of an encoded picture is to end."""
+    kind = (Image.open(io.BytesIO(encoded), formats=FORMATS).format or "jpeg").lower()
+    return "jpg" if kind == "jpeg" else kind

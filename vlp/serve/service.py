@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -20,7 +21,7 @@ from vlp.classifier import check_distinct, check_names, check_templates, probabi
 from vlp.encoder import DualEncoder
 from vlp.index import Index
 from vlp.serve.batching import Images, Texts
-from vlp.serve.fields import fields_of
+from vlp.serve.fields import fields_about
 from vlp.serve.library import Library
 from vlp.serve.limits import Limits, Refused
 from vlp.serve.messages import (
@@ -37,11 +38,9 @@ from vlp.serve.messages import (
     Term,
 )
 from vlp.serve.metrics import Metrics
-from vlp.serve.pictures import Thumbnails, uploaded
+from vlp.serve.pictures import Thumbnails, suffix, uploaded
 
 Made = TypeVar("Made")
-SEEN = 20_000
-"""Pictures whose metadata is looked at for fields to filter by."""
 ZIP_BYTES = 1 << 30
 
 
@@ -79,13 +78,15 @@ class Service:
         self._thumbnails = Thumbnails(self._library.encoded)
         self._threads = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2))
         self._about: About | None = None
-        metrics.pictures.set(len(index.metadata))
+        metrics.pictures.set(len(index))
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         """Return pictures that were found."""
         began = time.perf_counter()
-        rows = await self._features(request.terms)
-        hits, more = await self._in_thread(self._find, request, rows)
+        texts = await self._texts.features([term.text for term in request.terms if term.text])
+        images = await self._image_features(request.terms)
+        given = (self._stacked(texts), self._stacked(images))
+        hits, more = await self._in_thread(self._library.find, request, *given)
         return SearchAnswer(hits=hits, more=more, milliseconds=1000 * (time.perf_counter() - began))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
@@ -93,9 +94,12 @@ class Service:
         check_names(request.classes)
         check_distinct(request.classes)
         check_templates(request.templates)
-        term = Term(image=request.image, key=request.key, vector=request.vector)
+        if request.key:
+            feature = torch.from_numpy(self._library.feature(request.key))[None]  # [1, dim]
+        else:
+            term = Term(image=request.image, vector=request.vector)
+            feature = torch.stack(await self._image_features([term]))  # [1, dim]
         weights = await self._texts.classifier(request.classes, request.templates)
-        feature = torch.stack(await self._features([term]))  # [1, dim]
         cosines = (feature @ weights.T)[0].tolist()
         shares = probabilities(self._encoder, feature, weights)[0].tolist()
         rows = zip(request.classes, shares, cosines, strict=True)
@@ -111,30 +115,26 @@ class Service:
         if not all(text.strip() for text in request.texts):
             raise Refused(422, "A text is empty.")
         texts = await self._texts.features(request.texts)
-        images = await self._image_features(request.images)
+        images = await self._image_features([Term(image=image) for image in request.images])
         return EmbedAnswer(
             texts=[row.tolist() for row in texts], images=[row.tolist() for row in images]
         )
 
-    async def picture(self, row: int, size: str) -> bytes:
+    async def picture(self, number: int, size: str) -> bytes:
         """Return a picture of the index, made small."""
-        self._check_row(row)
-        return await self._in_thread(self._thumbnails, row, size)
+        return await self._in_thread(self._thumbnails, number, size)
 
-    def about_picture(self, row: int) -> FoundPicture:
+    def about_picture(self, number: int) -> FoundPicture:
         """Return what is known of a picture of the index."""
-        self._check_row(row)
-        return self._library.found(row)
+        return self._library.found(number)
 
     async def download(self, request: DownloadRequest) -> tuple[bytes, str]:
         """Return pictures, or a list of them, and its media type."""
-        for row in request.rows:
-            self._check_row(row)
-        found = [self._library.found(row) for row in request.rows]
+        found = [self._library.found(number) for number in request.ids]
         if request.kind == "json":
             listed = [picture.model_dump(exclude={"score", "percentile"}) for picture in found]
             return json.dumps(listed, indent=1, ensure_ascii=False).encode(), "application/json"
-        return await self._in_thread(self._zip, request.rows), "application/zip"
+        return await self._in_thread(self._zip, request.ids), "application/zip"
 
     async def about(self) -> About:
         """Return what is served."""
@@ -148,60 +148,42 @@ class Service:
             model=Path(self._library.index.model).name,
             pictures=len(self._library),
             dim=self._encoder.dim,
-            fields=fields_of(self._library.fields[:SEEN]),
+            fields=fields_about(self._library.columns()),
         )
 
-    async def _features(self, terms: Sequence[Term]) -> list[Float[Tensor, "dim"]]:
-        """Return the unit-length row of each term."""
-        texts = iter(await self._texts.features([term.text for term in terms if term.text]))
-        images = iter(await self._image_features([term.image for term in terms if term.image]))
+    async def _image_features(self, terms: Sequence[Term]) -> list[Float[Tensor, "dim"]]:
+        """Return the unit-length rows of terms that are images or vectors, in their order."""
+        sent = [term.image for term in terms if term.image]
+        pixels = [await self._in_thread(self._pixels, image) for image in sent]
+        encoded = iter(await self._images.features(pixels))
         return [
-            next(texts)
-            if term.text
-            else next(images)
-            if term.image
-            else torch.from_numpy(self._library.feature(term.key))
-            if term.key
-            else self._given(term.vector)
+            next(encoded) if term.image else self._given(term.vector)
             for term in terms
+            if term.image or term.vector
         ]
 
     def _given(self, vector: list[float] | None) -> Float[Tensor, "dim"]:
         row = torch.tensor(vector)
-        if len(row) != self._encoder.dim or not row.norm() > 0:
+        if len(row) != self._encoder.dim or not 0 < row.norm() < torch.inf:
             raise Refused(422, f"A vector must have {self._encoder.dim} numbers, not all 0.")
         return F.normalize(row, dim=0)
 
-    def _find(
-        self, request: SearchRequest, rows: Sequence[Float[Tensor, "dim"]]
-    ) -> tuple[list[FoundPicture], bool]:
-        if not rows:
-            return self._library.find(None, request)
-        weights = torch.tensor([term.weight for term in request.terms])
-        query = F.normalize(weights @ torch.stack(list(rows)), dim=0)
-        return self._library.find(query.numpy(), request)
-
-    def _check_row(self, row: int) -> None:
-        if not 0 <= row < len(self._library):
-            raise Refused(404, f"The index has no picture {row}.")
-
-    async def _image_features(self, images: Sequence[str]) -> list[Float[Tensor, "dim"]]:
-        pixels = [await self._in_thread(self._pixels, image) for image in images]
-        return await self._images.features(pixels)
+    def _stacked(self, rows: list[Float[Tensor, "dim"]]) -> Float[np.ndarray, "rows dim"]:
+        return torch.stack(rows).numpy() if rows else np.empty((0, self._encoder.dim), np.float32)
 
     def _pixels(self, image: str) -> UInt8[Tensor, "3 height width"]:
         return self._encoder.transform(uploaded(image, self._limits.pixels))
 
-    def _zip(self, rows: Sequence[int]) -> bytes:
+    def _zip(self, numbers: Sequence[int]) -> bytes:
         """Return the pictures as they are; their names are ours, since a key may be any text."""
         buffer, size = io.BytesIO(), 0
         with zipfile.ZipFile(buffer, "w") as file:
-            for row in rows:
-                encoded = self._library.encoded(row)
+            for number in numbers:
+                encoded = self._library.encoded(number)
                 size += len(encoded)
                 if size > ZIP_BYTES:
                     raise Refused(413, f"The pictures have more than {ZIP_BYTES:,} bytes.")
-                file.writestr(f"{row}.jpg", encoded)
+                file.writestr(f"{number}.{suffix(encoded)}", encoded)
         return buffer.getvalue()
 
     async def _in_thread(self, work: Callable[..., Made], *given: Any) -> Made:

@@ -16,7 +16,7 @@ export const send = async (path, body, signal) => (await sent(path, body, signal
 
 export const sendForFile = async (path, body) => (await sent(path, body)).blob();
 
-export const pictureUrl = (row, size) => `/pictures/${row}/${size}`;
+export const pictureUrl = (id, size) => `/pictures/${id}/${size}`;
 
 /** Return the bytes of a file as base64. */
 export function base64(file) {

@@ -5,7 +5,7 @@ import { byId, element, icon, meter, settled } from "./element.js";
 
 const panel = byId("classify");
 const SHOWN = 12;
-let subject = null; // {key, row} or {image, preview}
+let subject = null; // {key, id} or {image, preview}
 const SUGGESTED = ["a person", "an animal", "food", "a plant", "a vehicle", "a building", "a landscape", "text"];
 let asked = null;
 let names, template, answers, frame, told;
@@ -14,7 +14,7 @@ export function startClassify() {
   byId("classify-button").addEventListener("click", () => toggleClassify());
 }
 
-/** Name a picture: of the index as {key, row}, or a File. */
+/** Name a picture: of the index as {key, id}, or a File. */
 export async function nameThis(picture) {
   const isFile = picture instanceof File;
   subject = isFile
@@ -76,7 +76,7 @@ function showSubject() {
     frame.replaceChildren(element("p", { text: "Drop a picture here, or press to choose one" }));
     return;
   }
-  const source = subject.preview ?? pictureUrl(subject.row, "thumbnail");
+  const source = subject.preview ?? pictureUrl(subject.id, "thumbnail");
   frame.replaceChildren(element("img", { src: source, alt: "The picture to name; press to choose another" }));
 }
 

@@ -70,6 +70,7 @@ function choices({ name, values }) {
     const input = element("input", {
       type: "checkbox",
       checked: wanted.includes(value),
+      "aria-label": `${value} (${count} pictures)`,
       onchange: (event) => {
         const now = Array.isArray(state.where[name]) ? state.where[name] : [];
         const rest = now.filter((other) => other !== value);

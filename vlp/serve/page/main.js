@@ -96,7 +96,7 @@ function onKey(event) {
     "/": () => byId("text").focus(),
     "?": () => byId("help").showModal(),
     f: () => toggleFilters(),
-    n: () => (hit ? nameThis({ key: hit.key, row: hit.row }) : toggleClassify()),
+    n: () => (hit ? nameThis({ key: hit.key, id: hit.id }) : toggleClassify()),
   }[event.key];
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() }[event.key];
   if (act) {

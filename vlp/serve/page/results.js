@@ -103,7 +103,7 @@ function tile(hit, place) {
       "aria-label": `${name}${rank}`,
       tabindex: place === 0 ? "0" : "-1",
       "data-place": place,
-      onclick: () => change({ open: hit.row }),
+      onclick: () => change({ open: hit.id }),
     },
     picture(hit, name),
   );
@@ -136,7 +136,7 @@ function tile(hit, place) {
 /** Return a picture of the index; where it cannot be shown, what there is to say of it. */
 export function picture(hit, name, size = "thumbnail") {
   const image = element("img", {
-    src: pictureUrl(hit.row, size),
+    src: pictureUrl(hit.id, size),
     alt: "",
     loading: "lazy",
     decoding: "async",
@@ -144,15 +144,15 @@ export function picture(hit, name, size = "thumbnail") {
     onerror: async () => {
       const missing = element("span", { class: "missing", text: name });
       image.replaceWith(missing);
-      missing.title = await reason(hit.row);
+      missing.title = await reason(hit.id);
     },
   });
   return image;
 }
 
-async function reason(row) {
+async function reason(id) {
   try {
-    await ask(pictureUrl(row, "thumbnail"));
+    await ask(pictureUrl(id, "thumbnail"));
     return "The picture cannot be shown.";
   } catch (error) {
     return error.message;

@@ -6,7 +6,7 @@ import { hits } from "./results.js";
 import { onChange } from "./state.js";
 import { searchLike } from "./terms.js";
 
-const chosen = new Map(); // row -> hit, in the order of selecting
+const chosen = new Map(); // id -> hit, in the order of selecting
 const NAMES = { pictures: "pictures.zip", json: "pictures.json", keep_list: "keep.parquet" };
 let last = 0; // place of the picture that was selected before
 
@@ -25,7 +25,7 @@ export function startSelection() {
   onChange(show);
 }
 
-export const isChosen = ({ row }) => chosen.has(row);
+export const isChosen = ({ id }) => chosen.has(id);
 export const hasSelection = () => chosen.size > 0;
 
 /** Select a picture, or no more; `through` does the same to all from the last one to it. */
@@ -33,8 +33,8 @@ export function choose(place, isWanted, through = false) {
   const from = through ? Math.min(last, place) : place;
   const to = through ? Math.max(last, place) : place;
   for (const hit of hits.slice(from, to + 1)) {
-    if (isWanted) chosen.set(hit.row, hit);
-    else chosen.delete(hit.row);
+    if (isWanted) chosen.set(hit.id, hit);
+    else chosen.delete(hit.id);
   }
   last = place;
   show();
@@ -58,7 +58,7 @@ function show() {
 
 async function download(kind) {
   try {
-    const file = await sendForFile("/download", { rows: [...chosen.keys()], kind });
+    const file = await sendForFile("/download", { ids: [...chosen.keys()], kind });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(file);
     link.download = NAMES[kind];

@@ -1,7 +1,7 @@
 // What is asked for: the one place that knows it, and its form in the page's address.
 
 /**
- * terms: [{kind: "text"|"key"|"picture", value, weight, row?, preview?}]; a picture's value is its
+ * terms: [{kind: "text"|"key"|"picture", value, weight, id?, preview?}]; a picture's value is its
  * feature, so that an address holds the query whole and the picture stays where it is.
  */
 export const state = {
@@ -10,7 +10,7 @@ export const state = {
   where: {}, // field -> [values] or {least, most}
   best: 100, // percent of all pictures
   sort: "",
-  open: null, // row of the picture that is looked at
+  open: null, // id of the picture that is looked at
 };
 
 const listeners = [];
@@ -55,10 +55,16 @@ export function toQuery({ terms, text, where, best, sort }) {
   return query;
 }
 
+/** Return the filters as `vlp search --where` writes them: `lot=["a","b"]`, `width>=512`. */
 function toConditions(where) {
-  return Object.entries(where).map(([field, wanted]) =>
-    Array.isArray(wanted) ? { field, values: wanted } : { field, ...wanted },
-  );
+  return Object.entries(where).flatMap(([field, wanted]) => {
+    if (Array.isArray(wanted)) return [`${field}=${JSON.stringify(wanted)}`];
+    const ends = [
+      [">=", wanted.least],
+      ["<=", wanted.most],
+    ];
+    return ends.filter(([, end]) => end !== undefined).map(([sign, end]) => `${field}${sign}${end}`);
+  });
 }
 
 function toAddress({ terms, text, where, best, sort, open }) {

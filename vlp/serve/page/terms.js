@@ -24,13 +24,13 @@ export function startTerms() {
 /** Search by a picture of the index, or away from it. */
 export function addPicture(hit, weight) {
   const others = state.terms.filter(({ kind, value }) => kind !== "key" || value !== hit.key);
-  const term = { kind: "key", value: hit.key, weight, row: hit.row, label: hit.caption };
+  const term = { kind: "key", value: hit.key, weight, id: hit.id, label: hit.caption };
   change({ terms: [...others, term], open: null });
 }
 
 /** Search by these pictures of the index alone: more like all of them. */
 export function searchLike(hits) {
-  const terms = hits.map(({ key, row, caption }) => ({ kind: "key", value: key, weight: 1, row, label: caption }));
+  const terms = hits.map(({ key, id, caption }) => ({ kind: "key", value: key, weight: 1, id, label: caption }));
   box.value = "";
   change({ terms, text: "", best: 100, sort: "", open: null });
 }
@@ -107,9 +107,9 @@ function nameOf({ kind, value, label }) {
   return label || (kind === "key" ? value : "a picture");
 }
 
-function sample({ kind, row, preview }) {
+function sample({ kind, id, preview }) {
   if (kind === "text") return null;
-  const source = preview ?? (row === undefined ? null : pictureUrl(row, "thumbnail"));
+  const source = preview ?? (id === undefined ? null : pictureUrl(id, "thumbnail"));
   return source ? element("img", { src: source, alt: "" }) : icon("picture");
 }
 

@@ -9,7 +9,7 @@ import { change, onChange, state } from "./state.js";
 import { addPicture } from "./terms.js";
 
 const viewer = byId("viewer");
-let shown = null; // row
+let shown = null; // id
 
 export function startViewer() {
   viewer.addEventListener("cancel", (event) => {
@@ -41,11 +41,11 @@ async function refresh() {
   }
 }
 
-const placeOf = (row) => hits.findIndex((hit) => hit.row === row);
+const placeOf = (id) => hits.findIndex((hit) => hit.id === id);
 
 function turn(steps) {
   const next = hits[placeOf(shown) + steps];
-  if (next) change({ open: next.row }, { step: false });
+  if (next) change({ open: next.id }, { step: false });
   if (placeOf(shown) > hits.length - 6) more();
 }
 
@@ -87,21 +87,21 @@ function show(hit, place) {
 }
 
 function large(hit, name) {
-  const image = element("img", { src: pictureUrl(hit.row, "thumbnail"), alt: name });
+  const image = element("img", { src: pictureUrl(hit.id, "thumbnail"), alt: name });
   const whole = new Image();
   whole.onload = () => {
     image.src = whole.src;
     // A small picture is made larger, but not until it is a blur.
     image.style.maxWidth = image.style.maxHeight = `${Math.max(480, 3 * whole.naturalWidth)}px`;
   };
-  whole.onerror = async () => image.replaceWith(element("p", { class: "missing", text: await why(hit.row) }));
-  whole.src = pictureUrl(hit.row, "large");
+  whole.onerror = async () => image.replaceWith(element("p", { class: "missing", text: await why(hit.id) }));
+  whole.src = pictureUrl(hit.id, "large");
   return image;
 }
 
-async function why(row) {
+async function why(id) {
   try {
-    await ask(pictureUrl(row, "large"));
+    await ask(pictureUrl(id, "large"));
     return "The picture cannot be shown.";
   } catch (error) {
     return error.message;
@@ -128,7 +128,7 @@ function facts(hit, place, name) {
       action("more-this", "like", "More like this", () => addPicture(hit, 1)),
       action("less-this", "unlike", "Less like this", () => addPicture(hit, -1)),
       select,
-      action("name-this", "tag", "Name it", () => nameThis({ key: hit.key, row: hit.row })),
+      action("name-this", "tag", "Name it", () => nameThis({ key: hit.key, id: hit.id })),
     ),
     element("dl", {}, ...[["Key", hit.key], ...rows].map(([title, value]) => fact(title, value))),
   );
