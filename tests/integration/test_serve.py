@@ -14,6 +14,7 @@ import zipfile
 from contextlib import closing
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from bad_pictures import BAD, base64_of
 from serve_support import HOSTILE, make_index, serving
@@ -151,10 +152,14 @@ def test_a_picture_is_classified_as_by_the_library(client, model):
 
 
 def test_the_selection_is_downloaded(client):
-    rows = [5, 3, 8]
-    listed = client.post("/download", json={"ids": rows, "kind": "json"}).json()
-    assert [one["id"] for one in listed] == rows
-    zipped = client.post("/download", json={"ids": rows, "kind": "pictures"}).content
+    ids = [5, 3, 8]
+    listed = client.post("/download", json={"ids": ids, "kind": "json"}).json()
+    assert [one["id"] for one in listed] == ids
+    keep_list = client.post("/download", json={"ids": ids, "kind": "keep_list"}).content
+    kept = pq.read_table(io.BytesIO(keep_list)).to_pylist()
+    assert [one["key"] for one in kept] == ["00005", "00003", "00008"]
+    assert {one["shard"] for one in kept} == {"000000.tar"}
+    zipped = client.post("/download", json={"ids": ids, "kind": "pictures"}).content
     with zipfile.ZipFile(io.BytesIO(zipped)) as file:
         names = file.namelist()
         assert len(names) == 3

@@ -15,6 +15,7 @@ from vlp.console import one_line
 from vlp.errors import UserError
 from vlp.image import ImageError
 from vlp.serve.access import COOKIE, Access, SafeHeaders
+from vlp.serve.download import MEDIA_TYPES
 from vlp.serve.limits import Guard, Limits, Refused
 from vlp.serve.messages import (
     About,
@@ -93,8 +94,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
     @app.post("/download", response_class=Response)
     async def download(request: DownloadRequest) -> Response:
         """Return pictures of the index as a zip file, or a list of them."""
-        content, media_type = await service.download(request)
-        return Response(content, media_type=media_type)
+        return Response(await service.download(request), media_type=MEDIA_TYPES[request.kind])
 
 
 def _add_state(app: FastAPI, service: Service, guard: Guard, metrics: Metrics) -> None:

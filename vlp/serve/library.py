@@ -34,13 +34,21 @@ class Library:
     def __len__(self) -> int:
         return len(self.index)
 
+    def hit(self, number: int) -> Hit:
+        """Return a picture as a hit of no query.
+
+        Raises:
+            Refused: There is none of this number.
+        """
+        return self.index.hit(self._row(number), 0.0)
+
     def found(self, number: int) -> FoundPicture:
         """Return what is known of a picture.
 
         Raises:
             Refused: There is none of this number.
         """
-        return _found(self.index.hit(self._row(number), 0.0))
+        return _found(self.hit(number))
 
     def encoded(self, number: int) -> bytes:
         """Return a picture as it lies in its shard.
@@ -48,7 +56,7 @@ class Library:
         Raises:
             Refused: There is none of this number, or it cannot be read.
         """
-        hit = self.index.hit(self._row(number), 0.0)
+        hit = self.hit(number)
         try:
             return self.index.picture(hit)
         except UserError as error:  # the folder is nobody's business but who started the service

@@ -9,7 +9,7 @@ from threading import Lock
 
 from PIL import Image
 
-from vlp.image import FORMATS, ImageError, decode, size
+from vlp.image import ImageError, decode, size
 from vlp.serve.limits import Refused
 
 SIDES = {"thumbnail": 320, "large": 1600}
@@ -87,9 +87,3 @@ def shrunk(encoded: bytes, longest_side: int) -> bytes:
     # Colours at full resolution: at half of it, flat drawings get coloured fringes.
     image.save(buffer, "JPEG", quality=85, subsampling=0)
     return buffer.getvalue()
-
-
-def suffix(encoded: bytes) -> str:
-    """Return how a file of an encoded picture is to end."""
-    kind = (Image.open(io.BytesIO(encoded), formats=FORMATS).format or "jpeg").lower()
-    return "jpg" if kind == "jpeg" else kind

@@ -1,11 +1,8 @@
 """What the service does with an index and its encoder; how it is asked stands in app.py."""
 
 import asyncio
-import io
-import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +18,7 @@ from vlp.classifier import check_distinct, check_names, check_templates, probabi
 from vlp.encoder import DualEncoder
 from vlp.index import Index
 from vlp.serve.batching import Images, Texts
+from vlp.serve.download import packed
 from vlp.serve.fields import fields_about
 from vlp.serve.library import Library
 from vlp.serve.limits import Limits, Refused
@@ -38,10 +36,9 @@ from vlp.serve.messages import (
     Term,
 )
 from vlp.serve.metrics import Metrics
-from vlp.serve.pictures import Thumbnails, suffix, uploaded
+from vlp.serve.pictures import Thumbnails, uploaded
 
 Made = TypeVar("Made")
-ZIP_BYTES = 1 << 30
 
 
 class Service:
@@ -128,13 +125,9 @@ class Service:
         """Return what is known of a picture of the index."""
         return self._library.found(number)
 
-    async def download(self, request: DownloadRequest) -> tuple[bytes, str]:
-        """Return pictures, or a list of them, and its media type."""
-        found = [self._library.found(number) for number in request.ids]
-        if request.kind == "json":
-            listed = [picture.model_dump(exclude={"score", "percentile"}) for picture in found]
-            return json.dumps(listed, indent=1, ensure_ascii=False).encode(), "application/json"
-        return await self._in_thread(self._zip, request.ids), "application/zip"
+    async def download(self, request: DownloadRequest) -> bytes:
+        """Return a file of selected pictures."""
+        return await self._in_thread(packed, self._library, request.ids, request.kind)
 
     async def about(self) -> About:
         """Return what is served."""
@@ -173,18 +166,6 @@ class Service:
 
     def _pixels(self, image: str) -> UInt8[Tensor, "3 height width"]:
         return self._encoder.transform(uploaded(image, self._limits.pixels))
-
-    def _zip(self, numbers: Sequence[int]) -> bytes:
-        """Return the pictures as they are; their names are ours, since a key may be any text."""
-        buffer, size = io.BytesIO(), 0
-        with zipfile.ZipFile(buffer, "w") as file:
-            for number in numbers:
-                encoded = self._library.encoded(number)
-                size += len(encoded)
-                if size > ZIP_BYTES:
-                    raise Refused(413, f"The pictures have more than {ZIP_BYTES:,} bytes.")
-                file.writestr(f"{number}.{suffix(encoded)}", encoded)
-        return buffer.getvalue()
 
     async def _in_thread(self, work: Callable[..., Made], *given: Any) -> Made:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
