@@ -167,7 +167,7 @@ def test_the_slider_keeps_the_best_share_and_sorting_orders_it(page):
 
 def test_filters_leave_pictures_of_their_values(page):
     page.click("#filters-button")
-    page.get_by_role("checkbox", name=re.compile("^a ")).check()
+    page.get_by_role("checkbox", name=re.compile(r"^a \(")).check()
     numbers = [
         int(re.findall(r"number (\d+)", name)[0]) for name in shown(page) if "number" in name
     ]
@@ -183,6 +183,18 @@ def test_filters_leave_pictures_of_their_values(page):
     page.click("#filters-button")
     page.get_by_role("button", name="Clear all filters").click()
     assert len(shown(page)) == 60
+
+
+def test_pictures_that_look_alike_are_shown_as_one(page):
+    page.fill("#text", "a red field")
+    before = shown(page)
+    page.click("#filters-button")
+    page.get_by_role("checkbox", name="Pictures that look alike as one").check()
+    after = shown(page)
+    assert after[0] == before[0]
+    folded = page.locator(".folded").all_inner_texts()
+    assert folded  # random weights find all drawings alike
+    assert all(re.fullmatch(r"\+\d+", one) for one in folded)
 
 
 def test_nothing_found_is_said_and_led_out_of(page, served):

@@ -11,7 +11,6 @@ let fields = [];
 export function startFilters(known) {
   fields = known;
   byId("filters-button").addEventListener("click", () => toggleFilters());
-  byId("filters-button").hidden = !fields.length;
   byId("cut").addEventListener(
     "input",
     settled(60, (event) => change({ best: CUTS[event.target.value] }, { step: false })),
@@ -37,7 +36,7 @@ export function toggleFilters(isOpen = panel.hidden) {
 }
 
 function show() {
-  const count = Object.keys(state.where).length;
+  const count = Object.keys(state.where).length + state.fold;
   byId("filters-count").textContent = count;
   byId("filters-count").hidden = !count;
   const stop = CUTS.findIndex((cut) => cut <= state.best);
@@ -56,12 +55,18 @@ function draw() {
     class: "text-button",
     text: "Clear all filters",
     onclick: () => {
-      change({ where: {} });
+      change({ where: {}, fold: false });
       draw();
     },
   });
+  const fold = element("input", {
+    type: "checkbox",
+    checked: state.fold,
+    onchange: (event) => change({ fold: event.target.checked }),
+  });
+  const alike = element("label", { class: "choice" }, fold, element("span", { text: "Pictures that look alike as one" }));
   const groups = fields.map((field) => (field.kind === "number" ? between(field) : choices(field)));
-  panel.replaceChildren(...groups, element("div", { class: "ends" }, clear));
+  panel.replaceChildren(...groups, element("div", { class: "ends" }, alike, clear));
 }
 
 function choices({ name, values }) {

@@ -86,7 +86,7 @@ function showEmpty(refused) {
   const all = element("button", {
     type: "button",
     text: "Show all pictures",
-    onclick: () => change({ terms: [], text: "", where: {}, best: 100, sort: "" }),
+    onclick: () => change({ terms: [], text: "", where: {}, best: 100, sort: "", fold: false }),
   });
   const why = refused ?? "Try other words, fewer filters, or move the slider to the left.";
   empty.replaceChildren(element("b", { text: refused ? "That did not work" : "Nothing found" }), why, element("br"), all);
@@ -128,9 +128,11 @@ function tile(hit, place) {
   );
   const score = hit.percentile === null ? null : element("b", { text: percent(hit.percentile) });
   const about = element("div", { class: "about", "aria-hidden": "true" }, element("span", { text: name }), score);
+  const others = hit.folded.length;
+  const folded = others ? element("span", { class: "folded", title: `And ${others} that look like it`, text: `+${others}` }) : null;
   select.checked = isChosen(hit);
   const chosen = select.checked ? "tile chosen" : "tile";
-  return element("li", { class: chosen }, open, about, select, like);
+  return element("li", { class: chosen }, open, about, select, like, folded);
 }
 
 /** Return a picture of the index; where it cannot be shown, what there is to say of it. */

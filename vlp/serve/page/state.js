@@ -10,9 +10,12 @@ export const state = {
   where: {}, // field -> [values] or {least, most}
   best: 100, // percent of all pictures
   sort: "",
+  fold: false, // whether pictures that look alike are shown as one
   open: null, // id of the picture that is looked at
 };
 
+/** Cosine from which clip-retrieval, too, takes two pictures for the same. */
+const ALIKE = 0.94;
 const listeners = [];
 
 export const onChange = (listener) => listeners.push(listener);
@@ -42,7 +45,7 @@ export function signed(text) {
 }
 
 /** Return the query as /search takes it. */
-export function toQuery({ terms, text, where, best, sort }) {
+export function toQuery({ terms, text, where, best, sort, fold }) {
   const asked = terms.map(({ kind, value, weight }) => ({
     [kind === "picture" ? "vector" : kind]: value,
     weight,
@@ -51,6 +54,7 @@ export function toQuery({ terms, text, where, best, sort }) {
   if (live.text) asked.push({ text: live.text, weight: live.weight });
   const query = { terms: asked, where: toConditions(where) };
   if (asked.length && best < 100) query.min_percentile = 100 - best;
+  if (asked.length && fold) query.fold = ALIKE;
   if (sort) query.sort = sort;
   return query;
 }
@@ -67,7 +71,7 @@ function toConditions(where) {
   });
 }
 
-function toAddress({ terms, text, where, best, sort, open }) {
+function toAddress({ terms, text, where, best, sort, fold, open }) {
   const address = new URLSearchParams();
   for (const { kind, value, weight } of terms) {
     const name = { text: "q", key: "like", picture: "picture" }[kind];
@@ -77,6 +81,7 @@ function toAddress({ terms, text, where, best, sort, open }) {
   if (Object.keys(where).length) address.set("where", JSON.stringify(where));
   if (best < 100) address.set("best", best);
   if (sort) address.set("sort", sort);
+  if (fold) address.set("fold", "1");
   if (open !== null) address.set("open", open);
   const query = address.toString();
   return query ? `?${query}` : location.pathname;
@@ -95,6 +100,7 @@ function fromAddress(search) {
   const best = Number(address.get("best") ?? 100);
   found.best = best > 0 && best <= 100 ? best : 100;
   found.sort = address.get("sort") ?? "";
+  found.fold = address.get("fold") === "1";
   const open = address.get("open");
   found.open = open !== null && /^\d+$/.test(open) ? Number(open) : null;
   return found;
