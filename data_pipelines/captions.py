@@ -86,18 +86,30 @@ class CaptionChoice:
         names = dict.fromkeys(name for chain in self.chains for name in chain)
         raise SampleFault("no caption" if self.is_plain else f"no caption in {', '.join(names)}")
 
+    def positives(self, sample: "Sample") -> set[str]:
+        """Return the keys of all captions of a sample: of each line and entry, and the main one."""
+        names = {"txt", *(name for chain in self.chains for name in chain)}
+        values = [sample.text if name == "txt" else sample.metadata.get(name) for name in names]
+        return {caption_key(text) for value in values for text in _all_of(value)}
+
+
+def _all_of(value: Any) -> list[str]:
+    """Return the entries of a list, or the lines of a text, that are captions on their own."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [text for entry in value if (text := _text_of(entry).strip())]
+    # Only at line feeds: web captions hold other separators, which are white space.
+    return [line for text in _text_of(value).split("\n") if (line := text.strip())]
+
 
 def _one_of(value: Any, rng: np.random.Generator) -> str:
     """Return a caption drawn from the lines of a text or the entries of a list; "" for none."""
+    texts = _all_of(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        value = [text for entry in value if (text := _text_of(entry).strip())]
-        count = int(rng.integers(1, len(value) + 1)) if value else 0
-        return " ".join(value[i] for i in rng.permutation(len(value))[:count])
-    # Only at line feeds: web captions hold other separators, which are white space.
-    lines = [line for text in _text_of(value).split("\n") if (line := text.strip())]
-    if len(lines) > 1:
-        return lines[int(rng.integers(len(lines)))]
-    return lines[0] if lines else ""
+        count = int(rng.integers(1, len(texts) + 1)) if texts else 0
+        return " ".join(texts[i] for i in rng.permutation(len(texts))[:count])
+    if len(texts) > 1:
+        return texts[int(rng.integers(len(texts)))]
+    return texts[0] if texts else ""
 
 
 def _text_of(value: Any) -> str:

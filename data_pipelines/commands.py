@@ -30,6 +30,8 @@ def inspect(
     speed: bool = False,
     workers: int = 2,
     scaled_decode: bool = False,
+    words: Path | None = None,
+    pipeline: str = "en_core_web_sm",
 ) -> dict[str, Any]:
     """Show what shards hold: counts, sizes, captions, faults, ten samples, a contact sheet.
 
@@ -40,7 +42,14 @@ def inspect(
         speed: Measure how fast they are read for training, stage by stage, in place of the rest.
         workers: Processes that read, for ``--speed``.
         scaled_decode: Decode large JPEGs at a reduced size, for ``--speed``.
+        words: JSON file for the words of all captions by tag, in place of the rest: a vocabulary
+            for `vlp train --negatives`.
+        pipeline: An installed spaCy pipeline, for ``--words``.
     """
+    if words:
+        from data_pipelines.word_counts import write_words
+
+        return write_words(shards, words, pipeline=pipeline)
     if speed:
         from data_pipelines.speed import measure_speed
 
@@ -130,6 +139,63 @@ def filter_(
         engine=Engine(kind=engine, workers=workers, address=address),
         overwrite=overwrite,
     )
+
+
+def mine(
+    features: Path,
+    shards: str,
+    out: Path,
+    /,
+    by: Literal["image", "text", "mean"] = "mean",
+    clusters: int | None = None,
+    cap: float | None = None,
+    neighbours: int = 0,
+    apart: tuple[str, ...] = ("text:0.95", "image:0.95"),
+    group: Literal["caption", "label", "image", "none"] = "caption",
+    label_key: str = "cls",
+    keep: str | None = None,
+    exact: int = 100_000,
+    batch_size: int = 256,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Find which samples are hard beside each other in a batch, and which must never meet.
+
+    Args:
+        features: What `vlp embed` or clip-retrieval wrote of the shards, with any model.
+        shards: Shards that will be trained on, as for `vlp train --data.shards`.
+        out: Folder to write, for `vlp train --data.mined`.
+        by: What samples are alike by: images, captions, or the mean of both features.
+        clusters: Number of clusters (spherical k-means); by default one for each two batches.
+        cap: Largest size of a cluster in mean sizes, such as 1.5; 1 makes all equal. None: any.
+        neighbours: In place of clusters, seeds with so many of their nearest neighbours each.
+        apart: Cosines above which two samples are false negatives and never meet in a batch:
+            text:0.95 (caption to caption), image:0.95, cross:0.4 (image to caption); cross:0.95x
+            is a share of the cosine of either one's own image and caption.
+        group: Samples with an equal caption, class or picture never meet, either.
+        label_key: Field of the metadata that holds the class, for ``--group label``.
+        keep: Keep-list of the samples that will be read, as for `vlp train --data.keep`.
+        exact: Samples up to which every pair is compared; beyond, those in cells close by.
+        batch_size: Of the run, about: clusters are some times as large. A plan is for any.
+        seed: Draws what k-means learns from, and what is shown.
+        overwrite: Replace what another command or config wrote.
+    """
+    from data_pipelines.mine import mine as run
+    from data_pipelines.mining.options import MineOptions
+
+    options = MineOptions(
+        by=by,
+        clusters=clusters,
+        cap=cap,
+        neighbours=neighbours,
+        apart=apart,
+        group=group,
+        label_key=label_key,
+        exact=exact,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return run(features, shards, out, options, keep=keep, overwrite=overwrite)
 
 
 def embed(

@@ -1,7 +1,6 @@
 """Samples and an encoder to features in memory."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -21,6 +20,7 @@ from vlp.console import progress
 from vlp.encode import Rows, encode_captions, encode_pixels, join_rows
 from vlp.encoder import DualEncoder
 from vlp.image import ImageError, decode
+from vlp.processes import ALONE, Processes
 from vlp.types import Sample
 
 Only = Literal["images", "texts"] | None
@@ -60,9 +60,7 @@ def encode_dataset(
     pooled: bool = False,
     only: Only = None,
     batch_size: int = 256,
-    process: int = 0,
-    num_processes: int = 1,
-    gather: Callable[[list], list] = list,
+    processes: Processes = ALONE,
 ) -> EncodedSet:
     """Return the image and text features of a dataset; what cannot be read is in ``faults``.
 
@@ -76,23 +74,21 @@ def encode_dataset(
         pooled: Whether rows before the projections are wanted, too.
         only: Of what there are to be features; the other's have length 0.
         batch_size: Samples encoded together.
-        process: Which of the processes this is.
-        num_processes: How many there are.
-        gather: Returns the lists of all processes as one.
+        processes: Those that share the work.
     """
     groups = list(batches(range(len(dataset)), batch_size)) or [[]]
-    own = groups[process::num_processes]
+    own = groups[processes.rank :: processes.count]
     prepare = partial(_prepared, encoder, dataset, only)
     items = map_ahead(prepare, chain.from_iterable(own), ahead=AHEAD)
-    encoded = []
     with progress(sum(map(len, own)), "encode") as advance:
-        for turn in range(math.ceil(len(groups) / num_processes)):
-            size = len(own[turn]) if turn < len(own) else 0
-            part = _encode(encoder, islice(items, size), pooled, only, dataset.has_lines)
-            encoded.append((turn * num_processes + process, part))
-            advance(size)
-    parts = dict(gather(encoded))
-    return _joined([(group, parts[number]) for number, group in enumerate(groups)], dataset)
+
+        def encode(group: list[int]) -> _Encoded:
+            part = _encode(encoder, islice(items, len(group)), pooled, only, dataset.has_lines)
+            advance(len(group))
+            return part
+
+        parts = processes.share(groups, encode, idle=[])
+    return _joined(list(zip(groups, parts, strict=True)), dataset)
 
 
 class _Encoded(NamedTuple):

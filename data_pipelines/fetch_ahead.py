@@ -20,7 +20,8 @@ from typing import BinaryIO
 import numpy as np
 
 from data_pipelines.fetch import size_of
-from data_pipelines.plan import VISIT, WINDOW, Place, Plan, Resampled, Row
+from data_pipelines.mining.row import MinedRow
+from data_pipelines.plan import VISIT, WINDOW, EndlessRow, Place, Plan, Resampled, Row
 from data_pipelines.shard_cache import cap_bytes, hold, url_of
 from data_pipelines.shards import ShardSet
 from data_pipelines.tar_index import open_index
@@ -96,13 +97,10 @@ class FetchAhead:
 def shards_at_a_time(plan: Plan) -> list[int]:
     """Return of each row of the plan the most shards that are needed at a time.
 
-    They are those of each lane's window and the next; of a set that is shuffled whole, all. With a
-    keep-list this is an estimate.
+    They are those of each lane's window and the next; of a set that is shuffled whole, as for mined
+    batches, all. With a keep-list this is an estimate.
     """
-    return [
-        _most_drawn(row) if isinstance(row, Resampled) else _most_in_windows(row)
-        for row in plan.rows
-    ]
+    return [_most_at_a_time(row) for row in plan.rows]
 
 
 def warn_of_small_cache(sources: Sequence[ShardSet], plan: Plan) -> None:
@@ -121,6 +119,15 @@ def warn_of_small_cache(sources: Sequence[ShardSet], plan: Plan) -> None:
             f"shards that are read at a time: some will be fetched again and again. Set "
             f"VLP_CACHE_GB={1.1 * sum(needed) / 1e9:.2g}, or write fewer --data.lanes."
         )
+
+
+def _most_at_a_time(row: EndlessRow) -> int:
+    if isinstance(row, Resampled):
+        return _most_drawn(row)
+    if isinstance(row, MinedRow):
+        return int((row.counts > 0).sum())
+    assert isinstance(row, Row)
+    return _most_in_windows(row)
 
 
 def _most_in_windows(row: Row) -> int:

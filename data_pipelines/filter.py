@@ -6,18 +6,19 @@ that was stopped goes on, and the report can say what each rule alone would drop
 
 import shutil
 from collections.abc import Sequence
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.curation.blur import Blur
+from data_pipelines.curation.candidates import keys_of
 from data_pipelines.curation.cascade import score_in_rounds
 from data_pipelines.curation.decide import decide
 from data_pipelines.curation.files import forget
 from data_pipelines.curation.materialise import decision_hash, materialise
 from data_pipelines.curation.report import Curation, show_funnel, write_report
 from data_pipelines.curation.rules import Cost, Rule, parts_of, read_rules
-from data_pipelines.curation.scores import ScoredSet, open_scores
+from data_pipelines.curation.scores import ScoredSet
+from data_pipelines.curation.tables import find_tables, open_tables
 from data_pipelines.engine import Engine
 from data_pipelines.faults import Faults
 from data_pipelines.keep_list import write_keep_list
@@ -68,14 +69,14 @@ def filter_shards(
     forget()
     rules = read_rules(keep)
     _check(samples_per_shard, keep_list=keep_list, blur_boxes=blur_boxes)
-    sources, faults = _open(raw, keep_list=keep_list)
+    sources, keys, faults = _open(raw, keep_list=keep_list)
     inputs = [*sources, *([Path(raw)] if Path(raw).is_dir() else [])]
     options = {"samples_per_shard": samples_per_shard, "keep_list": keep_list, "seed": seed}
     config = {"raw": str(raw), "keep": list(keep), "blur_boxes": blur_boxes, **options}
     with output_folder(
         clean, "filter", config, inputs=inputs, overwrite=overwrite, keeps=(SCORES, SHARDS)
     ) as part:
-        scored = _begin(clean, part, sources)
+        scored = _begin(clean, part, sources, keys)
         engine = _engine_for(rules, scored, engine or Engine())
         say(f"Scoring {scored.num_samples:,} samples of {raw} ...")
         samples = score_in_rounds(engine, rules, scored, seed=seed)
@@ -101,26 +102,24 @@ def _check(samples_per_shard: int, *, keep_list: bool, blur_boxes: str | None) -
         raise UserError("A keep-list changes no picture. Leave out --keep-list, or --blur-boxes.")
 
 
-def _open(raw: str, *, keep_list: bool) -> tuple[list[Path], Faults]:
-    """Return the shards, or the tables, that a name stands for, and what is wrong with them."""
-    tables = [Path(p) for p in sorted(glob(raw))] if raw.endswith(".parquet") else []
-    if not tables and Path(raw).is_dir() and not any(Path(raw).rglob("*.tar")):
-        tables = sorted(Path(raw).glob("*.parquet"))
+def _open(raw: str, *, keep_list: bool) -> tuple[list[Path], list[list[str]], Faults]:
+    """Return the shards, or the tables, that a name stands for, their keys, and what is wrong."""
+    tables = find_tables(raw)
     if not tables:
         shards = open_shards(raw)
-        return shards.shards, shards.faults
+        return shards.shards, [keys_of(path) for path in shards.shards], shards.faults
     if not keep_list:
         raise UserError(f"{raw} holds tables and no pictures. Add --keep-list to choose from them.")
-    return tables, Faults()
+    return open_tables(tables)
 
 
-def _begin(clean: Path, part: Path, sources: Sequence[Path]) -> ScoredSet:
+def _begin(clean: Path, part: Path, sources: Sequence[Path], keys: list[list[str]]) -> ScoredSet:
     """Return the scores to begin with: of a run that was stopped, else of an earlier one.
 
     Whether they are still valid is checked when they are needed. Scores of other shards go, and
     files that were being written.
     """
-    scored = open_scores(sources, part / SCORES)
+    scored = ScoredSet(sources, part / SCORES, keys)
     own = {scored.path(n) for n in range(len(sources))}
     for path in sorted((part / SCORES).rglob("*")):
         if path.is_file() and path not in own:

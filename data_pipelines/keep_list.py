@@ -1,5 +1,6 @@
 """Which samples of shards are read, and how often in an epoch, without rewriting the shards."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from data_pipelines.ahead import map_ahead
 from data_pipelines.shards import ShardSet
 from data_pipelines.sources import relative_names
 from data_pipelines.tar_index import open_index
-from data_pipelines.uids import DIGITS, UID, open_uids, uid_pairs
+from data_pipelines.uids import UID, open_uids, sorted_pairs, uid_pairs
 from vlp.console import say
 from vlp.errors import UserError, first_line
 
@@ -54,17 +55,19 @@ def write_keep_list(
     columns = zip(COLUMNS, (shards, rows, pa.array(times, pa.int64())), strict=True)
     pq.write_table(pa.table(dict(columns)), folder / FILE)
     if uids:
-        np.save(folder / UIDS, np.sort(np.concatenate(uids)))
+        np.save(folder / UIDS, sorted_pairs(np.concatenate(uids)))
     return sum(times)
 
 
 def _uids_of(source: Path, keys: Sequence[str], rows: np.ndarray) -> np.ndarray | None:
     """Return the uids of some rows of a shard or a table, or None where one has none."""
     if source.suffix == ".parquet":
-        has_uids = "uid" in pq.read_schema(source).names
-        every = pq.read_table(source, columns=["uid"])["uid"].to_pylist() if has_uids else keys
-        told = [str(every[row]) for row in rows.tolist()]
-        return uid_pairs(told) if all(DIGITS.fullmatch(uid) for uid in told) else None
+        file = pq.ParquetFile(source)
+        if {"key", "uid"} <= set(file.schema_arrow.names):
+            keys = file.read(columns=["uid"], use_threads=False)["uid"].to_pylist()
+        with contextlib.suppress(ValueError):
+            return uid_pairs([str(keys[row]) for row in rows.tolist()])
+        return None
     uids, has_uid = open_uids(source)
     return uids[rows] if has_uid[rows].all() else None
 

@@ -292,6 +292,8 @@ def _assembled(
         seed=torch.tensor(_in_turn([part.seed for part in parts])),
         image_views=images[1:] if len(images) > 1 else None,
         text_views=tokens[1:] if len(tokens) > 1 else None,
+        hard_tokens=_rows_in_turn([part.hard_tokens for part in parts]),
+        hard_group=_rows_in_turn([part.hard_group for part in parts]),
         teacher_images=of_teacher[0][0] if of_teacher else None,
         teacher_tokens=_rows_in_turn([part.teacher_tokens for part in parts]),
         teacher_features=_rows_in_turn([part.teacher_features for part in parts]),

@@ -12,10 +12,10 @@ at a time. Sets of up to ``lanes * WINDOW`` samples are shuffled whole.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -41,6 +41,24 @@ class Place(NamedTuple):
     """Number of the sample in its shard, from 0; with replacement, to be taken modulo its size."""
     copy: int
     """0 for a sample that stands in an epoch once, else from 0 to its multiplicity less 1."""
+
+
+@runtime_checkable
+class EndlessRow(Protocol):
+    """The samples of one source, one after the other without end."""
+
+    @property
+    def seed(self) -> int:
+        """From which its order follows."""
+        ...
+
+    def place(self, position: int, /) -> tuple[int, int, int, int]:
+        """Return (epoch, shard, index, copy) at a position of the row."""
+        ...
+
+    def identity(self) -> bytes:
+        """Return what two rows share that hold the same samples in the same order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +95,11 @@ class Row:
         shards, indexes = self._windows(epoch, number, start, min(start + window, end))
         shard, index = int(shards[offset]), int(indexes[offset])
         return epoch, shard, index, self._copy(number, shard, index)
+
+    def identity(self) -> bytes:
+        """Return what two rows share that hold the same samples in the same order."""
+        told = [f"Row {self.seed}".encode(), self.counts.tobytes()]
+        return b"|".join([*told, *(c.tobytes() for c in self.copies or ())])
 
     @cached_property
     def _windows(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
@@ -149,6 +172,10 @@ class Resampled:
         shard = hash63(f"{self.seed} shard {lane} {offset // VISIT}") % self.num_shards
         return position, shard, hash63(f"{self.seed} sample {position}"), 0
 
+    def identity(self) -> bytes:
+        """Return what two rows share that draw the same."""
+        return f"Resampled {self.seed}|{self.num_shards}".encode()
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -158,7 +185,7 @@ class Plan:
         UserError: The batch is larger than the data.
     """
 
-    rows: Sequence[Row | Resampled]
+    rows: Sequence[EndlessRow]
     batch_size: int
     """Pairs in a step over all processes."""
     weights: Sequence[float] = (1.0,)
@@ -176,8 +203,8 @@ class Plan:
     @property
     def num_samples(self) -> int | None:
         """Samples in an epoch of all rows together; None where one is drawn with replacement."""
-        lengths = [len(row) for row in self.rows if isinstance(row, Row)]
-        return sum(lengths) if len(lengths) == len(self.rows) else None
+        lengths = [samples_in(row) for row in self.rows]
+        return None if None in lengths else sum(filter(None, lengths))
 
     def batch(self, samples_seen: int, process: int = 0, num_processes: int = 1) -> list[Place]:
         """Return what this process reads of the global batch that follows ``samples_seen``."""
@@ -200,19 +227,13 @@ class Plan:
         """Return how often each row has been read through; None for one without epochs."""
         total = sum(self._shares)
         return [
-            samples_seen * share / total / len(row) if isinstance(row, Row) else None
+            samples_seen * share / total / size if (size := samples_in(row)) else None
             for row, share in zip(self.rows, self._shares, strict=True)
         ]
 
     def identity(self) -> str:
         """Return what two plans share that hold the same samples in the same order."""
-        told = [f"{self.weights} {self.lanes}".encode()]
-        for row in self.rows:
-            told.append(f"{type(row).__name__} {row.seed}".encode())
-            if isinstance(row, Row):
-                told += [row.counts.tobytes(), *(c.tobytes() for c in row.copies or ())]
-            else:
-                told.append(str(row.num_shards).encode())
+        told = [f"{self.weights} {self.lanes}".encode(), *(row.identity() for row in self.rows)]
         return f"{hash63(b'|'.join(told)):016x}"
 
     @cached_property
@@ -228,6 +249,11 @@ class Plan:
         shares[np.argsort(shares - exact, kind="stable")[: max(0, MIX_SLOTS - shares.sum())]] += 1
         shares[shares.argmax()] += MIX_SLOTS - shares.sum()
         return tuple(shares.tolist())
+
+
+def samples_in(row: EndlessRow) -> int | None:
+    """Return the samples in an epoch of a row, copies counted; None where it has no epochs."""
+    return len(row) if isinstance(row, Sized) else None
 
 
 def check_processes(batch_size: int, num_processes: int) -> None:

@@ -15,7 +15,8 @@ from data_pipelines.captions import CaptionChoice, Group, caption_key
 from data_pipelines.decode import training_views
 from data_pipelines.faults import SampleFault
 from data_pipelines.fetch_ahead import FetchAhead
-from data_pipelines.plan import Place, Plan, Row, hash63, sample_seed
+from data_pipelines.hard_captions import HardCaptions
+from data_pipelines.plan import Place, Plan, Resampled, hash63, sample_seed
 from data_pipelines.shards import ShardSet, read
 from data_pipelines.sources import relative_names
 from data_pipelines.tally import Fault, Tally
@@ -45,6 +46,8 @@ class Part(NamedTuple):
     tally: Tally
     teacher_tokens: Int64[np.ndarray, "part long"] | None = None
     teacher_features: Float[np.ndarray, "part 2 dim"] | None = None
+    hard_tokens: Int64[np.ndarray, "part hard length"] | None = None
+    hard_group: Int64[np.ndarray, "part hard"] | None = None
 
 
 class Ready(NamedTuple):
@@ -56,6 +59,8 @@ class Ready(NamedTuple):
     group: int
     seed: int
     taught: Float[np.ndarray, "2 dim"] | None
+    positives: set[str]
+    """Keys of all its captions, where hard ones are made of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,8 @@ class Reader:
     """A model that reads each sample, too."""
     features: StoredFeatures | None = None
     """Features of each sample and its caption by a teacher. A sample that has none is a fault."""
+    hard_captions: HardCaptions | None = None
+    """What makes captions that nearly fit."""
 
     @property
     def view_sizes(self) -> list[tuple[int, tuple[int, int]]]:
@@ -122,6 +129,7 @@ class Reader:
         own = [item.captions[0] for item in ready]
         taught = [item.taught for item in ready if item.taught is not None]
         tally.tick("tokenise")
+        hard_tokens, hard_group = self._hard(ready, positions, tokens, tally)
         return Part(
             tokens.view(len(ready), self.text_views, -1).numpy(),
             [item.key for item in ready],
@@ -130,7 +138,38 @@ class Reader:
             tally,
             self.teacher.tokenizer(own).numpy() if self.teacher else None,
             np.stack(taught) if taught else None,
+            hard_tokens,
+            hard_group,
         )
+
+    def _hard(
+        self, ready: list[Ready], positions: range, tokens: Int64[Tensor, "_ length"], tally: Tally
+    ) -> (
+        tuple[Int64[np.ndarray, "part hard length"], Int64[np.ndarray, "part hard"]]
+        | tuple[None, None]
+    ):
+        """Return ids and groups of captions that nearly fit; None where the whole batch has none.
+
+        A batch ends at the same place for all processes and workers, so they agree.
+        """
+        maker = self.hard_captions
+        if maker is None or not maker.share.at(positions.stop - 1):
+            return None, None
+        found = maker.tokenised(
+            [item.captions[0] for item in ready],
+            [item.positives for item in ready],
+            [item.seed for item in ready],
+            positions,
+            self.tokenizer,
+            tokens.view(len(ready), self.text_views, -1),
+        )
+        tally.hard_captions, tally.hard_due, tally.hard_without = (
+            found.made,
+            found.due,
+            found.without,
+        )
+        tally.tick("change captions")
+        return found.tokens, found.group
 
     def _filled(self, place: Place, tally: Tally) -> Ready:
         """Return the sample at a place, or its substitute."""
@@ -190,8 +229,8 @@ class Reader:
         return index[number]
 
     def _number(self, place: Place, index: TarIndex) -> int:
-        is_counted = isinstance(self.plan.rows[place.source], Row)
-        return place.index if is_counted else place.index % max(1, len(index))
+        is_drawn = isinstance(self.plan.rows[place.source], Resampled)
+        return place.index % max(1, len(index)) if is_drawn else place.index
 
     def _name(self, place: Place, index: TarIndex) -> str:
         number = self._number(place, index)
@@ -201,8 +240,7 @@ class Reader:
         self, place: Place, tally: Tally, draw: np.random.Generator, *, is_near: bool
     ) -> Place | None:
         """Return a place drawn from the same shard; from any where it holds nothing or too few."""
-        row = self.plan.rows[place.source]
-        copies = row.copies if isinstance(row, Row) else None
+        copies = getattr(self.plan.rows[place.source], "copies", None)
         num_shards = len(self.sources[place.source].shards)
         for attempt in range(DRAWS):
             if attempt or not is_near:
@@ -239,7 +277,8 @@ class Reader:
         if self.features is not None:
             taught = stored_pair(self.features, entry.key, captions[0])
         group = self._group(sample, captions[0], seed)
-        return Ready(entry.key, views, captions, group, seed, taught)
+        positives = self.captions.positives(sample) if self.hard_captions else set()
+        return Ready(entry.key, views, captions, group, seed, taught, positives)
 
     def _group(self, sample: Sample, caption: str, seed: int) -> int:
         if self.group == "caption":
@@ -256,7 +295,10 @@ class Reader:
     def identity(self) -> str:
         """Return what two readers share that read the same samples in the same order."""
         names = "\n".join(name for names in self._names for name in names)
-        return f"{hash63(f'{self.plan.identity()} {names}'):016x}"
+        told = f"{self.plan.identity()} {names}"
+        if self.hard_captions is not None:
+            told += f" {self.hard_captions.identity()}"
+        return f"{hash63(told):016x}"
 
     def shard_name(self, place: Place) -> str:
         """Return what a shard is called in the ledger, after the number of several sources."""

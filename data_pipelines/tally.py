@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-COUNTS = ("reads", "substituted", "captions_cut")
+COUNTS = ("reads", "substituted", "captions_cut", "hard_captions", "hard_due", "hard_without")
 
 
 class Fault(NamedTuple):
@@ -26,12 +26,16 @@ class Tally:
     reads: int = 0
     substituted: int = 0
     captions_cut: int = 0
+    hard_captions: int = 0
+    """Made of samples that were due to get some, ``hard_due``; ``hard_without`` got none."""
+    hard_due: int = 0
+    hard_without: int = 0
     faults: dict[Fault, None] = field(default_factory=dict)
     """Each once, in the order met."""
     headers: dict[str, dict] = field(default_factory=dict)
     """By shard, what its headers have wrong, where that was not known from the start."""
     seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
-    """By stage: fetch, read, decode, transform, tokenise, hand over."""
+    """By stage: fetch, read, decode, transform, tokenise, change captions, hand over."""
     bytes_read: dict[int, int] = field(default_factory=partial(defaultdict, int))
     """By source."""
     slowest: tuple[float, str] = (0.0, "")
@@ -42,7 +46,7 @@ class Tally:
     def from_record(cls, record: Mapping[str, Any]) -> "Tally":
         """Return what ``as_record`` wrote down."""
         return cls(
-            **{name: record[name] for name in COUNTS},
+            **{name: record.get(name, 0) for name in COUNTS},
             faults=dict.fromkeys(Fault(*fault) for fault in record["faults"]),
             headers=dict(record["headers"]),
         )
@@ -64,9 +68,8 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Add what was counted elsewhere."""
-        self.reads += other.reads
-        self.substituted += other.substituted
-        self.captions_cut += other.captions_cut
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults |= other.faults
         self.headers |= other.headers
         for stage, seconds in other.seconds.items():

@@ -26,7 +26,7 @@ from data_pipelines.drawing import (
     draw,
     draw_text,
     jpeg,
-    shift,
+    republished,
 )
 from vlp.image import decode
 from vlp.sample import MARK, Sample
@@ -261,11 +261,9 @@ def _exact_duplicate(sample: Sample, others: Iterator[Sample], rng: np.random.Ge
 
 
 def _near_duplicate(sample: Sample, others: Iterator[Sample], rng: np.random.Generator) -> Sample:
-    """Repeat another pair, its picture moved by a pixel or two and compressed again."""
+    """Repeat another pair, its picture as another site would show it."""
     other = next(others)
-    right, down = (int(sign * rng.integers(1, 3)) for sign in rng.choice((-1, 1), size=2))
-    moved = shift(decode(other.image), right, down)
-    return replace(other, key=sample.key, image=jpeg(moved, quality=int(rng.integers(60, 85))))
+    return replace(other, key=sample.key, image=republished(decode(other.image), rng))
 
 
 def _tiny_image(sample: Sample, others: Iterator[Sample], rng: np.random.Generator) -> Sample:

@@ -22,6 +22,7 @@ from data_pipelines.tar_index import Entry, open_index, origin
 UID = np.dtype("u8,u8")
 """The first and the last 16 digits, as in DataComp's lists."""
 DIGITS = re.compile("[0-9a-fA-F]{32}")
+NONE = "0" * 32
 ORIGIN = b"vlp_uids"
 
 
@@ -47,11 +48,24 @@ def open_uids(shard: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uid_pairs(uids: Sequence[str]) -> np.ndarray:
-    """Return uids of 32 hexadecimal digits as pairs of numbers; "" is 0."""
+    """Return uids of 32 hexadecimal digits as pairs of numbers; "" is 0.
+
+    Raises:
+        ValueError: One is something else.
+    """
+    data = bytes.fromhex("".join([uid or NONE for uid in uids]))
+    # fromhex takes white space for nothing.
+    if any(len(uid) not in (0, len(NONE)) for uid in uids) or len(data) != 16 * len(uids):
+        raise ValueError("a uid has 32 hexadecimal digits")
+    halves = np.frombuffer(data, ">u8").reshape(-1, 2)
     pairs = np.empty(len(uids), UID)
-    pairs["f0"] = [int(uid[:16] or "0", 16) for uid in uids]
-    pairs["f1"] = [int(uid[16:] or "0", 16) for uid in uids]
+    pairs["f0"], pairs["f1"] = halves[:, 0], halves[:, 1]
     return pairs
+
+
+def sorted_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Return uids in their order; ``np.sort`` would compare pairs one by one."""
+    return pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
 
 
 def _pairs(high: Any, low: Any) -> np.ndarray:

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from eval.calibration import (
+    HOTTEST,
+    Calibrated,
     Confidence,
     Logits,
     Reliability,
@@ -57,19 +60,22 @@ class OneLabel:
         means = {"acc@1": (self._ranks <= 1).double()}
         if len(self.names) >= 5:
             means["acc@5"] = (self._ranks <= 5).double()
-        fitted, temperature = self._fitted
+        fitted, temperature = self._fitted.confidence, self._fitted.temperature
         means |= {"nll": self._own.nll, "brier": self._own.brier}
         means |= {"fitted_nll": fitted.nll, "fitted_brier": fitted.brier}
         figures = {name: values.mean().item() for name, values in means.items()}
         figures |= self.resample(torch.arange(self.num_images))
-        figures |= {"temperature": temperature, "chance": 1 / len(self.names)}
+        figures |= {"temperature": temperature.value, "chance": 1 / len(self.names)}
         figures["samples"] = float(len(self.rows))
         if len(self.rows) < self.num_images:
             figures["left_out"] = float(self.num_images - len(self.rows))
         per = {
             name: per_image(of, self.rows, num_images=self.num_images) for name, of in means.items()
         }
-        return Result(figures, per, self.resample, self._parts())
+        if temperature.influence.any():
+            per["temperature"] = temperature.per_image(self.rows, num_images=self.num_images)
+        ranges = {"*nll": (0, inf), "*brier": (0, inf), "temperature": (1 / HOTTEST, HOTTEST)}
+        return Result(figures, per, self.resample, self._parts(), ranges=ranges)
 
     def resample(self, drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
         """Return the figures that are no means over images, if the set were these of its images."""
@@ -88,7 +94,7 @@ class OneLabel:
             known = by_group[~by_group.isnan()]
             if len(known):
                 found[f"worst_group_acc@{k}"] = known.min().item()
-        for prefix, of in (("", self._own), ("fitted_", self._fitted[0])):
+        for prefix, of in (("", self._own), ("fitted_", self._fitted.confidence)):
             bins = reliability(of.confidence[images], of.correct[images])
             found[f"{prefix}ece"] = expected_calibration_error(bins)
             found[f"{prefix}mce"] = maximum_calibration_error(bins)
@@ -108,7 +114,7 @@ class OneLabel:
         return confidence(self.logits)
 
     @cached_property
-    def _fitted(self) -> tuple[Confidence, float]:
+    def _fitted(self) -> Calibrated:
         return cross_fitted(self.logits)
 
     def _by_group(self, images: Tensor, k: int = 1) -> Tensor:
@@ -126,7 +132,7 @@ class OneLabel:
             name: share for name, share in zip(self.names, recall, strict=True) if share == share
         }
         parts: list[Part] = [
-            _diagram(self._own, self._fitted[0]),
+            _diagram(self._own, self._fitted.confidence),
             Bars("recall", "Recall of each class", bars),
             self._confusions(),
             self._pictures("hits", "Surest right answers", True),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from eval.bootstrap import interval
 from eval.open_dataset import open_dataset
-from eval.processes import Processes, joined
 from eval.record import (
     METRICS,
     Evaluation,
@@ -31,6 +30,7 @@ from vlp.encoder import DualEncoder
 from vlp.environment import versions
 from vlp.errors import UserError, nearest
 from vlp.output import check_output, output_folder, write_json
+from vlp.processes import Processes, joined
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -41,16 +41,17 @@ class Member:
 
     key: str
     """As the benchmark's authors call it."""
-    task: str | None
-    """What is run on it; None: it needs an evaluator that there is none of."""
-    figure: str | None
+    task: str
+    """What is run on it, with ``{place}`` for where it lies if that is no dataset."""
+    figure: str
     """The main figure, by its name in that task."""
     folders: Sequence[str]
-    """What it may be called inside the user's folder, the first that is there."""
+    """What it may be called inside the user's folder, or a pattern; the first that is there."""
 
     def find(self, folder: Path) -> Path | None:
         """Return where the dataset lies in a folder, its test split where it has splits."""
-        found = next((folder / own for own in self.folders if (folder / own).exists()), None)
+        places = (place for own in self.folders for place in sorted(folder.glob(own)))
+        found = next(places, None)
         return found / "test" if found is not None and (found / "test").is_dir() else found
 
 
@@ -60,6 +61,7 @@ class Scored(NamedTuple):
     value: float
     draws: Float64[Tensor, "draws"] | None
     sample_ids: str
+    num_images: int
 
 
 def read_preset(name: str) -> list[Member]:
@@ -91,8 +93,8 @@ def evaluate_preset(
     """
     how = how or How()
     members = read_preset(preset)
-    places = {member.key: member.find(folder) for member in members if member.task}
-    present = [member for member in members if places.get(member.key)]
+    places = {member.key: member.find(folder) for member in members}
+    present = [member for member in members if places[member.key]]
     if not present:
         raise UserError(
             f"{folder} holds no dataset of {preset}. It looks for folders such as "
@@ -114,9 +116,11 @@ def evaluate_preset(
                 continue
             told = {**config, "dataset": str(places[member.key]), "tasks": [member.task]}
             summary = summarise(found, told)
-            figure = str(member.figure)
+            figure = member.figure
             value = summary["metrics"][figure]
-            scored[member.key] = Scored(value, found.replicates.get(figure), summary["sample_ids"])
+            (num_images,) = summary["images"].values()
+            draws = found.replicates.get(figure)
+            scored[member.key] = Scored(value, draws, summary["sample_ids"], num_images)
             parts[member.key] = found, summary
         if not processes.is_first:
             return {}
@@ -127,8 +131,10 @@ def _evaluate_one(
     encoder: DualEncoder, member: Member, place: Path | None, how: How, processes: Processes
 ) -> Evaluation | None:
     """Return what the task of one dataset finds; every dataset draws its images by its name."""
-    dataset = open_dataset(str(place))
-    evaluators = build_evaluators([str(member.task)])
+    (evaluator,) = evaluators = build_evaluators([member.task.replace("{place}", str(place))])
+    # Some benchmarks are files about pictures of their own.
+    own_set = getattr(evaluator, "dataset", None)
+    dataset = own_set() if own_set else open_dataset(str(place))
     check_evaluators(evaluators, dataset)
     features = how.features / _slug(member.key) if how.features else None
     own = replace(how, features=features, seed=how.seed + zlib.crc32(member.key.encode()))
@@ -150,15 +156,14 @@ def _finish(
     if draws and len(draws) == len(scored):
         draws["main"] = torch.stack(list(draws.values())).mean(0)
     intervals = {name: [*interval(values, figures[name])] for name, values in draws.items()}
-    missing = [m.key for m in members if m.task and m.key not in scored]
-    without_task = [m.key for m in members if not m.task]
+    missing = [member.key for member in members if member.key not in scored]
     summary = {
         "metrics": figures,
         "intervals": intervals,
         **config,
         "sample_ids": hash_of([f"{key} {one.sample_ids}" for key, one in scored.items()]),
+        "images": {key: one.num_images for key, one in scored.items()},
         "missing": missing,
-        "without_task": without_task,
         "training": training_of(str(config["model"])),
         "versions": versions(),
     }
@@ -167,8 +172,6 @@ def _finish(
     show(f"main is the mean of {len(scored)} of {len(members)} datasets.")
     if missing:
         show(f"Missing: {', '.join(missing)}.")
-    if without_task:
-        show(f"Not in it, but with a task of its own: {', '.join(without_task)}.")
     if out:
         with output_folder(out, "eval", config, overwrite=how.overwrite) as folder:
             for key, (found, own) in parts.items():

@@ -1,7 +1,7 @@
 """How sure a figure is: what it would have been on other images of the same kind.
 
 Images are drawn with replacement, each with all its captions; what is searched stays the whole set
-(Efron and Tibshirani 1993, chapter 6). The draws follow from the seed and the number of images
+(Efron and Tibshirani 1993). The draws follow from the seed and the number of images
 alone, so the same draw of two models is of the same images, and their differences are paired.
 """
 
@@ -44,18 +44,24 @@ def replicate(
 
 
 def interval(
-    replicates: Float64[Tensor, "draws"], figure: float, level: float = LEVEL
+    replicates: Float64[Tensor, "draws"],
+    figure: float,
+    *,
+    within: tuple[float, float] = (0.0, 1.0),
+    level: float = LEVEL,
 ) -> tuple[float, float]:
     """Return the percentiles of the draws, moved by as much as their mean is off the figure.
 
+    They never leave the range that the figure is ``within``.
+
     A draw lacks a third of the images: figures such as F1 of rare classes or calibration errors are
-    others on fewer images (Efron and Tibshirani 1993, section 10.2). NaN where no draw has it.
+    others on fewer images (Efron and Tibshirani 1993). NaN where no draw has it.
     """
     known = replicates[~replicates.isnan()]
     if not len(known):
         return torch.nan, torch.nan
     bounds = torch.quantile(known, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double())
-    low, high = (bounds - known.mean() + figure).tolist()
+    low, high = (bounds - known.mean() + figure).clamp(*within).tolist()
     return low, high
 
 

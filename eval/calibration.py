@@ -7,6 +7,7 @@ made for a block of images at a time, so no ``[images, classes]`` matrix is held
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,11 +16,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from eval.metrics import BLOCK
+from eval.result import Estimate
 
 NUM_BINS = 15
-"""Guo et al. 2017, section 4."""
+"""Guo et al. 2017."""
 ITERATIONS = 60
 """Newton's steps at most; some ten are enough, and bisection alone would take as many as this."""
+FEW = 8
+"""Of so many images one says about where the best temperature is, before all say exactly."""
+HOTTEST = 100.0
+"""And 1 / 100 is the coldest temperature."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,22 @@ class Logits:
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits ``[block, classes]`` and labels ``[block]``, in double precision."""
         rows = max(1, BLOCK // 4 // len(self.weights))
+        if len(self.labels) <= rows:
+            yield self._whole, self.labels
+            return
         for features, labels in zip(
             self.features.split(rows), self.labels.split(rows), strict=True
         ):
-            logits = self.scale * (features @ self.weights.T).double()
-            yield logits if self.bias is None else logits + self.bias, labels
+            yield self._of(features), labels
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        """Kept where one block holds it: a temperature is fitted in some ten passes."""
+        return self._of(self.features)
+
+    def _of(self, features: Tensor) -> Tensor:
+        logits = self.scale * (features @ self.weights.T).double()
+        return logits if self.bias is None else logits + self.bias
 
 
 class Confidence(NamedTuple):
@@ -77,16 +94,17 @@ def confidence(logits: Logits, temperature: float = 1.0) -> Confidence:
     parts = []
     for block, labels in logits.blocks():
         block = block / temperature
-        own = F.one_hot(labels, block.shape[1]).to(block.dtype)  # [block, classes]
+        own = block.gather(1, labels[:, None])[:, 0]
         if logits.bias is None:
-            log_shares = block.log_softmax(1)
-            nll, shares = -(own * log_shares).sum(1), log_shares.exp()
+            total = block.logsumexp(1)
+            nll, shares = total - own, (block - total[:, None]).exp()
         else:
-            nll = F.binary_cross_entropy_with_logits(block, own, reduction="none").sum(1)
+            nll = F.softplus(block, threshold=40).sum(1) - own
             shares = block.sigmoid()
         likeliest = block.argmax(1)  # of probabilities, saturated ones would be equal
-        best = shares.gather(1, likeliest[:, None])[:, 0]
-        parts.append((best, likeliest == labels, nll, (shares - own).square().sum(1)))
+        best, truth = (shares.gather(1, of[:, None])[:, 0] for of in (likeliest, labels))
+        brier = (torch.linalg.vecdot(shares, shares) - 2 * truth + 1).clamp(min=0)
+        parts.append((best, likeliest == labels, nll, brier))
     return Confidence(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -108,14 +126,14 @@ def expected_calibration_error(bins: Reliability) -> float:
     """Return the mean over images of |accuracy - confidence| of their bin, in [0, 1].
 
     Lower is better; 0 where the accuracy of each bin is its confidence. Over all images at once,
-    not averaged over batches (Guo et al. 2017, equation 3).
+    not averaged over batches (Guo et al. 2017).
     """
     gaps = (bins.accuracy - bins.confidence).abs().nan_to_num()
     return (gaps * bins.count).sum().item() / bins.count.sum().item()
 
 
 def maximum_calibration_error(bins: Reliability) -> float:
-    """Return the largest |accuracy - confidence| of a bin, in [0, 1] (Guo et al. 2017, equation 5).
+    """Return the largest |accuracy - confidence| of a bin, in [0, 1] (Guo et al. 2017).
 
     Lower is better. A bin with few images counts like any other.
     """
@@ -123,35 +141,36 @@ def maximum_calibration_error(bins: Reliability) -> float:
 
 
 def fit_temperature(logits: Logits) -> float:
-    """Return the temperature that gives the labels the highest likelihood (Guo et al. 2017, 4.2).
+    """Return the temperature that gives the labels the highest likelihood (Guo et al. 2017).
 
-    Above 1, the model was too sure. The negative log likelihood is convex in 1 / temperature, so
-    its slope has one zero: Newton's method, kept inside a bracket that shrinks at each step. Within
-    [0.001, 1000]: where every image is classified right, no temperature is too low.
+    Above 1, the model was too sure. Within [0.01, 100]; where no temperature is too low, as where
+    every image is classified right, there is nothing to fit, and it is 1.
     """
-    low, high, inverse = 1e-3, 1e3, 1.0
-    for _ in range(ITERATIONS):
-        slope, curvature = _slope_and_curvature(logits, inverse)
-        low, high = (low, inverse) if slope > 0 else (inverse, high)
-        step = inverse - slope / curvature if curvature > 0 else low
-        # Outside the bracket, halve it on the scale of logarithms.
-        step = step if low < step < high else (low * high) ** 0.5
-        if abs(step - inverse) < 1e-10 * inverse:
-            break
-        inverse = step
-    return 1 / inverse
+    few = torch.arange(0, len(logits.labels), FEW)
+    start = _best_inverse(logits[few], 1.0, precision=1e-2) if len(few) > FEW else 1.0
+    inverse = _best_inverse(logits, start, precision=1e-9)
+    return 1 / inverse if inverse < HOTTEST else 1.0
 
 
-def cross_fitted(logits: Logits) -> tuple[Confidence, float]:
+class Calibrated(NamedTuple):
+    """What probabilities say after a temperature was fitted to other images."""
+
+    confidence: Confidence
+    temperature: Estimate
+
+
+def cross_fitted(logits: Logits) -> Calibrated:
     """Return the confidences after fitting a temperature to other images, and that temperature.
 
     Two halves drawn at random, always the same ones: each is read at the temperature of the other,
     so no image has a say in its own. The temperature is the geometric mean of the two.
     """
-    order = torch.randperm(len(logits.labels), generator=torch.Generator().manual_seed(0))
+    count = len(logits.labels)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     halves = order.chunk(2)
+    influence = torch.zeros(count, dtype=torch.float64)
     if len(halves) < 2:
-        return confidence(logits), 1.0
+        return Calibrated(confidence(logits), Estimate(1.0, influence))
     temperatures = [fit_temperature(logits[half]) for half in halves]
     read = [
         confidence(logits[half], other)
@@ -159,21 +178,50 @@ def cross_fitted(logits: Logits) -> tuple[Confidence, float]:
     ]
     back = order.argsort()
     joined = Confidence(*(torch.cat(part)[back] for part in zip(*read, strict=True)))
-    return joined, (temperatures[0] * temperatures[1]) ** 0.5
+    mean = (temperatures[0] * temperatures[1]) ** 0.5
+    for half, own in zip(halves, temperatures, strict=True):
+        slope, curvature = _slope_and_curvature(logits[half], 1 / own)
+        # Each image pulls the root of the summed slopes by its own slope / curvature.
+        if curvature > 0:
+            influence[half] = count * mean / 2 * own * (slope - slope.mean()) / curvature
+    return Calibrated(joined, Estimate(mean, influence))
 
 
-def _slope_and_curvature(logits: Logits, inverse: float) -> tuple[float, float]:
-    """Return the first two derivatives of the summed negative log likelihood by 1 / temperature."""
-    slope = curvature = 0.0
+def _best_inverse(logits: Logits, start: float, *, precision: float) -> float:
+    """Return the 1 / temperature where the slope of the negative log likelihood is 0.
+
+    It is convex in it, so there is one such place at most: Newton's method, kept inside a bracket
+    that shrinks at each step. An end of the range where there is none.
+    """
+    low, high, inverse = 1 / HOTTEST, HOTTEST, start
+    for _ in range(ITERATIONS):
+        slopes, curvature = _slope_and_curvature(logits, inverse)
+        slope = slopes.sum().item()
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+        step = inverse - slope / curvature if curvature > 0 else low
+        # Outside the bracket, halve it on the scale of logarithms.
+        step = step if low < step < high else (low * high) ** 0.5
+        if abs(step - inverse) < precision * inverse:
+            break
+        inverse = step
+    return high if HOTTEST / inverse < 1 + 1e-6 else inverse
+
+
+def _slope_and_curvature(logits: Logits, inverse: float) -> tuple[Tensor, float]:
+    """Return the negative log likelihood's derivatives by 1 / temperature: of each image the first.
+
+    And of all images together the second.
+    """
+    slopes, curvature = [], 0.0
     for block, labels in logits.blocks():
-        own = block.gather(1, labels[:, None]).sum().item()
+        own = block.gather(1, labels[:, None])[:, 0]
         if logits.bias is None:
-            shares = (inverse * block).softmax(1)
-            mean = (shares * block).sum(1)  # [block]
-            slope += mean.sum().item() - own
-            curvature += ((shares * block.square()).sum(1) - mean.square()).sum().item()
+            weighted = (inverse * block).softmax(1).mul_(block)  # shares times logits
+            mean = weighted.sum(1)
+            curvature += (torch.linalg.vecdot(weighted, block) - mean.square()).sum().item()
         else:
             shares = (inverse * block).sigmoid()
-            slope += (shares * block).sum().item() - own
+            mean = torch.linalg.vecdot(shares, block)
             curvature += (shares * (1 - shares) * block.square()).sum().item()
-    return slope, curvature
+        slopes.append(mean - own)
+    return torch.cat(slopes), curvature

@@ -61,7 +61,8 @@ def choose(
         for i, image in enumerate(item.images):
             row = len(own)
             own.append((number, image, captions[i]))
-            false_captions += [(row, image, other) for other in captions if other != captions[i]]
+            # A false caption that reads like the true one is a tie: the margin is exactly 0.
+            false_captions += [(row, image, other) for k, other in enumerate(captions) if k != i]
             false_images += [(row, other, captions[i]) for other in item.images if other != image]
     rows = torch.tensor(own)
     similarity = similarity_of_pairs(images, texts, rows[:, 1:])  # [rows]

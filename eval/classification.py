@@ -43,7 +43,7 @@ def f1_per_class(count: ClassCounts) -> Float[Tensor, "classes"]:
     """Return 2 TP / (2 TP + FP + FN) of each class, in [0, 1]; NaN for a class without images.
 
     Higher is better. The mean over classes with images is the F1 that WILDS reports for iWildCam
-    (Koh et al. 2021, section 4.1), and DataComp with it.
+    (Koh et al. 2021), and DataComp with it.
     """
     f1 = 2 * count.right / (count.labelled + count.predicted)
     return torch.where(count.labelled > 0, f1, torch.nan)
@@ -89,7 +89,7 @@ def average_precision_11_points(
 ) -> Float[Tensor, "classes"]:
     """Return the mean over recalls 0, 0.1, ..., 1 of the best precision from there on, in [0, 1].
 
-    The official figure of Pascal VOC 2007 (Everingham et al. 2010, section 4.2), and the one that
+    The official figure of Pascal VOC 2007 (Everingham et al. 2010), and the one that
     CLIP's linear probes report for it. Higher is better; NaN for a class without images.
     """
     precision, recall_step = _precision_curve(scores, labels)
@@ -106,7 +106,7 @@ def jaccard_of_labels(
     """Return the overlap of each image's n labels with its n best classes, in [0, 1].
 
     What both hold, divided by what either holds; higher is better. WinoGAViL's score, where n is
-    the number of associations (Bitton et al. 2022, section 2), and DataComp's for it. NaN
+    the number of associations (Bitton et al. 2022), and DataComp's for it. NaN
     for an image without a label.
     """
     count = labels.sum(1, keepdim=True)  # [images, 1]

@@ -2,9 +2,12 @@
 
 Models are compared on the same images: the draws of `vlp eval` are the same for all, so what an
 image makes hard for both cancels. Several runs of one config are one model, and then the seeds of
-training are noise as well. Two levels, so two parts of the variance (a hierarchical bootstrap with
-few runs would make the second too small): of the mean difference over draws of the images, and of
-the figures between the runs, over the number of runs. What is tested at once is corrected by Holm.
+training are noise as well. Two levels, so two parts of the variance: of the mean difference over
+draws of the images, and of the figures between the runs, over the number of runs; Satterthwaite's
+degrees of freedom. A hierarchical bootstrap, which draws runs and then images, has the same parts
+but for the second, which drawing from R runs makes (R - 1) / R of what it is: with three runs of
+each model its 95 % intervals hold the truth in 88 of 100 simulated cases, these in 95
+(`pytest -m slow tests/unit/test_compare.py`). What is tested at once is corrected by Holm.
 """
 
 import json
@@ -52,6 +55,17 @@ class Model:
     def draws(self, name: str) -> Float64[Tensor, "draws"]:
         """Return the mean over the runs for each draw of the images."""
         return torch.stack([run.replicates[name] for run in self.runs]).mean(0)
+
+    def num_images(self, name: str) -> float:
+        """Return how many images a figure is over; infinity where no evaluation says."""
+        summaries = [run.summary for run in self.runs]
+        counts = [
+            count
+            for summary in summaries
+            for evaluator, count in summary.get("images", {}).items()
+            if name.startswith(f"{evaluator}/")
+        ]
+        return min(counts, default=math.inf)
 
     def seed_variance(self, name: str) -> float:
         """Return the variance of the mean that the choice of the runs gives."""
@@ -140,7 +154,8 @@ def differ(first: Model, second: Model, name: str) -> Difference:
     """Return the difference of two models in one figure, with its error and p-value."""
     draws = second.draws(name) - first.draws(name)
     draws = draws[~draws.isnan()]
-    parts = [(draws.var().item() if len(draws) > 1 else math.nan, math.inf)]
+    num_images = min(model.num_images(name) for model in (first, second))
+    parts = [(draws.var().item() if len(draws) > 1 else math.nan, max(1, num_images - 1))]
     parts += [
         (model.seed_variance(name), len(model.runs) - 1)
         for model in (first, second)
@@ -154,6 +169,9 @@ def differ(first: Model, second: Model, name: str) -> Difference:
     if math.isnan(error):  # fewer than two draws have the figure: nothing is known
         return Difference(name, first.name, second.name, difference, error, freedom, 1.0)
     p = two_sided(difference / error, freedom) if error > 0 else float(difference == 0)
+    # Were the models equal, either could be either on each image: of n images a difference as large
+    # as can be has a probability of 2 in 2^n, however equal its draws are.
+    p = min(1.0, max(p, 2.0 ** (1 - num_images)))
     return Difference(name, first.name, second.name, difference, error, freedom, p)
 
 

@@ -9,13 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from PIL import Image
+from typing import Any
 
 from eval.choices import Item
+from eval.pictures import Picture, check_pictures
 from vlp.errors import UserError
-from vlp.image import open_image
 from vlp.types import Sample
 
 FALSE = "false_captions"
@@ -27,24 +25,7 @@ SUGAR_CREPE = (
 MIN_ITEMS = 25
 """Of an attribute pair of VG-Attribution, for it to count (ARO's code)."""
 LEFT_OUT = Path(__file__).parent / "vg_relation_left_out.txt"
-"""Relations that do not count in VG-Relation: the list of "symmetric" ones in ARO's notebook."""
-
-
-class Picture(NamedTuple):
-    """A picture file, or a part of it."""
-
-    path: Path
-    box: tuple[int, int, int, int] | None = None
-    """Left, top, right and bottom in pixels; None for the whole."""
-
-    def open(self) -> Image.Image:
-        """Return it as upright RGB.
-
-        Raises:
-            UserError: The file is missing or is no picture.
-        """
-        whole = open_image(str(self.path))
-        return whole.crop(self.box) if self.box else whole
+"""Relations that do not count in VG-Relation, after lines that say where they are from."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +63,6 @@ def read_item_set(benchmark: str, files: str, images: str) -> ItemSet:
         raise UserError(f"{path} holds no item of {benchmark}.")
     check_pictures(found.pictures, path, folder)
     return found
-
-
-def check_pictures(pictures: Sequence[Picture], path: Path, folder: Path) -> None:
-    """Raise UserError where a file names pictures that the folder lacks."""
-    missing = [picture.path for picture in pictures if not picture.path.is_file()]
-    if missing:
-        raise UserError(
-            f"{path} names {len(missing)} pictures that are not in {folder}, such as "
-            f"{missing[0].name}. Give the folder that holds them as images=."
-        )
 
 
 def read_json(path: Path) -> Any:
@@ -138,7 +109,12 @@ def items_of_samples(samples: Sequence[Sample]) -> list[Item]:
     items = []
     for rows in together.values():
         true = [samples[row].text for row in rows]
-        false = [text for row in rows for text in samples[row].metadata[FALSE] if text not in true]
+        false = [
+            text
+            for row in rows
+            for text in samples[row].metadata[FALSE]
+            if text not in true or text == samples[row].text  # the others of a pair are there
+        ]
         kind = str(samples[rows[0]].metadata.get("kind", "all"))
         items.append(Item(tuple(rows), (*true, *dict.fromkeys(false)), kind))
     return items
@@ -160,14 +136,20 @@ def _sugar_crepe(path: Path, folder: Path) -> ItemSet:
     return ItemSet(items, pictures, {name: of for name, of in families.items() if of})
 
 
+def relations_left_out() -> list[str]:
+    """Return the relations that VG-Relation's macro accuracy leaves out."""
+    lines = LEFT_OUT.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
 def _vg_relation(path: Path, folder: Path) -> ItemSet:
-    """Yuksekgonul et al. 2023 (ARO), section 2.1: which of two stands in a relation to which."""
-    left_out = frozenset(LEFT_OUT.read_text().splitlines())
+    """Yuksekgonul et al. 2023 (ARO): which of two stands in a relation to which."""
+    left_out = frozenset(relations_left_out())
     return _visual_genome(path, folder, lambda entry: entry["relation_name"], without=left_out)
 
 
 def _vg_attribution(path: Path, folder: Path) -> ItemSet:
-    """Yuksekgonul et al. 2023 (ARO), section 2.1: which of two things has which attribute."""
+    """Yuksekgonul et al. 2023 (ARO): which of two things has which attribute."""
     return _visual_genome(
         path, folder, lambda entry: "_".join(entry["attributes"]), min_items=MIN_ITEMS
     )
@@ -202,7 +184,7 @@ def _box(entry: Any) -> tuple[int, int, int, int]:
 
 
 def _order(path: Path, folder: Path) -> ItemSet:
-    """Yuksekgonul et al. 2023 (ARO), section 2.2: a caption among four orders of its words.
+    """Yuksekgonul et al. 2023 (ARO): a caption among four orders of its words.
 
     A list of ``{"image": name, "caption_options": [true, false, ...]}``, as ARO makes them.
     """

@@ -1,159 +1,181 @@
-"""A dataset encoded once: in memory, and on disk for the next evaluation of the same model.
-
-A folder is of one model and one dataset: ``image.npy``, ``text.npy`` and, where asked for,
-``image_pooled.npy`` and ``text_pooled.npy``, a row for each usable sample; ``samples.parquet``; and
-``captions.npz``, all captions that evaluators encoded besides, with their features.
-"""
+"""The one door to features: whatever evaluators look at is encoded once, over all processes."""
 
 import hashlib
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.encoded import EncodedSet, encode_dataset
-from data_pipelines.faults import Faults
-from eval.processes import Processes
+from data_pipelines.encoded import EncodedSet, Only, encode_dataset
+from eval.kept import CAPTIONS, is_kept, read_captions, read_set, write_captions, write_set
 from vlp.checkpoint import encoder_hash
 from vlp.console import say
-from vlp.encode import TextMemory
+from vlp.encode import encode_texts
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-from vlp.manifest import MANIFEST, damage, seal
-from vlp.output import check_output, output_folder, read_record, whole_file, write_json
-from vlp.types import Sample
+from vlp.processes import ALONE, Processes
 
-COMMAND = "eval --features"
-KINDS = ("image", "text", "image_pooled", "text_pooled")
-SAMPLES, FAULTS = "samples.parquet", "faults.json"
-CAPTIONS = "captions.npz"
+EVALUATED = "evaluated"
+"""What the evaluated dataset is called in the folder; others have their evaluators' names."""
 
 
-def describe(encoder: DualEncoder, dataset: Dataset) -> dict[str, Any]:
-    """Return what features depend on: the same description, the same features."""
-    keys = hashlib.sha256("\0".join(dataset.keys).encode(errors="surrogatepass"))
-    return {
-        "model_hash": encoder_hash(encoder),
-        "preprocessing": encoder.config["preprocess_cfg"],
-        "dataset_identity": dataset.identity,
-        "ids": keys.hexdigest()[:16],
-        "has_lines": dataset.has_lines,
-        "samples": len(dataset),
-        "dtype": str(encoder.logit_scale.dtype).removeprefix("torch."),
-    }
+@dataclass(frozen=True)
+class Encode:
+    """Turns datasets and captions into features, each of them once.
 
-
-def encode_once(
-    encoder: DualEncoder,
-    dataset: Dataset,
-    folder: Path | None,
-    *,
-    processes: Processes,
-    pooled: bool = False,
-    batch_size: int = 256,
-    overwrite: bool = False,
-) -> EncodedSet:
-    """Return the features of a dataset: from the folder where it holds them, else encode them.
-
-    Raises:
-        UserError: The folder holds features of another model or dataset, or is damaged.
+    All processes call it in the same order and get the same rows, bit for bit for any number of
+    them. With a folder, what is encoded is kept there, a folder for each dataset and one for all
+    captions, and the next evaluation of the same model encodes nothing.
     """
-    config = describe(encoder, dataset)
-    found = None
-    if folder:
-        if not overwrite:
-            check_output(folder, COMMAND, config, inputs=dataset.files)
-            found = processes.from_first(lambda: _is_complete(folder, pooled))
-        if found:
-            say(f"The features of {dataset.name} are those in {folder}.")
-            return _load(folder, dataset)
-    encoded = encode_dataset(
-        encoder,
-        dataset,
-        pooled=pooled,
-        batch_size=batch_size,
-        process=processes.rank,
-        num_processes=processes.count,
-        gather=processes.gather,
-    )
-    if folder and processes.is_first:
-        with output_folder(folder, COMMAND, config, overwrite=True) as part:
-            _save(part, encoded)
-        seal(folder)
-        say(f"Wrote the features of {len(encoded.samples)} samples into {folder}.")
-    return encoded
+
+    encoder: DualEncoder
+    """In eval mode."""
+    _: KW_ONLY
+    processes: Processes = ALONE
+    batch_size: int = 256
+    """Samples encoded together."""
+    folder: Path | None = None
+    overwrite: bool = False
+    """Replace features of another model or dataset."""
+
+    def __post_init__(self) -> None:
+        assert not self.encoder.training, "dropout would blur the features"
+
+    def dataset(
+        self, dataset: Dataset, name: str = EVALUATED, *, pooled: bool = False, only: Only = None
+    ) -> EncodedSet:
+        """Return the features of a dataset.
+
+        Args:
+            dataset: What is encoded.
+            name: What it is called in the folder.
+            pooled: Whether rows before the projections are wanted, too.
+            only: Of what there are to be features.
+
+        Raises:
+            UserError: Nothing of it could be read, a feature is not finite, or the folder holds
+                features of another model or dataset, or damaged ones.
+        """
+        for known in self._sets:
+            if known.dataset.identity == dataset.identity and _holds(known, pooled, only):
+                return known
+        config = self._describe(dataset) | {"only": only or "images and texts"}
+        place = self.folder / name.replace("/", "-") if self.folder else None
+        file = "image_pooled.npy" if pooled else "image.npy"
+        if place and self._is_kept(place, config, file, dataset.files):
+            say(f"The features of {dataset.name} are those in {place}.")
+            return self._remembered(read_set(place, dataset))
+        encoded = encode_dataset(
+            self.encoder,
+            dataset,
+            pooled=pooled,
+            only=only,
+            batch_size=self.batch_size,
+            processes=self.processes,
+        )
+        check_features(encoded)
+        if place and self.processes.is_first:
+            write_set(place, config, encoded)
+            say(f"Wrote the features of {len(encoded.samples)} samples into {place}.")
+        return self._remembered(encoded)
+
+    def texts(self, captions: Sequence[str]) -> Float[Tensor, "captions dim"]:
+        """Return the features of captions, in their order; none is encoded twice."""
+        different = dict.fromkeys(captions)
+        new = [c for c in different if c not in self._captions and c not in self._of_samples]
+        rows = encode_texts(self.encoder, new, processes=self.processes)
+        self._captions.update(zip(new, rows, strict=True))
+        known = self._of_samples | self._captions
+        rows = [known[caption] for caption in captions]
+        return torch.stack(rows) if rows else torch.empty(0, self.encoder.dim)
+
+    def keep_texts(self) -> None:
+        """Write the captions that were encoded into the folder."""
+        if self.folder and self._captions and self.processes.is_first:
+            write_captions(self._captions_folder, self._of_model, self._captions)
+
+    def about(self, dataset: Dataset) -> dict[str, Any]:
+        """Return all that the features of a dataset may depend on."""
+        return self._describe(dataset) | {"processes": self.processes.count}
+
+    @cached_property
+    def _captions(self) -> dict[str, Tensor]:
+        """The features of captions that were encoded, now or in an earlier evaluation."""
+        if self.folder and self._is_kept(self._captions_folder, self._of_model, CAPTIONS):
+            return self.processes.from_first(lambda: read_captions(self._captions_folder))
+        return {}
+
+    @cached_property
+    def _of_samples(self) -> dict[str, Tensor]:
+        """The features of captions that the datasets' own rows hold."""
+        return {}
+
+    @cached_property
+    def _sets(self) -> list[EncodedSet]:
+        """The datasets that were encoded."""
+        return []
+
+    def _remembered(self, encoded: EncodedSet) -> EncodedSet:
+        self._sets.append(encoded)
+        if encoded.text.shape[1]:
+            firsts = (sample.text.partition("\n")[0] for sample in encoded.samples)
+            self._of_samples.update(zip(firsts, encoded.text, strict=True))
+        return encoded
+
+    @property
+    def _captions_folder(self) -> Path:
+        assert self.folder
+        return self.folder / "captions"
+
+    def _is_kept(
+        self, place: Path, config: dict[str, Any], file: str, inputs: Sequence[Path] = ()
+    ) -> bool:
+        """Return on every process whether a folder holds what is asked for."""
+        if self.overwrite:
+            return False
+        return self.processes.from_first(lambda: is_kept(place, config, file, inputs))
+
+    @cached_property
+    def _of_model(self) -> dict[str, Any]:
+        return {
+            "model_hash": encoder_hash(self.encoder),
+            "preprocessing": self.encoder.config["preprocess_cfg"],
+            "dtype": str(self.encoder.logit_scale.dtype).removeprefix("torch."),
+        }
+
+    def _describe(self, dataset: Dataset) -> dict[str, Any]:
+        """Return what features depend on: the same description, the same features."""
+        keys = hashlib.sha256("\0".join(dataset.keys).encode(errors="surrogatepass"))
+        return self._of_model | {
+            "dataset_identity": dataset.identity,
+            "ids": keys.hexdigest()[:16],
+            "has_lines": dataset.has_lines,
+            "samples": len(dataset),
+        }
 
 
-def read_memory(encoder: DualEncoder, folder: Path | None) -> TextMemory:
-    """Return the captions of a folder and their features; none where there is no such folder."""
-    memory = TextMemory(encoder)
-    if folder and (folder / CAPTIONS).is_file():
-        with np.load(folder / CAPTIONS) as found:
-            captions = json.loads(found["captions"].tobytes())
-            memory.rows.update(zip(captions, torch.from_numpy(found["features"]), strict=True))
-    return memory
+def _holds(encoded: EncodedSet, pooled: bool, only: Only) -> bool:
+    """Return whether a set has all the features that are asked for."""
+    has_images, has_texts = (of.shape[1] > 0 for of in (encoded.image, encoded.text))
+    has_pooled = encoded.image_pooled is not None or not pooled
+    return has_pooled and (has_images or only == "texts") and (has_texts or only == "images")
 
 
-def write_memory(memory: TextMemory, folder: Path) -> None:
-    """Write the captions that were encoded; the features of a folder stay as they are."""
-    if not memory.rows:
-        return
-    captions = np.frombuffer(json.dumps(list(memory.rows)).encode(), dtype=np.uint8)
-    # One file, so that of two evaluations at once no caption gets the other's features.
-    with whole_file(folder / CAPTIONS) as file:
-        np.savez(file, captions=captions, features=torch.stack(list(memory.rows.values())).numpy())
-
-
-def _is_complete(folder: Path, pooled: bool) -> bool:
-    """Return whether the features in a folder are all that is asked for.
-
-    Raises:
-        UserError: A file is not as it was written.
-    """
-    if read_record(folder) is None or not (folder / MANIFEST).is_file():
-        return False
-    found = damage(folder)
-    if found:
-        raise UserError(f"The features {folder} are damaged: {found}. Remove the folder.")
-    return not pooled or (folder / "image_pooled.npy").is_file()
-
-
-def _save(folder: Path, encoded: EncodedSet) -> None:
-    for kind in KINDS:
-        rows: Tensor | None = getattr(encoded, kind)
-        if rows is not None:
-            np.save(folder / f"{kind}.npy", rows.numpy())
-    samples = [asdict(sample) for sample in encoded.samples]
-    table = {
-        "row": encoded.rows,
-        "key": [sample["key"] for sample in samples],
-        "text": [sample["text"] for sample in samples],
-        "metadata": [json.dumps(sample["metadata"]) for sample in samples],
-    }
-    pq.write_table(pa.table(table), folder / SAMPLES)
-    write_json(folder / FAULTS, encoded.faults.as_dict())
-
-
-def _load(folder: Path, dataset: Dataset) -> EncodedSet:
-    table = pq.read_table(folder / SAMPLES).to_pydict()
-    columns = (table["key"], table["text"], table["metadata"])
-    samples = [
-        Sample(key, b"", text, json.loads(about)) for key, text, about in zip(*columns, strict=True)
-    ]
-    paths = [folder / f"{kind}.npy" for kind in KINDS]
-    rows = [torch.from_numpy(np.load(path)) if path.is_file() else None for path in paths]
-    image, text, image_pooled, text_pooled = rows
-    assert image is not None
-    assert text is not None
-    faults = Faults()
-    faults.merge(json.loads((folder / FAULTS).read_text()))
-    return EncodedSet(
-        dataset, table["row"], samples, image, text, faults, image_pooled, text_pooled
-    )
+def check_features(encoded: EncodedSet) -> None:
+    """Raise UserError unless there are features, and all are finite."""
+    if not encoded.samples:
+        raise UserError(
+            f"There is no sample to evaluate: none could be read ({encoded.faults.summary()})."
+        )
+    for kind, features in (("image", encoded.image), ("text", encoded.text)):
+        if not torch.isfinite(features).all():
+            raise UserError(
+                f"The model gives {kind} features that are NaN or infinite: its weights are "
+                f"broken. Give an earlier checkpoint."
+            )

@@ -35,41 +35,6 @@ def similarity_of_pairs(
     return torch.cat([(queries[part[:, 0]] * items[part[:, 1]]).sum(1) for part in parts])
 
 
-def best_match_ranks(
-    queries: Float[Tensor, "queries dim"],
-    items: Float[Tensor, "items dim"],
-    matches: Int64[Tensor, "matches 2"],
-    *,
-    block: int = BLOCK,
-) -> Int64[Tensor, "queries"]:
-    """Return the rank of each query's most similar match among all items; 1 is first, 0 is none.
-
-    Other matches of the query do not stand in its way. Ties count against it: an item as similar
-    as the match ranks before it, and so does one whose similarity is NaN. Lower is better.
-
-    Args:
-        queries: Unit-length rows.
-        items: Unit-length rows.
-        matches: (query, item) for each pair that matches, n:m, in any order.
-        block: Similarities held at once.
-    """
-    matches = torch.unique(matches, dim=0)  # sorted by query, each pair once
-    ranks = [torch.empty(0, dtype=torch.int64, device=queries.device)]
-    for start, similarity in similarity_blocks(queries, items, block):
-        low, high = torch.searchsorted(
-            matches[:, 0].contiguous(), matches.new_tensor([start, start + len(similarity)])
-        )
-        query, item = matches[low:high, 0] - start, matches[low:high, 1]
-        own = similarity[query, item]  # [matches of the block]
-        best = similarity.new_full((len(similarity),), -torch.inf)
-        best = best.scatter_reduce(0, query, own, "amax")  # [block]
-        before = (~(similarity < best[:, None])).sum(1)
-        before -= torch.bincount(query[~(own < best[query])], minlength=len(best))
-        has_match = torch.bincount(query, minlength=len(best)) > 0
-        ranks.append(torch.where(has_match, before + 1, 0))
-    return torch.cat(ranks)
-
-
 def class_ranks(
     features: Float[Tensor, "images dim"],
     weights: Float[Tensor, "classes dim"],
@@ -116,9 +81,22 @@ def median_rank(ranks: Int64[Tensor, "queries"]) -> float:
 
     Of an even number of queries, the mean of the middle two.
     """
-    ordered = _with_match(ranks).double().sort().values
-    middle = len(ordered) // 2
-    return ((ordered[middle] + ordered[(len(ordered) - 1) // 2]) / 2).item()
+    ordered = _with_match(ranks).sort().values
+    return weighted_median(ordered, torch.ones(len(ordered)))
+
+
+def weighted_median(ordered: Tensor, weights: Tensor) -> float:
+    """Return the middle of values in rising order, each there as often as its weight says.
+
+    Where the middle lies between two values, their mean; NaN where all weights are 0.
+    """
+    total = weights.double().cumsum(0)
+    if not len(total) or not total[-1] > 0:
+        return torch.nan
+    # Weights such as thirds add up to whole numbers but for rounding.
+    edges = total[-1] / 2 + total.new_tensor([-1e-9, 1e-9]) * total[-1]
+    middle = torch.searchsorted(total, edges).clamp(max=len(total) - 1)
+    return ordered[middle].double().mean().item()
 
 
 def mean_reciprocal_rank(ranks: Int64[Tensor, "queries"]) -> float:
@@ -127,53 +105,6 @@ def mean_reciprocal_rank(ranks: Int64[Tensor, "queries"]) -> float:
     1 where every query finds a match first (Voorhees 1999); queries without a match are left out.
     """
     return _with_match(ranks).double().reciprocal().mean().item()
-
-
-def roc_auc(positive: Float[Tensor, "positives"], negative: Float[Tensor, "negatives"]) -> float:
-    """Return how likely a positive scores above a negative, ties for half, in [0, 1].
-
-    Higher is better; 0.5 is chance. The statistic of Mann and Whitney (1947), the area under the
-    ROC curve, exact.
-
-    Raises:
-        UserError: There is no positive, or no negative.
-    """
-    if not len(positive) or not len(negative):
-        raise UserError("An AUC compares matches with other pairs, and here is one kind only.")
-    ordered = negative.sort().values
-    below = torch.searchsorted(ordered, positive.contiguous())
-    not_above = torch.searchsorted(ordered, positive.contiguous(), right=True)
-    wins = (below + not_above).double().sum() / 2
-    return (wins / len(positive) / len(negative)).item()
-
-
-def similarities_of_pairs_and_others(
-    queries: Float[Tensor, "queries dim"],
-    items: Float[Tensor, "items dim"],
-    matches: Int64[Tensor, "matches 2"],
-    *,
-    block: int = BLOCK,
-) -> tuple[Float[Tensor, "positives"], Float[Tensor, "negatives"]]:
-    """Return the similarities of all matches, and of pairs that are none.
-
-    Of all the others where all similarities fit in one block. Beyond, of a sixteenth of a block
-    drawn at random, always the same: a million, so an AUC of them is off by 0.001 at most, two
-    standard deviations.
-    """
-    matches = torch.unique(matches, dim=0)
-    if len(queries) * len(items) <= block:
-        similarity = queries @ items.T  # [queries, items]
-        is_match = torch.zeros_like(similarity, dtype=torch.bool)
-        is_match[matches[:, 0], matches[:, 1]] = True
-        return similarity[is_match], similarity[~is_match]
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack(
-        [torch.randint(len(of), (block // 16,), generator=generator) for of in (queries, items)], 1
-    ).to(matches.device)
-    code, known = (pairs[:, 0] * len(items) + pairs[:, 1] for pairs in (drawn, matches))
-    drawn = drawn[~torch.isin(code, known)]
-    true = similarity_of_pairs(queries, items, matches)
-    return true, similarity_of_pairs(queries, items, drawn)
 
 
 def chance_recall_at_1(matches: Int64[Tensor, "matches 2"], num_items: int) -> float:

@@ -19,7 +19,7 @@ def open_dataset(source: str) -> Dataset:
         source: Shards, as all commands take them; a folder of a folder for each class; a table,
             ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; ``dataset_coco.json``, or
             ``dataset_coco.json:val``; ``torchvision:CIFAR10:FOLDER``, or with ``:train`` after it;
-            ``hf:FOLDER_OR_NAME``, or with ``:SPLIT``.
+            ``hf:FOLDER_OR_NAME``, or with ``:SPLIT``; an ``.arrow`` file of its cache.
 
     Raises:
         UserError: There is none, or it cannot be read.
@@ -30,10 +30,10 @@ def open_dataset(source: str) -> Dataset:
 
         name, folder, split = (*rest.split(":"), "", "")[:3]
         return open_torchvision(name, Path(folder), split, source)
-    if kind == "hf":
+    if kind == "hf" or source.endswith(".arrow"):
         from eval.datasets.hugging_face import open_hugging_face
 
-        return open_hugging_face(*_with_split(rest), source)
+        return open_hugging_face(*_with_split(rest if kind == "hf" else source), source)
     path, split = _with_split(source)
     if path.endswith(".json"):
         return open_captions_json(Path(path), split, source)

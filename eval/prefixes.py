@@ -17,7 +17,7 @@ ENOUGH = 0.99
 
 
 def prefix(rows: Float[Tensor, "rows dim"], length: int) -> Float[Tensor, "rows length"]:
-    """Return the first coordinates of each row as a unit-length row (Kusupati et al. 2022, 3)."""
+    """Return the first coordinates of each row as a unit-length row (Kusupati et al. 2022)."""
     return F.normalize(rows[:, :length], dim=1)
 
 
@@ -57,7 +57,7 @@ def funnel_search(
 ) -> Int64[Tensor, "queries kept"]:
     """Return the items that each query keeps in the end, most similar first.
 
-    Funnel retrieval (Kusupati et al. 2022, section 4.3.1): all items are ranked by a short prefix,
+    Funnel retrieval (Kusupati et al. 2022): all items are ranked by a short prefix,
     and those kept are ranked again by longer ones. Equal similarities keep the order before.
 
     Args:

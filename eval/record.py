@@ -59,7 +59,12 @@ class Evaluation:
 def summarise(found: Evaluation, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``metrics.json`` holds: figures, intervals, and all that they may depend on."""
     figures = found.figures
-    intervals = {n: interval(values, figures[n]) for n, values in found.replicates.items()}
+    intervals = {
+        name: interval(found.replicates[name], figures[name], within=result.range_of(name))
+        for result in found.results.values()
+        for name in result.figures
+        if name in found.replicates
+    }
     return {
         "metrics": figures,
         "intervals": {name: [*of] for name, of in intervals.items() if not math.isnan(of[0])},
@@ -67,6 +72,10 @@ def summarise(found: Evaluation, config: Mapping[str, Any]) -> dict[str, Any]:
         **config,
         **found.about,
         "samples": len(found.encoded.samples),
+        "images": {
+            name: len(found.encoded.samples) if result.num_images is None else result.num_images
+            for name, result in found.results.items()
+        },
         "sample_ids": hash_of([sample.key for sample in found.encoded.samples]),
         "seconds": {name: round(seconds, 3) for name, seconds in found.seconds.items()},
         "training": training_of(str(config["model"])),

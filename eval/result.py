@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,23 @@ class PerImage(NamedTuple):
     """Of every image of the set, in its order."""
     weights: Float[Tensor, "images"]
     """How much of the figure hangs on each image, such as its captions; 0: not counted."""
+
+
+class Estimate(NamedTuple):
+    """A figure that is no mean over samples, and how it hangs on each of them.
+
+    To first order, it would be ``value + mean(influence[drawn])`` of other samples (the
+    infinitesimal jackknife; Efron 1982). No sample is ever there twice, which a rank or a count of
+    neighbours would take for structure.
+    """
+
+    value: float
+    influence: Float[Tensor, "samples"]
+    """By how much it rises for each share of a sample more; the mean is 0."""
+
+    def per_image(self, rows: Int64[Tensor, "samples"], *, num_images: int) -> PerImage:
+        """Return it as a mean over the images that the samples are of."""
+        return per_image(self.value + self.influence, rows, num_images=num_images)
 
 
 class Curve(NamedTuple):
@@ -101,6 +119,13 @@ class Result:
     """What the report draws."""
     num_images: int | None = None
     """Images that the figures are over, where an evaluator reads others than the set's."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Least and greatest value of figures whose names match a pattern; of all others 0 and 1."""
+
+    def range_of(self, figure: str) -> tuple[float, float]:
+        """Return the least and the greatest value that a figure can have."""
+        found = (of for pattern, of in self.ranges.items() if fnmatch(figure, pattern))
+        return next(found, (0.0, 1.0))
 
 
 def named(name: str, result: Result) -> Result:
@@ -116,6 +141,7 @@ def named(name: str, result: Result) -> Result:
         resample if result.resample is not None else None,
         tuple(part._replace(name=f"{name}/{part.name}") for part in result.parts),
         result.num_images,
+        {f"{name}/{pattern}": of for pattern, of in result.ranges.items()},
     )
 
 

@@ -6,23 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-
 from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import EncodedSet
 from eval.bootstrap import DRAWS, SEED, replicate
-from eval.features import describe, encode_once, read_memory, write_memory
+from eval.features import Encode
 from eval.open_dataset import open_dataset
-from eval.processes import Processes, joined
 from eval.record import Evaluation, summarise, write_evaluation
 from eval.result import Result
 from vlp import spec
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
 from vlp.console import say, show_table
-from vlp.encode import remembering, to_best_device
+from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.output import check_output
+from vlp.processes import Processes, joined
 
 CHANCE = {
     "recall@1": "chance@1",
@@ -47,8 +45,13 @@ class Evaluator(Protocol):
         """What the names of its figures start with; unique in a run."""
         ...
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
-        """Return figures by name, such as ``retrieval/image_to_text/recall@1``."""
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
+        """Return figures by name, such as ``retrieval/image_to_text/recall@1``.
+
+        Args:
+            encode: Gives the features of captions and of other datasets; all processes call it.
+            encoded: The evaluated dataset.
+        """
         ...
 
 
@@ -82,7 +85,7 @@ def evaluate(
     """Run the tasks on a model and a dataset, print a table, and write the evaluation to ``out``.
 
     Whatever can be wrong with the tasks is found before anything is encoded. Processes that
-    ``torchrun`` started encode a part each; the first one runs the evaluators.
+    ``torchrun`` started encode a part each, and all run the evaluators; the first one writes.
 
     Raises:
         UserError: A task, the model, the dataset or an output folder cannot be used.
@@ -117,35 +120,28 @@ def run_tasks(
 ) -> Evaluation | None:
     """Return what the evaluators find on a dataset; None on every process but the first."""
     start = time.perf_counter()
-    encoded = encode_once(
+    encode = Encode(
         encoder,
-        dataset,
-        how.features,
         processes=processes,
-        pooled=needs_pooled(evaluators),
         batch_size=how.batch_size,
+        folder=how.features,
         overwrite=how.overwrite,
     )
+    encoded = encode.dataset(dataset, pooled=needs_pooled(evaluators))
+    seconds = {"encode": time.perf_counter() - start}
+    results = {}
+    for evaluator in evaluators:
+        start = time.perf_counter()
+        results[evaluator.name] = evaluator(encode, encoded)
+        seconds[evaluator.name] = time.perf_counter() - start
+    encode.keep_texts()
     if not processes.is_first:
         return None
-    seconds = {"encode": time.perf_counter() - start}
-    check_features(encoded)
-    memory, results = read_memory(encoder, how.features), {}
-    with remembering(memory):
-        for evaluator in evaluators:
-            start = time.perf_counter()
-            results[evaluator.name] = evaluator(encoder, encoded)
-            seconds[evaluator.name] = time.perf_counter() - start
-    if how.features:
-        write_memory(memory, how.features)
-    start = time.perf_counter()
-    count = len(encoded.samples)
-    replicates = {}
+    start, replicates = time.perf_counter(), {}
     for result in results.values():
-        replicates |= replicate(result, count, draws=how.draws, seed=how.seed)
+        replicates |= replicate(result, len(encoded.samples), draws=how.draws, seed=how.seed)
     seconds["intervals"] = time.perf_counter() - start
-    about = describe(encoder, dataset) | {"processes": processes.count}
-    return Evaluation(encoded, results, seconds, about, replicates)
+    return Evaluation(encoded, results, seconds, encode.about(dataset), replicates)
 
 
 def build_evaluators(tasks: Sequence[str]) -> list[Evaluator]:
@@ -175,33 +171,17 @@ def check_evaluators(evaluators: Sequence[Evaluator], dataset: Dataset) -> None:
 
 
 def run_evaluators(
-    encoder: DualEncoder, encoded: EncodedSet, evaluators: Sequence[Evaluator]
+    encode: Encode, encoded: EncodedSet, evaluators: Sequence[Evaluator]
 ) -> dict[str, float]:
-    """Return the figures of all evaluators, in their order. The encoder is in eval mode.
+    """Return the figures of all evaluators, in their order.
 
     Raises:
-        UserError: Nothing was encoded, a feature is not finite, or an evaluator lacks something.
+        UserError: An evaluator lacks something.
     """
-    assert not encoder.training, "dropout would blur the features"
-    check_features(encoded)
     figures: dict[str, float] = {}
     for evaluator in evaluators:
-        figures |= evaluator(encoder, encoded).figures
+        figures |= evaluator(encode, encoded).figures
     return figures
-
-
-def check_features(encoded: EncodedSet) -> None:
-    """Raise UserError unless there are features, and all are finite."""
-    if not encoded.samples:
-        raise UserError(
-            f"There is no sample to evaluate: none could be read ({encoded.faults.summary()})."
-        )
-    for kind, features in (("image", encoded.image), ("text", encoded.text)):
-        if not torch.isfinite(features).all():
-            raise UserError(
-                f"The model gives {kind} features that are NaN or infinite: its weights are "
-                f"broken. Give an earlier checkpoint."
-            )
 
 
 def needs_pooled(evaluators: Sequence[Evaluator]) -> bool:

@@ -1,5 +1,6 @@
 """What tests of curation share: columns built from lists, samples, and a whole run."""
 
+import hashlib
 import io
 import random
 
@@ -134,3 +135,12 @@ def red_model(path, shape=("n", 3, "high", "wide")):
     )
     opset = [onnx.helper.make_opsetid("", 18)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+def contents(folder):
+    """Return every file below a folder but the report's times, hashed."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".tar", ".npy") or path.name in ("manifest.json", "sizes.json")
+    }

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from training.loss import takes
 from vlp.spec import build
-from vlp.types import Pairs, Past, TeacherFeatures
+from vlp.types import PADDING, Pairs, Past, TeacherFeatures
 
 DIM = 8
 
@@ -32,12 +32,13 @@ def filled(loss, pairs: Pairs) -> Pairs:
     """Return the pairs with every optional field that the loss takes."""
     count, generator = len(pairs.image), torch.Generator().manual_seed(1)
     past_group = torch.cat([torch.arange(3), torch.arange(1000, 1004)])
+    of_none = torch.where(torch.arange(count) % 3 > 0, -1, PADDING)
     fields = {
         "views": {"views": unit(generator, 2, count).requires_grad_()},
         "text_views": {"text_views": unit(generator, 3, count).requires_grad_()},
         "hard_text": {
             "hard_text": unit(generator, count, 2).requires_grad_(),
-            "hard_group": torch.stack([pairs.group.roll(1), torch.full((count,), -1)], 1),
+            "hard_group": torch.stack([pairs.group.roll(1), of_none], 1),
         },
         "teacher": {"teacher": TeacherFeatures(*unit(generator, 2, count), scale=20.0)},
         "past": {"past": Past(*unit(generator, 2, 7), past_group, ceiling=0.4)},

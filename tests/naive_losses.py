@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp.types import Pairs
+from vlp.types import PADDING, Pairs
 
 
 def negatives(pairs: Pairs, i: int, way: str, see: str = "all") -> list[Tensor]:
@@ -17,7 +17,7 @@ def negatives(pairs: Pairs, i: int, way: str, see: str = "all") -> list[Tensor]:
     if pairs.hard_text is not None and pairs.hard_group is not None and way == "image_to_text":
         for j in count if see == "all" else [i]:
             for k in range(pairs.hard_text.shape[1]):
-                if pairs.hard_group[j, k] != pairs.group[i]:
+                if pairs.hard_group[j, k] not in (pairs.group[i], PADDING):
                     found.append(anchors[i] @ pairs.hard_text[j, k])
     if pairs.past is not None:
         past = pairs.past.text if way == "image_to_text" else pairs.past.image

@@ -19,7 +19,8 @@ FILES = [
 ]
 FAMILIES = {
     "training.losses": ("local", "world", "rows", "scale", "bias"),
-    "eval.evaluators": ("encoder", "encoded"),
+    "eval.evaluators": ("encode", "encoded"),
+    "data_pipelines.negatives": ("caption", "rng"),
 }
 DOORS = {
     "webdataset": ("data_pipelines/shards.py",),
@@ -36,6 +37,7 @@ DOORS = {
     "datasets": ("eval/datasets/hugging_face.py",),
     "faiss": ("vlp/index/",),
     "accelerate": ("training/",),
+    "fasttext": ("data_pipelines/filters/language.py",),
     "pdqhash": ("data_pipelines/curation/pdq.py",),
     "spacy": ("data_pipelines/curation/syntax.py",),
     "rapidocr": ("data_pipelines/curation/ocr.py",),

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from data_pipelines.plan import Plan
 from training.compute.gather import num_processes
 from training.config import TrainConfig
+from training.remine import num_met
 from training.rewind import SKIPPED
 from training.run_folder.report import REPORT
 from training.setup import Parts
@@ -29,8 +30,13 @@ def announce(config: TrainConfig, out: Path, parts: Parts, state: TrainState, st
         say(f"Teacher: {parts.teacher.name}, {kind}.")
     for line in parts.schedule.lines():
         say(line)
+    if config.negatives:
+        names = " ".join(config.negatives)
+        say(f"Hard captions by {names}, share of the samples: {config.negatives_share}.")
     if num_processes() > 1 and any(isinstance(m, _NormBase) for m in parts.encoder.modules()):
         say("Batch norms take their statistics of each process's own pairs, not of all.")
+    if config.data.mined:
+        _announce_mined(config, parts, state)
     if config.ema:
         half = math.log(2) / (1 - config.ema) * config.data.batch_size
         say(f"The moving average of the weights forgets half in {half:,.0f} samples.")
@@ -54,6 +60,12 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
     if cut:
         length = loader.reader.tokenizer.length
         say(f"{cut:.1%} of the captions were longer than {length} tokens and were cut off.")
+    if tally.hard_due:
+        say(
+            f"{tally.hard_captions / tally.hard_due:.3g} hard captions a sample; "
+            f"{tally.hard_without / tally.hard_due:.1%} of the samples got none: nothing in their "
+            f"caption can be changed."
+        )
     if faults:
         say(
             f"Faults of the data: {faults.summary()}. {tally.substituted} times another sample of "
@@ -65,6 +77,8 @@ def report(out: Path, parts: Parts, state: TrainState, figures: dict[str, Any]) 
         "samples_seen": state.samples_seen,
         "skipped": parts.guard.skipped,
         "captions_cut": cut,
+        "hard_captions": tally.hard_captions,
+        "without_hard_captions": tally.hard_without,
         "faults": faults.as_dict(),
         "substituted": tally.substituted,
         "metrics": figures,
@@ -76,6 +90,16 @@ def _amount(plan: Plan) -> str:
         "shards drawn with replacement"
         if plan.num_samples is None
         else f"{plan.num_samples} samples"
+    )
+
+
+def _announce_mined(config: TrainConfig, parts: Parts, state: TrainState) -> None:
+    """Say how much of a batch is hard, and whether any false negatives meet."""
+    met = num_met(parts.loader, state)
+    apart = f"{met} samples of this epoch meet one that they should not: more are alike than there "
+    say(
+        f"Hard batches: {config.data.hard} of each is alike, by {config.data.mined}; "
+        f"{apart + 'are batches' if met else 'no false negatives meet'}."
     )
 
 

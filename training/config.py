@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from training.cadence import Cadence
+from training.curriculum import Curriculum
 from training.duration import Duration, RunLength
 from training.optimization.rules import parse_stages
 from training.options import (
@@ -29,6 +30,13 @@ class TrainConfig:
     loss: tuple[str, ...] | str = ("softmax",)
     """Losses of ``training/losses``, such as ``sigmoid`` or ``"softmax(label_smoothing=0.1)"``.
     Several add up, each by its weight: ``softmax "uniformity(weight=0.1)"``."""
+    negatives: tuple[str, ...] = ()
+    """Captions that nearly fit each picture, as more negatives of it: ways to make them of its own
+    caption, of ``data_pipelines/negatives``, such as ``"swap_words(k=1)"``,
+    ``"replace_words(kind='attribute')"``."""
+    negatives_share: str = "1"
+    """Share of samples that get them, or how it changes from the start of the run, as
+    ``"0 -> 1 over 20%"``."""
     teacher: str | None = None
     """What ``distill`` and ``weighted`` learn from, frozen: a model of any architecture as `vlp
     eval` takes it (a run or checkpoint folder, ``hf-hub:org/repo``, ``ViT-L-14:openai``), which
@@ -112,6 +120,7 @@ class TrainConfig:
         check_least(self, {"log_every": 1})
         check_least(self, {"image_piece": 0, "text_piece": 0, "memory": 0, "memory_top": 0})
         self._check_memory()
+        self._check_negatives()
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}. Write 0 up to below 1, as 0.9999.")
         if isinstance(self.loss, str):  # as a recipe may have it
@@ -165,6 +174,14 @@ class TrainConfig:
                 raise UserError(
                     f"{option} needs held-out shards. Write --data.validation FOLDER, too."
                 )
+
+    def _check_negatives(self) -> None:
+        Curriculum.parse(self.negatives_share, "negatives-share")
+        if not self.negatives and self.negatives_share != "1":
+            raise UserError(
+                "--negatives-share is the share of samples with hard captions. Write --negatives "
+                '"swap_words", too.'
+            )
 
     def _check_memory(self) -> None:
         if not 0 <= self.memory_momentum < 1:

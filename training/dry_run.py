@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data_pipelines.captions import caption_key
+from data_pipelines.hard_captions import HardCaptions
 from data_pipelines.plan import Plan, check_processes
 from data_pipelines.shards import ShardSet
 from data_pipelines.tally import Tally
@@ -34,6 +36,8 @@ from vlp.tokenizer import Tokenizer
 PICTURES = 32
 """Of the first batch, on the contact sheet."""
 COLUMNS = 8
+EXAMPLES = 6
+"""Captions that are shown with their hard captions."""
 
 
 def dry_run(
@@ -77,15 +81,17 @@ def dry_run(
         "length": _length(config, num_samples),
         "schedule": schedule.lines(),
     }
-    sizes = footprint(
-        encoder, mode, config, schedule, processes=processes, in_bf16=in_bf16, teacher=teacher
-    )
+    gpus: dict[str, Any] = {"processes": processes, "in_bf16": in_bf16, "hard": basis.num_hard}
+    sizes = footprint(encoder, mode, config, schedule, teacher=teacher, **gpus)
     told |= {"memory_bytes": sizes.memory, "traffic_bytes": sizes.traffic}
     if plan is not None:
         sheet = out.absolute().with_name(f"{out.absolute().name}.first.png")
-        _draw(config, basis.sources, plan, encoder, sheet)
+        captions = _draw(config, basis.sources, plan, encoder, sheet)
         told["sheet"] = str(sheet)
-    _show(told, config, processes, in_bf16=in_bf16)
+        if basis.hard_captions:
+            told["hard_captions"] = _examples(basis.hard_captions, captions)
+    share = Share.of(config, processes, basis.num_hard)
+    _show(told, config, processes, share, in_bf16=in_bf16)
     return told
 
 
@@ -184,8 +190,11 @@ def _length(config: TrainConfig, num_samples: int | None) -> dict[str, float | N
 
 def _draw(
     config: TrainConfig, sources: list[ShardSet], plan: Plan, encoder: DualEncoder, path: Path
-) -> None:
-    """Draw the first pictures of the first batch, as the encoder would see them."""
+) -> list[str]:
+    """Draw the first pictures of the first batch, as the encoder would see them.
+
+    Return the captions that were drawn of them.
+    """
     heard: list[str] = []
 
     def encode(captions: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,12 +209,21 @@ def _draw(
     pixels = torch.empty(views, count, *encoder.image_size, 3, dtype=torch.uint8)
     reader.part(range(count), [pixels], Tally())
     images = [Image.fromarray(np.asarray(image)) for image in pixels[0]]
-    pictures = list(zip(images, heard[:: config.data.text_views], strict=True))
+    captions = heard[:: config.data.text_views]
+    pictures = list(zip(images, captions, strict=True))
     rows = [("", pictures[start : start + COLUMNS]) for start in range(0, count, COLUMNS)]
     contact_sheet(rows, path)
+    return captions
 
 
-def _show(told: dict[str, Any], config: TrainConfig, processes: int, *, in_bf16: bool) -> None:
+def _examples(maker: HardCaptions, captions: list[str]) -> dict[str, list[str]]:
+    """Return the hard captions of some captions, as the first of their seeds would have them."""
+    return {text: maker.of(text, {caption_key(text)}, 0) for text in captions[:EXAMPLES]}
+
+
+def _show(
+    told: dict[str, Any], config: TrainConfig, processes: int, share: Share, *, in_bf16: bool
+) -> None:
     """Print all for people."""
     gpus = "1 GPU" if processes == 1 else f"{processes} GPUs"
     show(f"{config.model.name} with {' + '.join(config.loss)} on {gpus}. Nothing is trained.")
@@ -224,7 +242,6 @@ def _show(told: dict[str, Any], config: TrainConfig, processes: int, *, in_bf16:
         [row["part"], *(f"{row[c] / 1e6:.3f}" for c in columns[1:])] for row in told["parameters"]
     ]
     show_table(("million parameters", *columns[1:]), counts)
-    share = Share.of(config, processes)
     kind = "bf16 (autocast)" if in_bf16 else "fp32"
     show(f"\nMemory per GPU in {kind}, --sharding {config.sharding}, less what CUDA and NCCL take:")
     _show_sizes(told["memory_bytes"], 2**30, "GiB")
@@ -235,6 +252,10 @@ def _show(told: dict[str, Any], config: TrainConfig, processes: int, *, in_bf16:
     if told["traffic_bytes"]:
         show("\nSent by each GPU in a step, and received as much:")
         _show_sizes(told["traffic_bytes"], 1e9, "GB")
+    if "hard_captions" in told:
+        show("\nHard captions:")
+        rows = [(own, "; ".join(hard) or "none") for own, hard in told["hard_captions"].items()]
+        show_table(("caption", ""), rows)
     if "sheet" in told:
         show(f"\nThe first pictures with their captions: {told['sheet']}")
 

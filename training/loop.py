@@ -17,6 +17,7 @@ from training.config import TrainConfig
 from training.optimization.guard import Verdict
 from training.optimization.stages import staged_batches
 from training.options import KeepConfig
+from training.remine import is_mining_due, mine_again
 from training.rewind import skip_or_rewind
 from training.run import Run, open_run
 from training.run_folder.card import write_card
@@ -51,6 +52,8 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
                 begin_session(out, config, accelerator, run.parts, run.state, run.steps)
             with run.requests, reported(run), faults_written(run.parts.loader, out):
                 while run.state.step < run.steps and not run.requests.signal:
+                    if is_mining_due(run):
+                        mine_again(run)
                     _turn(run)
             run.log.close()
             accelerator.wait_for_everyone()  # a launcher ends all when one ends before it has saved
@@ -60,13 +63,13 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool = False) -> dict[st
 
 
 def _turn(run: Run) -> None:
-    """Take the steps that are left, or those until a signal, or until the run has gone back."""
+    """Take the steps that are left, or those until a signal, new batches, or a return."""
     config, parts, state = run.config, run.parts, run.state
     steps, log, requests, is_owed = run.steps, run.log, run.requests, False
     stream = staged_batches(parts.loader, parts.schedule, state.samples_seen, state.passed_over)
     with closing(stream) as batches, progress(steps, "train") as advance:
         advance(state.step)
-        while state.step < steps and not requests.signal:
+        while state.step < steps and not requests.signal and not is_mining_due(run):
             run.profiler.before(state.step + 1)
             with log.waiting():
                 batch = next(batches)
@@ -135,7 +138,7 @@ def _validate(run: Run, validation: Validation) -> None:
     parts = run.parts
     encoder = parts.averaged or parts.encoder
     with whole(encoder):
-        figures = validate(run.accelerator, encoder, validation, parts.objective)
+        figures = validate(encoder, validation, parts.objective)
     run.log.row(run.state, figures)
     say(f"step {run.state.step}/{run.steps}  {validation_note(figures)}")
     best = run.config.keep.best

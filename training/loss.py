@@ -12,7 +12,7 @@ from vlp.types import Pairs
 SOURCES = {
     "views": "--data.image-views",
     "text_views": "--data.text-views",
-    "hard_text": "the hard captions",
+    "hard_text": "--negatives",
     "teacher": "--teacher",
     "past": "--memory",
 }

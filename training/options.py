@@ -7,6 +7,8 @@ from typing import Literal
 from data_pipelines.augment import Augmentation
 from data_pipelines.captions import CaptionChoice, Group
 from data_pipelines.plan import LANES
+from training.cadence import Cadence
+from training.curriculum import Curriculum
 from training.duration import Duration
 from training.optimization.rules import GroupRule
 from vlp.errors import UserError
@@ -46,6 +48,15 @@ class DataConfig:
     """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, not quite the same pixels."""
     max_bad: float = 0.05
     """Share of bad samples above which the run stops."""
+    mined: str | None = None
+    """What `vlp mine` wrote of the shards: a share of each batch is then alike, and false negatives
+    never meet in one. None: batches are drawn from all samples."""
+    hard: str = "0.5"
+    """Share of a batch that is from one mined cluster, or seeds with their neighbours; or how it
+    changes from the start of the run, as ``"0 -> 0.5 over 20%"``."""
+    remine: str = "0"
+    """How often the plan is mined again, of the training set as the encoder then sees it, as
+    ``"1000000 samples"`` or ``"1 epochs"``; 0: never. The options are those of ``mined``."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """What is changed about training pictures."""
     image_views: int = 1
@@ -73,9 +84,32 @@ class DataConfig:
                 else f"There are {len(self.keep)} keep-lists for {len(self.shards)} sources. Write "
                 f"one after --data.keep for each of --data.shards."
             )
+        self._check_mined()
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"data.max-bad is {self.max_bad}. Write a share from 0 to 1.")
         CaptionChoice.parse(self.captions)
+
+    def _check_mined(self) -> None:
+        Curriculum.parse(self.hard, "data.hard")
+        again = Cadence.parse(self.remine, "data.remine")
+        if again.minutes:
+            raise UserError(
+                f"data.remine is {self.remine!r}: by the clock, two equal runs would be mined at "
+                f'other steps. Write it in "1000000 samples" or "1 epochs".'
+            )
+        is_asked = self.hard != "0.5" or again.duration.amount
+        if self.mined is None and is_asked:
+            flag = "remine" if again.duration.amount else "hard"
+            raise UserError(
+                f"--data.{flag} is about mined batches. Write --data.mined FOLDER, too, with what "
+                f"`vlp mine` wrote."
+            )
+        if self.mined is not None and (self.resample or self.weights):
+            flag = "resample" if self.resample else "weights"
+            raise UserError(
+                f"Mined batches are of one pool of counted samples: they do not go with "
+                f"--data.{flag}. Leave it out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

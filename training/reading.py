@@ -1,16 +1,29 @@
 """From the data's options to a plan of the samples and what reads them."""
 
+from collections.abc import Sequence
 from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
 
 from data_pipelines.captions import CaptionChoice
+from data_pipelines.hard_captions import HardCaptions, build_hard_captions
 from data_pipelines.keep_list import read_copies
+from data_pipelines.mining.mined import read_mined
+from data_pipelines.mining.row import MinedRow
 from data_pipelines.plan import Plan, Resampled, Row, hash63
 from data_pipelines.reader import Reader
 from data_pipelines.shards import ShardSet, join, name_shards, open_shards
 from training.config import TrainConfig
-from training.options import DataConfig
+from training.curriculum import Curriculum
+from training.duration import RunLength
 from training.teachers import Teacher
+from vlp.errors import UserError
 from vlp.tokenizer import Tokenizer
+
+Copies = Sequence[Int64[np.ndarray, "_"]]
+"""For each shard, how often each of its samples stands in an epoch."""
 
 
 def build_reader(
@@ -20,6 +33,7 @@ def build_reader(
     tokenizer: Tokenizer,
     image_size: tuple[int, int],
     teacher: Teacher | None = None,
+    hard_captions: HardCaptions | None = None,
 ) -> Reader:
     """Return what makes batches of the samples of a plan, and what its teacher sees of them."""
     return Reader(
@@ -37,15 +51,30 @@ def build_reader(
         is_scaled=config.data.scaled_decode,
         teacher=teacher and teacher.input,
         features=teacher and teacher.features,
+        hard_captions=hard_captions,
     )
 
 
-def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
+def open_hard_captions(config: TrainConfig, length: RunLength) -> HardCaptions | None:
+    """Return what makes the hard captions of a run of this length; None where it has none.
+
+    Raises:
+        UserError: A part cannot be built, or needs what is not installed.
+    """
+    if not config.negatives:
+        return None
+    share = Curriculum.parse(config.negatives_share, "negatives-share").of(length)
+    names_group = config.data.group == "caption"
+    return build_hard_captions(config.negatives, share, names_group=names_group)
+
+
+def open_sources(config: TrainConfig) -> tuple[list[ShardSet], Plan]:
     """Return the sources of training samples, one for each weight or all in one, and their plan.
 
     Raises:
-        UserError: There are no samples, or fewer than a batch.
+        UserError: There are no samples, fewer than a batch, or others than were mined.
     """
+    data, seed = config.data, config.seed
     if data.resample:
         named = [name_shards(source) for source in data.shards]
         opened = named if data.weights else [join(named)]
@@ -58,8 +87,28 @@ def open_sources(data: DataConfig, seed: int) -> tuple[list[ShardSet], Plan]:
     copies = [read_copies(path, own) for path, own in zip(data.keep, opened, strict=False)]
     if not data.weights:
         opened, copies = [join(opened)], [list(chain.from_iterable(copies))] if copies else []
+    if data.mined is not None:
+        return opened, _mined_plan(config, opened[0], copies[0] if copies else None)
     rows = [
         Row(shards.counts, hash63(f"{seed} {number}"), data.lanes, own)
         for number, (shards, own) in enumerate(zip_longest(opened, copies))
     ]
     return opened, Plan(rows, data.batch_size, data.weights or (1.0,), data.lanes)
+
+
+def _mined_plan(config: TrainConfig, shards: ShardSet, copies: Copies | None) -> Plan:
+    """Return the plan of mined batches of the samples of one source."""
+    data = config.data
+    assert data.mined is not None
+    mined = read_mined(Path(data.mined))
+    mined.check(shards, copies)
+    if data.group not in ("none", mined.told["group"]):
+        raise UserError(
+            f"{data.mined} keeps samples of the same {mined.told['group']} apart, and the run's "
+            f"matches are by {data.group}. Run `vlp mine --group {data.group}`."
+        )
+    num_samples = sum(int(own.sum()) for own in copies or [shards.counts])
+    share = Curriculum.parse(data.hard, "data.hard").of(config.run_length(num_samples))
+    seed = hash63(f"{config.seed} 0")
+    row = MinedRow(shards.counts, seed, data.batch_size, mined, share, copies)
+    return Plan([row], data.batch_size, lanes=data.lanes)

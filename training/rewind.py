@@ -93,9 +93,10 @@ def _go_back(guard: Guard, state: TrainState, out: Path, accelerator: Accelerato
     read = state.samples_seen + state.passed_over
     stopped_at = state.step
     skipped, spikes, returns = guard.skipped, guard.spikes, guard.returns
+    mined = state.mined  # the data goes on, and so does its plan
     is_restored = restore(state, out, until=_last_proven(state, guard))
     assert is_restored, "only asked for where there is a checkpoint"
-    guard.skipped, guard.spikes = skipped, spikes
+    guard.skipped, guard.spikes, state.mined = skipped, spikes, mined
     guard.returns = Counter({step: n for step, n in returns.items() if step <= state.step})
     guard.returns[state.step] += 1
     if guard.returns[state.step] > guard.options.rewinds:

@@ -12,6 +12,7 @@ from training.compute.profiler import StepProfiler
 from training.config import TrainConfig
 from training.duration import RunLength
 from training.optimization.stages import StagedEncoder
+from training.remine import take_up_plan
 from training.rewind import forget_skipped
 from training.run_folder.folder import check_out, claim
 from training.run_folder.log import RunLog
@@ -51,6 +52,7 @@ def open_run(config: TrainConfig, out: Path, accelerator: Accelerator, *, overwr
 
     plan, state = parts.loader.reader.plan, _first_state(parts, accelerator)
     restore(state, out)
+    take_up_plan(parts.loader, state, out)
     parts.loader.take_up(state.ledger)
     encoder = StagedEncoder(parts.encoder, accelerator, parts.schedule, config.optimizer)
     optimizer = accelerator.prepare(state.optimizer)

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from data_pipelines.fetch_ahead import warn_of_small_cache
+from data_pipelines.hard_captions import HardCaptions
 from data_pipelines.loader import Loader
 from data_pipelines.plan import Plan
 from data_pipelines.shards import ShardSet
@@ -25,7 +26,7 @@ from training.optimization.optimizers import build_optimizer
 from training.optimization.schedule import Schedule, plan_schedule
 from training.optimization.stages import trained_norms
 from training.options import ModelConfig
-from training.reading import build_reader, open_sources
+from training.reading import build_reader, open_hard_captions, open_sources
 from training.run_folder.trackers import check_trackers
 from training.teachers import Teacher, check_features, open_teacher
 from training.validation import Validation, open_validation
@@ -44,7 +45,13 @@ class Basis(NamedTuple):
     """Of the samples; None where a dry run has no shards."""
     length: RunLength
     schedule: Schedule
+    hard_captions: HardCaptions | None
     validation: Validation | None
+
+    @property
+    def num_hard(self) -> int:
+        """Hard captions of each pair."""
+        return self.hard_captions.count if self.hard_captions else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +90,7 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         raise UserError("There is nothing to train on. Write --data.shards FOLDER.")
     is_main = accelerator.is_main_process
     basis = open_basis(config, accelerator.mixed_precision, is_main=is_main)
-    objective, sources, plan, _, schedule, validation = basis
+    objective, sources, plan, _, schedule, hard_captions, validation = basis
     assert plan is not None
     # Before the seed: a teacher leaves the student's first weights as they are without one.
     teacher = None
@@ -102,7 +109,15 @@ def build_parts(config: TrainConfig, accelerator: Accelerator) -> Parts:
         for held in filter(None, (encoder, *followers)):
             shard(held, accelerator.mixed_precision)
     loader = Loader(
-        build_reader(config, sources, plan, encoder.tokenizer, encoder.image_size, teacher),
+        build_reader(
+            config,
+            sources,
+            plan,
+            encoder.tokenizer,
+            encoder.image_size,
+            teacher,
+            hard_captions,
+        ),
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
         workers=config.data.workers,
@@ -136,16 +151,17 @@ def open_basis(config: TrainConfig, precision: str, *, is_main: bool) -> Basis:
     objective = build_objective(config.loss)
     if config.sharding == "fsdp":
         refuse_sharding(config, precision)
-    sources, plan = open_sources(config.data, config.seed) if config.data.shards else ([], None)
+    sources, plan = open_sources(config) if config.data.shards else ([], None)
     length = config.run_length(plan.num_samples if plan else None)
     schedule = plan_schedule(config, length)
+    hard_captions = open_hard_captions(config, length)
     if is_main:
         warn_of_scales(objective)
         if plan is not None:
             warn_of_small_cache(sources, plan)
     held_out = config.data.validation
     validation = open_validation(held_out, config.tasks) if held_out else None
-    return Basis(objective, sources, plan, length, schedule, validation)
+    return Basis(objective, sources, plan, length, schedule, hard_captions, validation)
 
 
 def check_teacher(teacher: Teacher, config: TrainConfig, basis: Basis) -> None:
@@ -166,7 +182,8 @@ def set_up_encoder(
     objective.check(_fields(config), encoder.dim)
     pieces = Pieces(config.image_piece, config.text_piece)
     pairs = config.data.batch_size // num_processes
-    images, texts = pairs * config.data.image_views, pairs * config.data.text_views
+    images = pairs * config.data.image_views
+    texts = pairs * (config.data.text_views + basis.num_hard)
     for stage in schedule.stages:
         if stage.image_size:
             check_size(encoder.visual, stage.image_size)
@@ -215,6 +232,7 @@ def _fields(config: TrainConfig) -> list[str]:
         "views": config.data.image_views > 1,
         "text_views": config.data.text_views > 1,
         "past": config.memory > 0,
+        "hard_text": bool(config.negatives),
         "teacher": config.teacher is not None,
     }
     return [field for field, is_asked in asked.items() if is_asked]

@@ -51,6 +51,8 @@ class TrainState:
     passed_over: int = 0
     """Samples of the plan that no step was taken on when the run went back before a spike: the next
     batch begins ``samples_seen + passed_over`` samples into the plan."""
+    mined: str = ""
+    """File of the run with the plan of its batches, where it was mined while the run went on."""
     ledger: dict[str, Any] = field(default_factory=dict)
     """What was counted of the data: faults and how much was read, see ``Loader.ledger``."""
 
@@ -85,6 +87,7 @@ def save(state: TrainState, moving: dict[str, Any], run: Path, keep: KeepConfig)
         "step": state.step,
         "samples_seen": state.samples_seen,
         "passed_over": state.passed_over,
+        "mined": state.mined,
         "data": state.data,
         "validation": state.validation,
         "ledger": state.ledger,
@@ -121,7 +124,8 @@ def restore(state: TrainState, run: Path, *, until: float = math.inf) -> bool:
     if content["data"] != state.data:
         raise UserError(
             f"The training shards are no longer those that {run} began with: their names may be "
-            f"the same, their samples are not. Bring the old ones back, or use --overwrite."
+            f"the same, their samples are not (nor what --negatives go by, where there are any: a "
+            f"vocabulary, a parser). Bring the old ones back, or use --overwrite."
         )
     held_out = content.get("validation", "")
     if held_out and state.validation not in ("", held_out):
@@ -133,6 +137,7 @@ def restore(state: TrainState, run: Path, *, until: float = math.inf) -> bool:
     state.validation = held_out or state.validation
     state.step, state.samples_seen = content["step"], content["samples_seen"]
     state.passed_over = content.get("passed_over", 0)
+    state.mined = content.get("mined", "")
     state.ledger = content.get("ledger", {})
     return True
 

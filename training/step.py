@@ -17,6 +17,7 @@ from training.optimization.guard import Verdict
 from training.optimization.tower_norms import Update, gradient_norms
 from training.setup import Parts
 from training.similarity.diagnostics import watching
+from training.similarity.matches import hard_above_match
 from vlp.encoder import DualEncoder
 from vlp.types import Batch, Pairs
 
@@ -112,6 +113,8 @@ def forward_backward(
         figures["bias"] = encoding.bias
     if seen is not None:
         figures |= {f"batch/{name}": value for name, value in seen.figures().items()}
+    if is_watched and local.hard_text is not None:
+        figures["batch/hard_above_match"] = hard_above_match(local)
     features = Pairs(
         world.image.detach(), world.text.detach(), world.group, world.seed, past=world.past
     )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_pipelines.plan import Plan, Row
+from data_pipelines.plan import Plan, Resampled
 from data_pipelines.shards import ShardSet
 from data_pipelines.tar_index import open_index
 from data_pipelines.teacher_input import TeacherInput
@@ -102,15 +102,15 @@ def check_features(
     Raises:
         UserError: More than ``max_bad`` of the samples have none.
     """
-    rows = [row for row in plan.rows if isinstance(row, Row)]
-    if len(rows) < len(plan.rows) or sum(int(row.counts.sum()) for row in rows) > CHECKED:
+    is_drawn = any(isinstance(row, Resampled) for row in plan.rows)
+    if is_drawn or sum(int(source.counts.sum()) for source in sources) > CHECKED:
         return
     missing, count, example = 0, 0, ""
-    for source, row in zip(sources, rows, strict=True):
+    for source, row in zip(sources, plan.rows, strict=True):
         for number, shard in enumerate(source.shards):
             keys = np.array(open_index(shard).keys, dtype=object)
-            if row.copies is not None:
-                keys = keys[row.copies[number] > 0]
+            if copies := getattr(row, "copies", None):
+                keys = keys[copies[number] > 0]
             lacking = keys[~features.has(keys.tolist())] if len(keys) else keys
             missing, count = missing + len(lacking), count + len(keys)
             example = example or (f"{lacking[0]} of {shard.name}" if len(lacking) else "")

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from data_pipelines.captions import caption_key
 from data_pipelines.dataset import Dataset, some_samples
-from data_pipelines.encoded import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet
 from data_pipelines.plan import hash63
+from eval.features import Encode
 from eval.open_dataset import open_dataset
 from eval.run import Evaluator, build_evaluators, needs_pooled, run_evaluators
 from training.compute.gather import num_processes
 from training.objective import Objective
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
+from vlp.processes import Processes
 from vlp.types import Pairs
 
 BATCH_SIZE = 256
@@ -55,27 +55,27 @@ def open_validation(source: str, tasks: Sequence[str]) -> Validation:
 
 
 def validate(
-    accelerator: Accelerator, encoder: DualEncoder, validation: Validation, objective: Objective
+    encoder: DualEncoder, validation: Validation, objective: Objective
 ) -> dict[str, float]:
     """Return the validation loss and the figures of the evaluators, on every process.
 
     Every process encodes its part, and then all have all features and do the same with them: the
     figures do not depend on the number of processes, and none waits for another's evaluators.
     """
-    with _evaluating(encoder):
-        _take_buffers_of_the_first(encoder)
-        encoded = encode_dataset(
-            encoder,
-            validation.dataset,
-            pooled=needs_pooled(validation.evaluators),
-            process=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            gather=gather_object,
-        )
-        figures = run_evaluators(encoder, encoded, validation.evaluators)
+    with encoding(encoder) as encode:
+        encoded = encode.dataset(validation.dataset, pooled=needs_pooled(validation.evaluators))
+        figures = run_evaluators(encode, encoded, validation.evaluators)
     objective = objective.of_pairs_alone()
     loss = {"loss": validation_loss(encoder, encoded, objective)} if objective.losses else {}
     return {f"validation/{name}": value for name, value in (loss | figures).items()}
+
+
+@contextmanager
+def encoding(encoder: DualEncoder) -> Iterator[Encode]:
+    """Let a run's encoder encode datasets as it is now, over all processes: each one must ask."""
+    with _evaluating(encoder):
+        _take_buffers_of_the_first(encoder)
+        yield Encode(encoder, processes=Processes.started())
 
 
 @torch.no_grad()

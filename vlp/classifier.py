@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,10 +63,17 @@ def build_classifier(
     Raises:
         UserError: There is no name or no template, or one cannot be used.
     """
+    return classifier_of(partial(encode_texts, encoder), names, templates)
+
+
+def classifier_of(
+    encode: Callable[[Sequence[str]], Tensor], names: Sequence[str], templates: Templates
+) -> Float[Tensor, "classes dim"]:
+    """Return the same of captions that ``encode`` turns into a unit-length row each."""
     check_names(names)
     check_templates(templates, names)
     captions = [class_captions(name, templates) for name in names]
-    features = encode_texts(encoder, [caption for own in captions for caption in own])
+    features = encode([caption for own in captions for caption in own])
     means = [own.mean(dim=0) for own in features.split([len(own) for own in captions])]
     return F.normalize(torch.stack(means), dim=-1)
 

@@ -1,8 +1,7 @@
 """Pictures and captions to features, batch by batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vlp.batches import batches
 from vlp.encoder import DualEncoder
+from vlp.processes import ALONE, Processes
 
 SORTED = 64
 """Batches of captions that are sorted by length at a time."""
@@ -63,47 +63,30 @@ def encode_pixels(
 
 
 def encode_texts(
-    encoder: DualEncoder, captions: Sequence[str], *, batch_size: int | None = None
+    encoder: DualEncoder,
+    captions: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    processes: Processes = ALONE,
 ) -> Float[Tensor, "captions dim"]:
     """Return the features of captions, in their order: fp32 on the CPU, unit-length rows.
 
     Each different caption is encoded once, with others of about its length: a batch costs what its
     longest caption does. Without a batch size it is 64 on a CPU, whose caches hold no more (0.84
-    times the time of 256, measured), else 256.
+    times the time of 256, measured), else 256. Of several processes, which all call this with the
+    same captions, each encodes every n-th batch.
     """
     batch_size = batch_size or (64 if encoder.logit_scale.device.type == "cpu" else 256)
-    known = _memory.rows if _memory and _memory.encoder is encoder else {}
-    new = [caption for caption in dict.fromkeys(captions) if caption not in known]
-    for group in batches(new, SORTED * batch_size):
+    known: dict[str, Tensor] = {}
+    for group in batches(dict.fromkeys(captions), SORTED * batch_size):
         tokens = encoder.tokenizer(group)
-        order = encoder.caption_lengths(tokens).argsort(stable=True).tolist()
-        for places in batches(order, batch_size):
-            features = _encode_tokens(encoder, tokens[places]).features
-            known.update(zip((group[place] for place in places), features, strict=True))
+        order = encoder.caption_lengths(tokens).argsort(stable=True)
+        turns = [tokens[places] for places in order.split(batch_size)]
+        parts = processes.share(turns, partial(_encode_tokens, encoder), idle=tokens[:1])
+        features = torch.cat([part.features for part in parts])
+        known.update(zip((group[place] for place in order.tolist()), features, strict=True))
     rows = [known[caption] for caption in captions]
     return torch.stack(rows) if rows else torch.empty(0, encoder.dim)
-
-
-@dataclass(frozen=True)
-class TextMemory:
-    """The features of captions that an encoder has seen."""
-
-    encoder: DualEncoder
-    rows: dict[str, Float[Tensor, "dim"]] = field(default_factory=dict)
-
-
-_memory: TextMemory | None = None
-
-
-@contextmanager
-def remembering(memory: TextMemory) -> Iterator[None]:
-    """Let ``encode_texts`` inside the block encode no caption that was encoded before."""
-    global _memory
-    before, _memory = _memory, memory
-    try:
-        yield
-    finally:
-        _memory = before
 
 
 def encode_captions(encoder: DualEncoder, captions: Sequence[str], *, pooled: bool = False) -> Rows:

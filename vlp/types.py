@@ -7,6 +7,9 @@ from torch import Tensor
 
 from vlp.sample import Sample as Sample  # one of them
 
+PADDING = -2
+"""Group of a hard caption that is none, in a row that has fewer than others."""
+
 
 class Batch(NamedTuple):
     """Samples as an encoder reads them. Pixels stay uint8 until they are on the device."""
@@ -25,7 +28,7 @@ class Batch(NamedTuple):
     hard_tokens: Int[Tensor, "batch hard length"] | None = None
     """Captions that nearly fit each picture, where asked for."""
     hard_group: Int64[Tensor, "batch hard"] | None = None
-    """The group that each hard caption would be of; -1: of none."""
+    """The group that each hard caption would be of; -1: of none; PADDING: there is no caption."""
     teacher_images: UInt8[Tensor, "batch 3 high wide"] | None = None
     """The same views at the size of the run's teacher, where it is another."""
     teacher_tokens: Int[Tensor, "batch long"] | None = None
@@ -66,7 +69,7 @@ class Pairs(NamedTuple):
     """Captions that nearly fit: extra columns of image-to-text, never anchors."""
     hard_group: Int64[Tensor, "batch hard"] | None = None
     """The group that each hard caption would be of, as it may be the caption of another pair; -1
-    for none. It is no negative of a pair of that group."""
+    for none. It is no negative of a pair of that group; one of PADDING is none of any."""
     teacher: TeacherFeatures | None = None
     """A frozen model's features of the same images and texts."""
     past: Past | None = None

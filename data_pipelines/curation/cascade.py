@@ -12,7 +12,8 @@ import numpy as np
 from data_pipelines.curation.candidates import hash64
 from data_pipelines.curation.decide import apply
 from data_pipelines.curation.rules import Cost, Filter, Rule, parts_of
-from data_pipelines.curation.scores import Mask, ScoredSet, score
+from data_pipelines.curation.scores import ScoredSet, score
+from data_pipelines.curation.sheet import Mask
 from data_pipelines.engine import Engine
 
 SAMPLED = 0.01
@@ -29,10 +30,12 @@ def score_in_rounds(
     """
     for part in parts_of(rules).values():
         part.identity()  # who named a model that is not there need not wait until it is asked
-    sample = [_drawn(keys, seed) for keys in scored.keys]
+    sample: list[Mask] = []
     done: set[str] = set()
     samples: dict[str, list[Mask] | None] = {}
     for is_for_all, filters in _rounds(rules):
+        if not is_for_all and not sample:
+            sample = [_drawn(keys, seed) for keys in scored.keys]
         wanted = {}
         for column in filters:
             rows = scored.everything()

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int8, UInt8, UInt64
 
 from data_pipelines.curation.rules import Rule
-from data_pipelines.curation.scores import FAILED, Mask, ScoredSet
+from data_pipelines.curation.scores import ScoredSet
+from data_pipelines.curation.sheet import FAILED, Mask
 from data_pipelines.faults import Faults
 from data_pipelines.keep_list import MOST
 from vlp.errors import UserError

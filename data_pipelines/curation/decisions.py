@@ -37,14 +37,14 @@ def write_decisions(
         }
         path = folder / FOLDER / scored.path(n).relative_to(scored.folder)
         with whole_file(path) as file:
-            pq.write_table(pa.table(columns), file)
+            pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _failing(bits: np.ndarray, texts: pa.Array) -> pa.Array:
     """Return the rules whose bits are set, as a list for each row."""
     is_set = bits[:, None] >> np.arange(len(texts), dtype=np.uint64) & np.uint64(1)
-    ends = np.cumsum([0, *is_set.sum(axis=1).tolist()])
+    ends = np.cumsum(np.append(0, is_set.sum(axis=1)))
     rules = pa.array(np.nonzero(is_set)[1], pa.int64())
     return pa.ListArray.from_arrays(
-        pa.array(ends, pa.int32()), pa.DictionaryArray.from_arrays(rules, texts)
+        pa.array(ends.astype(np.int32)), pa.DictionaryArray.from_arrays(rules, texts)
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Int64, Shaped
 
 from data_pipelines.curation.columns import Column, Columns
 
@@ -32,19 +32,6 @@ def is_at(columns: Columns, places: Int64[np.ndarray, "_"]) -> Iterator[np.ndarr
         yield mask
 
 
-def left_bytes(
-    columns: Columns, width: int
-) -> tuple[UInt8[np.ndarray, "rows width"], Int64[np.ndarray, "rows"]]:
-    """Return the values of all rows that are left, bytes of this width, and their places."""
-    values, places = [np.empty((0, width), np.uint8)], [np.empty(0, np.int64)]
-    for column in columns:
-        rows = np.flatnonzero(column.left)
-        if len(rows):  # a shard of which nothing could be scored has no values of any width
-            values.append(column.bytes[rows])
-            places.append(column.first + rows)
-    return np.concatenate(values), np.concatenate(places)
-
-
 def components(count: int, pairs: Iterable[Int64[np.ndarray, "_ 2"]]) -> Int64[np.ndarray, "count"]:
     """Return for each of so many items the smallest that hangs together with it by pairs."""
     parent = np.arange(count)
@@ -61,6 +48,17 @@ def components(count: int, pairs: Iterable[Int64[np.ndarray, "_ 2"]]) -> Int64[n
     while (above := parent[parent] != parent).any():
         parent[above] = parent[parent[above]]
     return parent
+
+
+def groups(
+    component: Int64[np.ndarray, "items"],
+) -> Iterator[Int64[np.ndarray, "members"]]:
+    """Yield the items of each component that has several, ascending."""
+    order = np.argsort(component, kind="stable")
+    _, starts, sizes = np.unique(component[order], return_index=True, return_counts=True)
+    is_several = sizes > 1
+    for start, size in zip(starts[is_several].tolist(), sizes[is_several].tolist(), strict=True):
+        yield order[start : start + size]
 
 
 def best_of(

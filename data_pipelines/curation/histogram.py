@@ -35,7 +35,7 @@ class Spread:
         self.least = min(self.least, numbers.min())
         self.most = max(self.most, numbers.max())
         self.is_whole &= bool((numbers == np.round(numbers)).all())
-        order = np.argsort(lots)[:DRAWN]
+        order = np.argpartition(lots, DRAWN)[:DRAWN] if len(lots) > DRAWN else slice(None)
         lots = np.concatenate([self._lots, lots[order]])
         first = np.argsort(lots)[:DRAWN]
         self._lots = lots[first]

@@ -17,7 +17,8 @@ from data_pipelines.curation.examples import (
 )
 from data_pipelines.curation.report_page import report_page
 from data_pipelines.curation.rules import Rule, parts_of
-from data_pipelines.curation.scores import Mask, ScoredSet
+from data_pipelines.curation.scores import ScoredSet
+from data_pipelines.curation.sheet import Mask
 from data_pipelines.curation.survey import Survey, survey
 from data_pipelines.faults import Faults
 from data_pipelines.keep_list import FILE

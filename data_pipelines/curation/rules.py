@@ -17,6 +17,7 @@ import numpy as np
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Column, Columns, check_share, cutoff
 from data_pipelines.curation.presets import PRESETS
+from data_pipelines.curation.table_rows import Rows, Said
 from vlp.errors import UserError
 from vlp.spec import build_part, names, parse
 
@@ -76,6 +77,13 @@ class Filter(ABC):
             SampleFault: A sample cannot be scored; so does an ImageError. The others are then
                 scored one by one.
         """
+
+    def score_rows(self, rows: Rows) -> Said | None:
+        """Return what ``score`` says of many rows of a table, at once.
+
+        None where it can only say it of one after another.
+        """
+        return None
 
     @abstractmethod
     def keep(self, columns: Columns) -> Iterator[np.ndarray]:

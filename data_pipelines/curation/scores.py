@@ -9,7 +9,6 @@ threshold never scores again, another model always does, and a run that was stop
 import hashlib
 import inspect
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,28 +17,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool
 
-from data_pipelines.curation.candidates import Candidate, keys_of, open_candidates
+from data_pipelines.curation.candidates import keys_of, open_candidates
 from data_pipelines.curation.columns import Column, Columns
-from data_pipelines.curation.rules import Filter, Value, scoring_options
+from data_pipelines.curation.rules import Filter, scoring_options
+from data_pipelines.curation.sheet import Mask, Sheet
+from data_pipelines.curation.table_rows import open_rows
 from data_pipelines.engine import Engine
-from data_pipelines.faults import SampleFault
 from data_pipelines.sources import relative_names
 from data_pipelines.tar_index import origin
-from vlp.batches import batches
-from vlp.image import ImageError
 from vlp.output import whole_file
 
-BATCH_SIZE = 256
-"""Samples that a filter sees at once."""
-DECODED = 16
-"""Of these, pictures that are decoded at a time."""
 ORIGIN = b"vlp.scored_from"
 """Where a column says what it was computed from."""
 STATUS = " status"
-OK, FAILED = "ok", "failed: "
-Mask = Bool[np.ndarray, "_"]
 
 
 class Task(NamedTuple):
@@ -188,11 +179,13 @@ class ScoreShard:
         missing = {name: mask for name, mask in missing.items() if mask.any()}
         if not missing and known.pop("is_whole"):
             return Spent({}, {})
-        sheet = _Sheet(self.filters, missing)
+        sheet = Sheet(self.filters, missing)
         rows = np.flatnonzero(np.any([*missing.values()], axis=0)).tolist() if missing else []
-        candidates = open_candidates(task.source, rows)
-        for pairs in batches(zip(rows, candidates, strict=True), BATCH_SIZE):
-            sheet.fill(pairs)
+        if task.source.suffix == ".parquet":
+            for some in open_rows(task.source, rows):
+                sheet.fill_rows(some)
+        else:
+            sheet.fill(zip(rows, open_candidates(task.source, rows), strict=True))
         _write(task.target, keys, origins, known, sheet)
         return Spent(sheet.seconds, {name: int(mask.sum()) for name, mask in missing.items()})
 
@@ -207,83 +200,6 @@ class ScoreShard:
             inspect.getsource(inspect.getmodule(type(part)) or type(part)),
         ]
         return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest().encode()
-
-
-class _Sheet:
-    """New values and faults of one shard, by column and row."""
-
-    def __init__(self, filters: Mapping[str, Filter], missing: Mapping[str, Mask]) -> None:
-        self.filters, self.missing = filters, missing
-        self.values: dict[str, dict[int, Value | SampleFault]] = {name: {} for name in missing}
-        self.seconds: dict[str, float] = {}
-
-    def fill(self, pairs: list[tuple[int, Candidate]]) -> None:
-        """Score some rows; pictures are decoded few at a time, and once for all filters.
-
-        What encodes pictures gets whole batches: they are prepared while they are decoded.
-        """
-        # In the order of the rules: who encodes first decides what is in a batch, to the last bit.
-        seeing = [name for name in self.missing if self.filters[name].needs_picture]
-        encoding = [name for name in seeing if self.filters[name].models]
-        for name in (name for name in self.missing if name not in seeing):
-            self._score(name, self._asked(name, pairs))
-        for few in batches(pairs, DECODED) if seeing else ():
-            for name in seeing:
-                sighted = [pair for pair in self._asked(name, few) if self._sees(name, *pair)]
-                if name not in encoding:
-                    self._score(name, sighted)
-            for _, one in few:
-                one.forget_picture()
-        for name in encoding:
-            self._score(name, self._asked(name, pairs))
-
-    def _asked(self, name: str, pairs: list[tuple[int, Candidate]]) -> list[tuple[int, Candidate]]:
-        """Return those that a filter is asked about, less those that it failed on."""
-        missing, known = self.missing[name], self.values[name]
-        return [pair for pair in pairs if missing[pair[0]] and pair[0] not in known]
-
-    def _sees(self, name: str, row: int, candidate: Candidate) -> bool:
-        from data_pipelines.curation.features import prepare
-
-        start = time.perf_counter()
-        try:
-            assert candidate.picture
-            prepare(candidate, self.filters[name].models)
-            return True
-        except (SampleFault, ImageError) as fault:
-            self.values[name][row] = SampleFault(str(fault))
-            return False
-        finally:
-            self._add(name, start)
-
-    def _score(self, name: str, pairs: Sequence[tuple[int, Candidate]]) -> None:
-        start = time.perf_counter()
-        found = _values(self.filters[name], name, [one for _, one in pairs])
-        for (row, _), value in zip(pairs, found, strict=True):
-            self.values[name][row] = value
-        self._add(name, start)
-
-    def _add(self, name: str, start: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def _values(part: Filter, name: str, candidates: Sequence[Candidate]) -> list[Value | SampleFault]:
-    """Return a value or a fault for each sample; a batch that fails is halved."""
-    if not candidates:
-        return []
-    try:
-        values = list(part.score(candidates))
-    except (SampleFault, ImageError) as fault:
-        if len(candidates) == 1:
-            return [SampleFault(str(fault))]
-        half = len(candidates) // 2
-        return [
-            *_values(part, name, candidates[:half]),
-            *_values(part, name, candidates[half:]),
-        ]
-    assert len(values) == len(candidates), f"{name} gave {len(values)} for {len(candidates)}"
-    # A value that is no number differs from itself; it would slip past every threshold.
-    return [SampleFault(f"{name} is no number") if v != v else v for v in values]
 
 
 def _read(path: Path, keys: Sequence[str], origins: Mapping[str, bytes]) -> dict[str, Any]:
@@ -315,12 +231,12 @@ def _origin_of(table: pa.Table, name: str) -> bytes | None:
 
 
 def _write(
-    path: Path, keys: Sequence[str], origins: Mapping[str, bytes], known: dict, sheet: _Sheet
+    path: Path, keys: Sequence[str], origins: Mapping[str, bytes], known: dict, sheet: Sheet
 ) -> None:
     """Write the scores of a shard: what was known, and what is new."""
     fields, arrays = [pa.field("key", pa.string())], [pa.array(keys, pa.string())]
     for name in sorted(origins):
-        values, status = _merged(known[name], known[status_name(name)], sheet.values.get(name, {}))
+        values, status = sheet.merged(name, known[name], known[status_name(name)])
         fields.append(pa.field(name, values.type, metadata={ORIGIN: origins[name]}))
         fields.append(pa.field(status_name(name), status.type))
         arrays += [values, status]
@@ -328,24 +244,6 @@ def _write(
         fields.append(own)
         arrays.append(column)
     with whole_file(path) as file:
-        pq.write_table(pa.table(arrays, pa.schema(fields)), file, write_page_checksum=True)
-
-
-def _merged(
-    values: pa.Array, status: pa.Array, new: Mapping[int, Value | SampleFault]
-) -> tuple[pa.Array, pa.Array]:
-    if not new:
-        return values, status.cast(pa.string())
-    merged, told = values.to_pylist(), status.to_pylist()
-    for row, value in new.items():
-        is_fault = isinstance(value, SampleFault)
-        merged[row] = None if is_fault else value
-        told[row] = f"{FAILED}{value}" if is_fault else OK
-    return _array(merged), pa.array(told, pa.string())
-
-
-def _array(values: list) -> pa.Array:
-    """Return values as a column; bytes are of one width."""
-    widths = {len(v) for v in values if isinstance(v, bytes)}
-    assert len(widths) < 2, "bytes of a filter are of one width"
-    return pa.array(values, pa.binary(widths.pop())) if widths else pa.array(values)
+        table = pa.table(arrays, pa.schema(fields))
+        # Of keys, zstd takes half the time and half the space of snappy.
+        pq.write_table(table, file, write_page_checksum=True, compression="zstd")

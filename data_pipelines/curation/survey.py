@@ -19,7 +19,8 @@ from data_pipelines.curation.columns import Column
 from data_pipelines.curation.decide import Decision
 from data_pipelines.curation.histogram import Histogram, Spread
 from data_pipelines.curation.rules import BoundedFilter, Rule, parts_of
-from data_pipelines.curation.scores import OK, ScoredSet
+from data_pipelines.curation.scores import ScoredSet
+from data_pipelines.curation.sheet import OK
 
 SHOWN = 6
 """Samples of each kind that a rule's gallery shows."""
@@ -251,8 +252,10 @@ def _pick(
 
 def _group(groups: Counter[tuple[str, bool]], column: Column, is_kept: np.ndarray) -> None:
     if len(groups) <= 2 * MOST_TEXTS:
-        texts = (text or "(not scored)" for text in column.values.to_pylist())
-        groups.update(zip(texts, is_kept.tolist(), strict=True))
+        for of_kept in (True, False):
+            own = column.values.filter(pa.array(is_kept == of_kept))
+            for value in own.value_counts().to_pylist():
+                groups[value["values"] or "(not scored)", of_kept] += value["counts"]
 
 
 def _is_grouping(groups: Counter[tuple[str, bool]]) -> bool:

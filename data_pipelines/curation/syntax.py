@@ -74,6 +74,17 @@ def complexity(doc: "Doc") -> int:
     return max(counts.values(), default=0)
 
 
+def attribute_of(token: "Token") -> "Token | None":
+    """Return what an adjective says something of ("red ball", "the ball is red"); None of others.
+
+    None, too, where nothing is known of dependencies.
+    """
+    role, head = _role(token)
+    if role == "acomp":
+        return next(_subjects(head), None)
+    return head if role == "amod" else None
+
+
 def _ends(token: "Token") -> "Iterator[Token]":
     """Yield what an attribute or a relation is of; nothing for any other word."""
     role, head = _role(token)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.rules import BoundedFilter
+from data_pipelines.curation.table_rows import Rows, Said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,4 +20,12 @@ class CaptionCharacters(BoundedFilter):
 
     def score(self, candidates: Sequence[Candidate]) -> list[int]:
         """Return the number of characters of each caption."""
-        return [len(one.text) for one in candidates]
+        return _characters([one.text for one in candidates])
+
+    def score_rows(self, rows: Rows) -> Said:
+        """Return the number of characters of each row's caption."""
+        return rows.of_captions(_characters)
+
+
+def _characters(captions: Sequence[str]) -> list[int]:
+    return [len(caption) for caption in captions]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.rules import BoundedFilter
+from data_pipelines.curation.table_rows import Rows, Said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,4 +20,12 @@ class CaptionWords(BoundedFilter):
 
     def score(self, candidates: Sequence[Candidate]) -> list[int]:
         """Return the number of words of each caption."""
-        return [len(one.text.split()) for one in candidates]
+        return _words([one.text for one in candidates])
+
+    def score_rows(self, rows: Rows) -> Said:
+        """Return the number of words of each row's caption."""
+        return rows.of_captions(_words)
+
+
+def _words(captions: Sequence[str]) -> list[int]:
+    return [len(caption.split()) for caption in captions]

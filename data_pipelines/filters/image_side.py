@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Int64
+
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.rules import BoundedFilter
+from data_pipelines.curation.table_rows import Rows, Said
 from vlp.errors import UserError
 
 
@@ -28,8 +32,13 @@ class ImageSide(BoundedFilter):
 
     def score(self, candidates: Sequence[Candidate]) -> list[int]:
         """Return the shorter side of each picture, or 0."""
-        return [self._side(*one.size) for one in candidates]
+        sizes = np.array([one.size for one in candidates], np.int64)
+        return self._sides(sizes.reshape(-1, 2)).tolist()
 
-    def _side(self, width: int, height: int) -> int:
-        short, long = sorted((width, height))
-        return short if long <= self.max_aspect * short else 0
+    def score_rows(self, rows: Rows) -> Said | None:
+        """Return the shorter side of each row's picture, or 0."""
+        return rows.of_sizes(self._sides)
+
+    def _sides(self, sizes: Int64[np.ndarray, "pictures 2"]) -> Int64[np.ndarray, "pictures"]:
+        short, long = sizes.min(axis=1), sizes.max(axis=1)
+        return np.where(long <= self.max_aspect * short, short, 0)

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
 from data_pipelines.curation.files import file_hash, read_once
 from data_pipelines.curation.rules import Filter
+from data_pipelines.curation.table_rows import Rows, Said
 from vlp.errors import UserError, nearest, needs
 
 UNKNOWN = "unknown"
@@ -64,13 +67,21 @@ class Language(Filter):
 
     def score(self, candidates: Sequence[Candidate]) -> list[str]:
         """Return the language of each caption."""
-        predict = _predict(self.model or _packaged())
-        return [self._language(predict, one.text) for one in candidates]
+        return self._languages([one.text for one in candidates])
+
+    def score_rows(self, rows: Rows) -> Said:
+        """Return the language of each row's caption."""
+        return rows.of_captions(self._languages)
 
     def keep(self, columns: Columns) -> Iterator[np.ndarray]:
         """Yield which captions are of the languages that stay."""
+        wanted = pa.array(self.languages)
         for column in columns:
-            yield np.isin(np.array(column.values.to_pylist(), object), self.languages)
+            yield np.asarray(pc.is_in(column.values.cast(pa.string()), value_set=wanted))
+
+    def _languages(self, captions: Sequence[str]) -> list[str]:
+        predict = _predict(self.model or _packaged())
+        return [self._language(predict, caption) for caption in captions]
 
     def _language(self, predict: Predict, text: str) -> str:
         line = " ".join(text.split()).encode(errors="replace").decode()

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.rules import BoundedFilter
+from data_pipelines.curation.table_rows import Rows, Said
 from data_pipelines.faults import SampleFault
 
 
@@ -24,6 +25,10 @@ class MetadataNumber(BoundedFilter):
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
         """Return the number of each sample."""
         return [self._number(one) for one in candidates]
+
+    def score_rows(self, rows: Rows) -> Said | None:
+        """Return the number of each row, where a column of numbers has the field's name."""
+        return rows.of_numbers(self.field)
 
     def _number(self, one: Candidate) -> float:
         value: Any = one.metadata

@@ -16,7 +16,7 @@ SPLITS = ("test", "validation", "val", "train")
 
 
 def open_hugging_face(source: str, split: str, name: str) -> Dataset:
-    """Return a dataset from the folder that ``save_to_disk`` wrote, or by name from the cache.
+    """Return a dataset from what ``save_to_disk`` wrote, an Arrow file, or by name from the cache.
 
     Raises:
         UserError: The package ``datasets`` is missing, or the dataset or its split is.
@@ -28,9 +28,11 @@ def open_hugging_face(source: str, split: str, name: str) -> Dataset:
         raise UserError(
             'Datasets of Hugging Face need another package. Write pip install "vlp[hf]".'
         ) from None
-    is_folder = Path(source).is_dir()
+    read: Any = datasets.load_from_disk if Path(source).is_dir() else datasets.load_dataset
     try:
-        found: Any = (datasets.load_from_disk if is_folder else datasets.load_dataset)(source)
+        found: Any = (
+            datasets.Dataset.from_file(source) if source.endswith(".arrow") else read(source)
+        )
     except Exception as error:
         raise UserError(
             f"Cannot open {source}: {first_line(error)}. Nothing is downloaded: give a folder that "

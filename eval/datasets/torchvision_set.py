@@ -1,7 +1,6 @@
 """Datasets of torchvision that are on this machine; nothing is downloaded."""
 
 import inspect
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,16 @@ import torchvision.datasets
 from PIL import Image
 
 from data_pipelines.dataset import Dataset, identity_of
+from eval.pictures import encoded_pixels
 from vlp.classifier import Classes
 from vlp.errors import UserError, first_line, nearest
 from vlp.types import Sample
+
+NO_SETS = (
+    *("DatasetFolder", "FakeData", "ImageFolder", "VisionDataset"),
+    "wrap_dataset_for_transforms_v2",
+)
+"""What torchvision makes datasets of."""
 
 
 def open_torchvision(kind: str, folder: Path, split: str, name: str) -> Dataset:
@@ -20,7 +26,7 @@ def open_torchvision(kind: str, folder: Path, split: str, name: str) -> Dataset:
     Raises:
         UserError: torchvision has none of this name, or it is not in the folder.
     """
-    known = [n for n in torchvision.datasets.__all__ if n not in ("ImageFolder", "FakeData")]
+    known = [name for name in torchvision.datasets.__all__ if name not in NO_SETS]
     if kind not in known:
         raise UserError(f"torchvision has no dataset {kind!r}. {nearest(kind, known)}")
     if not folder.is_dir():
@@ -39,6 +45,7 @@ def open_torchvision(kind: str, folder: Path, split: str, name: str) -> Dataset:
             f"python -c \"import torchvision; torchvision.datasets.{kind}('{folder}', "
             f'download=True)".'
         ) from None
+    _check(kind, found)
     names = getattr(found, "classes", None)
     classes = Classes(names=tuple(map(_name, names))) if names else None
     keys = [f"{row:09d}" for row in range(len(found))]
@@ -47,7 +54,7 @@ def open_torchvision(kind: str, folder: Path, split: str, name: str) -> Dataset:
         picture, target = found[row]
         text = "\n".join(target) if _are_captions(target) else ""
         metadata = {} if text else {"cls": int(target)}
-        return Sample(keys[row], encode(picture), text, metadata)
+        return Sample(keys[row], encoded_pixels(picture), text, metadata)
 
     about = f"{kind} {options} {getattr(found, 'targets', '')}"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -62,11 +69,20 @@ def open_torchvision(kind: str, folder: Path, split: str, name: str) -> Dataset:
     )
 
 
-def encode(picture: Image.Image) -> bytes:
-    """Return a picture as bytes that decode to its very pixels, quickly."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "BMP")
-    return buffer.getvalue()
+def _check(kind: str, found: Any) -> None:
+    """Raise UserError unless the items are pictures with a class or with captions."""
+    try:
+        if not len(found):
+            return
+        picture, target = found[0]
+        is_known = _are_captions(target) or int(target) >= 0
+    except Exception:
+        picture, is_known = None, False
+    if not isinstance(picture, Image.Image) or not is_known:
+        raise UserError(
+            f"The items of torchvision's {kind} are no pictures with a class or captions. Give "
+            f"another dataset, or `vlp pack` its pictures with a table."
+        )
 
 
 def _are_captions(target: Any) -> bool:

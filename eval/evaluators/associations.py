@@ -5,31 +5,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import comb
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import EncodedSet
 from eval.classification import jaccard_of_labels
-from eval.compositional_sets import Picture, check_pictures, read_json
+from eval.features import Encode
+from eval.pictures import Picture, encode_pictures, pictures_dataset
 from eval.result import PerImage, Result, mean_of, named
-from vlp.encode import encode_images, encode_texts
-from vlp.encoder import DualEncoder
+from eval.winogavil import Embedded, Instance, read_instances
 from vlp.errors import UserError
 
 SMALL, LARGE = (5, 6), (10, 12)
-"""Candidates of an instance: two rounds of the game (Bitton et al. 2022, section 2)."""
-
-
-class Instance(NamedTuple):
-    """A cue, and the pictures among which a person found what it goes with."""
-
-    caption: str
-    candidates: list[int]
-    """Places in the list of pictures."""
-    is_associated: list[bool]
-    """Of each candidate."""
+"""Candidates of an instance: two rounds of the game (Bitton et al. 2022)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +32,11 @@ class Associations:
     """
 
     files: str | None = None
-    """JSON or JSON lines with ``cue``, ``candidates`` and ``associations``, as published."""
+    """JSON or JSON lines with ``cue``, ``candidates`` and ``associations``, as published; or
+    ``winogavil-test.arrow``, which DataComp's evaluation leaves in ``hf_cache``."""
     images: str | None = None
-    """The folder of the pictures; a candidate without an extension is a ``.jpg``."""
+    """The folder of the pictures, a candidate without an extension is a ``.jpg``; None for
+    ``images`` beside the file, or the pictures in it."""
     name: str = "associations"
     """What the figures' names start with."""
 
@@ -60,12 +52,12 @@ class Associations:
                 "associations(files='winogavil.jsonl', images='FOLDER')."
             )
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the overlap with what people chose."""
         self.check(encoded.dataset)
         instances, pictures = self._published
-        images = encode_images(encoder, (picture.open() for picture in pictures))
-        texts = encode_texts(encoder, [instance.caption for instance in instances])
+        images = encode_pictures(encode, pictures, self.name)
+        texts = encode.texts([instance.caption for instance in instances])
         scores = torch.tensor(
             [
                 _overlap(images[instance.candidates] @ text, instance)
@@ -84,46 +76,15 @@ class Associations:
         figures["items"] = float(len(instances))
         return named(self.name, Result(figures, means, num_images=len(pictures)))
 
+    def dataset(self) -> Dataset:
+        """Return its own pictures: there is no other set that it is asked about."""
+        return pictures_dataset(self._published[1], self.name)
+
     @cached_property
-    def _published(self) -> tuple[list[Instance], list[Picture]]:
+    def _published(self) -> tuple[list[Instance], list[Picture | Embedded]]:
         """The instances and their pictures, read once."""
         assert self.files is not None
-        if self.images is None or not Path(self.images).is_dir():
-            raise UserError(f"There is no folder of pictures {self.images}. Give it as images=.")
-        return _read(Path(self.files), Path(self.images))
-
-
-def _read(path: Path, folder: Path) -> tuple[list[Instance], list[Picture]]:
-    """Return the instances of a file, and each picture that they name once.
-
-    Raises:
-        UserError: The file is of another form, or pictures are missing.
-    """
-    pictures: dict[Picture, int] = {}
-    instances = []
-    for entry in read_json(path):
-        try:
-            cue, candidates = entry["cue"], entry["candidates"]
-            chosen = [name in entry["associations"] for name in candidates]
-        except (KeyError, TypeError):
-            raise UserError(
-                f"{path} is no file of WinoGAViL: each entry needs cue, candidates and "
-                f"associations. Give the one its authors publish."
-            ) from None
-        if not any(chosen):
-            raise UserError(f"{path}: none of the candidates of the cue {cue!r} is associated.")
-        files = [folder / (name if Path(name).suffix else f"{name}.jpg") for name in candidates]
-        places = [pictures.setdefault(Picture(file), len(pictures)) for file in files]
-        instances.append(Instance(_caption(cue), places, chosen))
-    if not instances:
-        raise UserError(f"{path} holds no instance.")
-    check_pictures(list(pictures), path, folder)
-    return instances, list(pictures)
-
-
-def _caption(cue: str) -> str:
-    """Return the cue as CLIP was asked about it: with an article (DataComp)."""
-    return f"{'An' if cue[:1].lower() in 'aeiou' else 'A'} {cue.lower()}"
+        return read_instances(Path(self.files), Path(self.images) if self.images else None)
 
 
 def _overlap(similarity: Tensor, instance: Instance) -> float:

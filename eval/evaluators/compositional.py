@@ -12,10 +12,10 @@ from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.encoded import EncodedSet
 from eval.choices import Item, Margins, captions_of, choose, of_items
 from eval.compositional_sets import READERS, ItemSet, items_of_samples, read_item_set
+from eval.features import Encode
+from eval.pictures import encode_pictures
 from eval.result import PerImage, Result, mean_of, named, per_image
 from vlp.console import say
-from vlp.encode import encode_images, encode_texts
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError, nearest
 
 FEW = 12
@@ -31,7 +31,7 @@ class Compositional:
     kind, and ``macro_accuracy`` their mean; in [0, 1], higher is better. ``text_only`` is the
     accuracy of who does not see the picture but the mean of all: what it is above ``chance``, the
     captions give away. Of two pictures in an item, ``text_score``, ``image_score`` and
-    ``group_score`` are Winoground's (Thrush et al. 2022, section 4).
+    ``group_score`` are Winoground's (Thrush et al. 2022).
     """
 
     benchmark: str | None = None
@@ -76,14 +76,14 @@ class Compositional:
             found = self._published
             say(f"{self.name}: {len(found.items)} items on {len(found.pictures)} pictures.")
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return accuracies, ties and what a guess gets."""
         if self.benchmark is None:
             items, families, images = items_of_samples(encoded.samples), {}, encoded.image
         else:
             items, families = self._published.items, self._published.families
-            images = encode_images(encoder, (of.open() for of in self._published.pictures))
-        texts = encode_texts(encoder, captions_of(items))
+            images = encode_pictures(encode, self._published.pictures, self.name)
+        texts = encode.texts(captions_of(items))
         choices = Choices(items, choose(images, texts, items), len(images), families)
         blind = choose(images.mean(0).expand_as(images), texts, items)
         means = choices.means() | {"text_only": choices.mean(blind.caption > 0)}

@@ -1,16 +1,28 @@
 """How images and texts lie in the space they share, without any task."""
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipelines.captions import caption_key
+from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.encoded import EncodedSet
 from eval import geometry
-from eval.result import Histogram, Part, Pictures, Result, Scatter, named, per_image
-from vlp.encoder import DualEncoder
+from eval.features import Encode
+from eval.result import (
+    Estimate,
+    Histogram,
+    Part,
+    Pictures,
+    Result,
+    Scatter,
+    mean_of,
+    named,
+    per_image,
+)
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -18,6 +30,19 @@ SHOWN = 24
 """Rare images in the report."""
 MAPPED = 2000
 """Pairs on the map of both modalities."""
+RANGES = {
+    "alignment": (0.0, 4.0),
+    "*uniformity": (-8.0, 0.0),
+    "centroid_gap": (0.0, 2.0),
+    "margin": (-2.0, 2.0),
+    "*/conformity": (-1.0, 1.0),
+    "conformity_correlation": (-1.0, 1.0),
+    "conformity_distance": (0.0, inf),
+    "*/rank_me*": (1.0, inf),
+    "*/participation": (0.0, inf),
+    "*/hubness": (-inf, inf),
+}
+"""Of the figures that are not in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +72,11 @@ class Geometry:
                 f"k={self.k}."
             )
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def check(self, dataset: Dataset) -> None:
+        """Look for captions, before the dataset is encoded."""
+        self._rows(some_samples(dataset))
+
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the figures, of every modality and across."""
         rows = self._rows(encoded.samples)
         image, text = encoded.image[rows], encoded.text[rows]
@@ -56,33 +85,28 @@ class Geometry:
         means = {
             "alignment": geometry.alignment(image, text),
             "margin": geometry.margins(image, text, group),
-            "image/conformity": by_image,
-            "text/conformity": by_text,
         }
-        count = len(encoded.samples)
-        has_value = {name: ~values.isnan() for name, values in means.items()}
-        found = {name: of.nanmean().item() for name, of in means.items() if has_value[name].any()}
-        found |= _across(image, text)
-        found["conformity_distance"] = geometry.histogram_distance(by_image, by_text)
-        found["conformity_correlation"] = geometry.correlation(by_image, by_text)
-        for way, features, others, pooled in (
-            ("image", image, text, encoded.image_pooled),
-            ("text", text, image, encoded.text_pooled),
+        estimates = _across(image, text, by_image, by_text)
+        figures = {"scale": encode.encoder.logit_scale.exp().item(), "pairs": float(len(rows))}
+        for way, of, others, pooled, conformity in (
+            ("image", image, text, encoded.image_pooled, by_image),
+            ("text", text, image, encoded.text_pooled, by_text),
         ):
-            hubness = geometry.hubness(geometry.occurrences(others, features, self.k))
-            figures = _of_one(features) | {"hubness": hubness}
+            found = _of_one(of) | {"conformity": geometry.mean_conformity(conformity)}
+            found["hubness"] = geometry.hubness(geometry.nearest(others, of, self.k))
             if pooled is not None:
-                figures["rank_me_pooled"] = geometry.rank_me(pooled[rows])
-            found |= {f"{way}/{name}": value for name, value in figures.items()}
-        found["scale"] = encoder.logit_scale.exp().item()
-        found["pairs"] = float(len(rows))
-        per = {
-            name: per_image(values[has_value[name]], rows[has_value[name]], num_images=count)
-            for name, values in means.items()
-        }
-        return named(
-            self.name, Result(found, per, parts=_parts(image, text, rows, by_image, by_text))
-        )
+                found["rank_me_pooled"] = geometry.rank_me(pooled[rows])
+            estimates |= {f"{way}/{name}": estimate for name, estimate in found.items()}
+            figures[f"{way}/dead_dimensions"] = geometry.dead_dimensions(of)
+        count = len(encoded.samples)
+        per = {name: of.per_image(rows, num_images=count) for name, of in estimates.items()}
+        for name, values in means.items():
+            known = ~values.isnan()
+            if known.any():
+                per[name] = per_image(values[known], rows[known], num_images=count)
+        figures = {name: mean_of(of) for name, of in per.items()} | figures
+        parts = _parts(image, text, rows, by_image, by_text)
+        return named(self.name, Result(figures, per, parts=parts, ranges=RANGES))
 
     def _rows(self, samples: list[Sample]) -> Int64[Tensor, "pairs"]:
         """Return the rows that are looked at: samples with a caption, evenly spaced."""
@@ -96,20 +120,21 @@ class Geometry:
         return rows[torch.linspace(0, len(rows) - 1, self.at_most).round().long()]
 
 
-def _of_one(features: Tensor) -> dict[str, float]:
+def _of_one(features: Tensor) -> dict[str, Estimate]:
     return {
         "uniformity": geometry.uniformity(features),
         "rank_me": geometry.rank_me(features),
         "participation": geometry.participation_ratio(features),
-        "dead_dimensions": geometry.dead_dimensions(features),
     }
 
 
-def _across(image: Tensor, text: Tensor) -> dict[str, float]:
+def _across(image: Tensor, text: Tensor, by_image: Tensor, by_text: Tensor) -> dict[str, Estimate]:
     return {
         "cross_uniformity": geometry.cross_uniformity(image, text),
         "centroid_gap": geometry.centroid_gap(image, text),
         "linear_separability": geometry.linear_separability(image, text),
+        "conformity_distance": geometry.histogram_distance(by_image, by_text),
+        "conformity_correlation": geometry.correlation(by_image, by_text),
     }
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.encoded import EncodedSet, encode_dataset
+from data_pipelines.encoded import EncodedSet
 from eval.evaluators.zero_shot import Labelled, ZeroShot
+from eval.features import Encode
 from eval.metrics import class_ranks, mean_per_class_recall
 from eval.open_dataset import open_dataset
 from eval.probe import Probe, draw_shots, fit_probe, sweep_strength
 from eval.result import Curve, Result, named, per_image, places_of
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
 MOST_TO_CHOOSE_BY = 4
@@ -87,13 +87,15 @@ class LinearProbe:
         self._zero_shot.check(dataset)
         self._zero_shot.check(train)
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the accuracy of the probe on all images, and of those on few."""
-        train = encode_dataset(encoder, self._train_set(encoded.dataset), pooled=True)
-        known, asked = (self._zero_shot.labelled(encoder, of) for of in (train, encoded))
+        train = encode.dataset(
+            self._train_set(encoded.dataset), self.name, pooled=True, only="images"
+        )
+        known, asked = (self._zero_shot.labelled(encode, of) for of in (train, encoded))
         _check_classes(known, asked)
         draws = self._draws(known)  # too few images end the command before anything is learnt
-        count, device = len(encoded.samples), encoder.logit_scale.device
+        count, device = len(encoded.samples), encode.encoder.logit_scale.device
         figures, ranks = _on_all(
             _pooled(train, known).to(device), _pooled(encoded, asked).to(device), len(known.weights)
         )
@@ -102,22 +104,25 @@ class LinearProbe:
             means["acc@5"] = ranks <= 5
         per = {name: per_image(of, asked.rows, num_images=count) for name, of in means.items()}
         figures = {name: of.double().mean().item() for name, of in means.items()} | figures
-        few_figures, few_means = _few_shot(
+        right = _few_shot(
             Part(train.image[known.rows], known.labels).to(device),
             Part(encoded.image[asked.rows], asked.labels).to(device),
             known.weights.to(device),
-            encoder.logit_scale.exp().item(),
+            encode.encoder.logit_scale.exp().item(),
             draws,
         )
-        per |= {name: per_image(of, asked.rows, num_images=count) for name, of in few_means.items()}
-        figures |= few_figures | {"chance": 1 / len(known.weights)}
+        shares = {f"few_shot/{shots}/acc@1": of.mean(0) for shots, of in right.items()}
+        per |= {name: per_image(of, asked.rows, num_images=count) for name, of in shares.items()}
+        figures |= {name: of.mean().item() for name, of in shares.items()}
+        figures |= _deviations(right, torch.arange(len(asked.rows)))
+        figures["chance"] = 1 / len(known.weights)
         figures |= {"images": float(len(asked.rows)), "training_images": float(len(known.rows))}
 
         def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
             """Return what is no mean over images, if the set were these of its images."""
             images = places_of(drawn, asked.rows, count)
             recall = mean_per_class_recall(ranks[images], asked.labels[images])
-            return {"mean_per_class_recall": recall}
+            return {"mean_per_class_recall": recall} | _deviations(right, images)
 
         return named(self.name, Result(figures, per, resample, _curve(figures, self.shots)))
 
@@ -184,18 +189,24 @@ def _few_shot(
     weights: Tensor,
     scale: float,
     draws: dict[int, list[tuple[Tensor, Tensor]]],
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return mean accuracy and its deviation by shots, and each test image's share of it."""
-    figures, means = {}, {}
-    if draws:
-        means["few_shot/0/acc@1"] = _ranks(test, Probe.of(weights)) == 1
+) -> dict[int, Float64[Tensor, "seeds images"]]:
+    """Return by shots, 0 among them, whether the probe of each draw gets each image right."""
+    if not draws:
+        return {}
+    found = {0: (_ranks(test, Probe.of(weights)) == 1).double()[None]}
     for shots, drawn in draws.items():
-        # [seeds, images]
-        right = torch.stack([_on_few(train, test, weights, scale, *rows) for rows in drawn])
-        means[f"few_shot/{shots}/acc@1"] = right.double().mean(0)
-        spread = right.double().mean(1).std(unbiased=False).item()
-        figures[f"few_shot/{shots}/acc@1_deviation"] = spread
-    return {name: of.double().mean().item() for name, of in means.items()} | figures, means
+        right = [_on_few(train, test, weights, scale, *rows) for rows in drawn]
+        found[shots] = torch.stack(right).double()
+    return found
+
+
+def _deviations(right: dict[int, Tensor], images: Tensor) -> dict[str, float]:
+    """Return how far the accuracies of the draws of few shots lie apart, on some test images."""
+    return {
+        f"few_shot/{shots}/acc@1_deviation": of[:, images].mean(1).std(unbiased=False).item()
+        for shots, of in right.items()
+        if shots
+    }
 
 
 def _on_all(train: Part, test: Part, num_classes: int) -> tuple[dict[str, float], Tensor]:

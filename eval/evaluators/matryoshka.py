@@ -6,17 +6,19 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import EncodedSet
 from eval.evaluators.retrieval import WAYS, Retrieval, Texts, over_images, ranks_both_ways
 from eval.evaluators.zero_shot import Labelled, ZeroShot
+from eval.features import Encode
 from eval.metrics import class_ranks
 from eval.prefixes import area_by_octave, funnel_search, prefix, prefix_lengths, shortest_enough
+from eval.ranking import Pairs
 from eval.result import Curve, PerImage, Result, mean_of, named, per_image
 from vlp import spec
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 
 KEPT = 200
@@ -26,7 +28,7 @@ KEPT_LAST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Matryoshka:
-    """Ask a task of prefixes of the features, renormalised (Kusupati et al. 2022, section 4).
+    """Ask a task of prefixes of the features, renormalised (Kusupati et al. 2022).
 
     For each length, ``recall@1`` both ways of a ``retrieval`` and ``acc@1`` of a ``zero_shot``,
     whose classifier is cut after its templates' mean was taken. For each figure, its ``area`` over
@@ -61,28 +63,39 @@ class Matryoshka:
         for task in self._tasks:
             getattr(task, "check", lambda _: None)(dataset)
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return the figures of each prefix, of all of them, and of the funnel."""
-        lengths = self._lengths_of(encoder.dim)
+        lengths = self._lengths_of(encode.encoder.dim)
         means: dict[str, dict[int, PerImage]] = {}
         figures: dict[str, float] = {}
+        per: dict[str, PerImage] = {}
         for task in self._tasks:
             if isinstance(task, Retrieval):
-                texts = task.texts(encoder, encoded)
+                texts = task.texts(encode, encoded)
                 means |= _recalls(encoded.image, texts, lengths)
-                figures |= _funnel(encoded.image, texts, lengths)
+                per |= _funnel(encoded.image, texts, lengths)
+                figures |= _cost(len(encoded.image), lengths)
             else:
-                found = task.labelled(encoder, encoded)
+                found = task.labelled(encode, encoded)
                 means["acc@1"] = _accuracies(encoded.image, found, lengths)
-        per = {f"{m}/{name}": mean for name, of in means.items() for m, mean in of.items()}
+        per |= {f"{m}/{name}": mean for name, of in means.items() for m, mean in of.items()}
         curves = {name: {m: mean_of(mean) for m, mean in of.items()} for name, of in means.items()}
-        for name, curve in curves.items():
-            figures |= {f"{m}/{name}": value for m, value in curve.items()}
-            figures[f"{name}_area"] = area_by_octave(curve)
-            figures[f"{name}_shortest"] = float(shortest_enough(curve))
+
+        def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
+            """Return what is made of a whole curve, if the set's queries were of these images."""
+            found = {}
+            for name, of in means.items():
+                curve = {m: mean_of(PerImage(*(x[drawn] for x in mean))) for m, mean in of.items()}
+                found[f"{name}_area"] = area_by_octave(curve)
+                found[f"{name}_shortest"] = float(shortest_enough(curve))
+            return found
+
+        figures |= {name: mean_of(of) for name, of in per.items()}
+        figures |= resample(torch.arange(len(encoded.image)))
         series = {name: [(float(m), v) for m, v in of.items()] for name, of in curves.items()}
         part = Curve("prefixes", "Figures of prefixes of the features", series, "prefix length")
-        return named(self.name, Result(figures, per, parts=(part,)))
+        ranges = {"*_shortest": (float(lengths[0]), float(lengths[-1]))}
+        return named(self.name, Result(figures, per, resample, (part,), ranges=ranges))
 
     @cached_property
     def _tasks(self) -> list[Any]:
@@ -104,11 +117,10 @@ def _recalls(image: Tensor, texts: Texts, lengths: Sequence[int]) -> dict[str, d
     """Return recall at 1 of each way and length."""
     found: dict[str, dict[int, PerImage]] = {f"{way}/recall@1": {} for way in WAYS}
     for length in lengths:
-        cut = prefix(image, length), prefix(texts.features, length)
-        for way, of in ranks_both_ways(*cut, texts.matches).items():
-            hits = (of.ranks == 1).double()
-            mean = over_images(hits, way, texts.matches, len(image))
-            found[f"{way}/recall@1"][length] = mean
+        pairs = Pairs(prefix(image, length), prefix(texts.features, length), texts.matches)
+        for way, ranks in ranks_both_ways(pairs).items():
+            hits = (ranks == 1).double()
+            found[f"{way}/recall@1"][length] = over_images(hits, way, pairs.matches, len(image))
     return found
 
 
@@ -122,25 +134,35 @@ def _accuracies(image: Tensor, found: Labelled, lengths: Sequence[int]) -> dict[
     return accuracies
 
 
-def _funnel(image: Tensor, texts: Texts, lengths: Sequence[int]) -> dict[str, float]:
-    """Return how a funnel finds the images of captions, and what it saves."""
+def _funnel(image: Tensor, texts: Texts, lengths: Sequence[int]) -> dict[str, PerImage]:
+    """Return how a funnel finds the images of captions."""
     if len(lengths) < 2:
         return {}
-    counts = [min(len(image), max(KEPT_LAST, KEPT >> stage)) for stage in range(len(lengths))]
-    kept = funnel_search(texts.features, image, list(zip(lengths, counts, strict=True)))
+    stages = list(zip(lengths, _kept(len(image), len(lengths)), strict=True))
+    kept = funnel_search(texts.features, image, stages)
     exact = funnel_search(texts.features, image, [(lengths[-1], 1)])
     text = torch.arange(len(kept))[:, None]
     code = texts.matches[:, 1] * len(image) + texts.matches[:, 0]
     is_match = torch.isin(text * len(image) + kept, code)  # [texts, kept]
-    work = len(image) * lengths[0]
-    work += sum(k * m for k, m in zip(counts, lengths[1:], strict=False))
+    found = {f"{WAYS[1]}/recall@{k}": is_match[:, :k].any(1) for k in (1, KEPT_LAST)}
+    found["agreement"] = kept[:, 0] == exact[:, 0]
+    matches = texts.matches.unique(dim=0)
     return {
-        f"funnel/{WAYS[1]}/recall@1": is_match[:, :1].any(1).double().mean().item(),
-        f"funnel/{WAYS[1]}/recall@{KEPT_LAST}": is_match[:, :KEPT_LAST]
-        .any(1)
-        .double()
-        .mean()
-        .item(),
-        "funnel/agreement": (kept[:, 0] == exact[:, 0]).double().mean().item(),
-        "funnel/cost": work / (len(image) * lengths[-1]),
+        f"funnel/{name}": over_images(hits.double(), WAYS[1], matches, len(image))
+        for name, hits in found.items()
     }
+
+
+def _cost(num_images: int, lengths: Sequence[int]) -> dict[str, float]:
+    """Return the multiplications of a funnel as a share of those of an exact search."""
+    if len(lengths) < 2:
+        return {}
+    counts = _kept(num_images, len(lengths))
+    work = num_images * lengths[0]
+    work += sum(k * m for k, m in zip(counts, lengths[1:], strict=False))
+    return {"funnel/cost": work / (num_images * lengths[-1])}
+
+
+def _kept(num_images: int, stages: int) -> list[int]:
+    """Return how many images each stage of a funnel keeps."""
+    return [min(num_images, max(KEPT_LAST, KEPT >> stage)) for stage in range(stages)]

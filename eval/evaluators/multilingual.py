@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from jaxtyping import Int64
@@ -12,11 +13,11 @@ from data_pipelines.captions import caption_key
 from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.encoded import EncodedSet
 from eval.evaluators.retrieval import WAYS, ranks_both_ways
-from eval.metrics import chance_recall_at_1, recall_at_k
-from eval.result import Bars, Result, named, per_image
+from eval.features import Encode
+from eval.metrics import chance_recall_at_1
+from eval.ranking import Pairs
+from eval.result import Bars, Result, mean_of, named, per_image, places_of
 from vlp.console import say
-from vlp.encode import encode_texts
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -28,7 +29,7 @@ class Multilingual:
     All languages are asked about the same images, those that have a caption in each: their figures
     can be compared. For each direction ``recall@1`` (and 5 and 10) of each language, its mean,
     least and standard deviation over languages, and how much the rank of one image's caption
-    depends on the language: ``mean_rank_variance`` (Nie et al. 2024, section 3.3; arXiv 2406.18254)
+    depends on the language: ``mean_rank_variance`` (Nie et al. 2024; arXiv 2406.18254)
     and ``mean_rank_deviation``, which their code averages in its place. Lower is better for these.
     """
 
@@ -43,7 +44,7 @@ class Multilingual:
         """Look for captions by language, before the dataset is encoded."""
         self._rows(some_samples(dataset))
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return recall by language, and how much it varies."""
         languages, rows = self._rows(encoded.samples)
         left_out = len(encoded.samples) - len(rows)
@@ -52,29 +53,44 @@ class Multilingual:
         image = encoded.image[rows]
         ranks: dict[str, list[Tensor]] = {way: [] for way in WAYS}
         figures: dict[str, float] = {}
+        means: dict[str, Tensor] = {}
         for language in languages:
             said = [encoded.samples[row].metadata[self.field][language] for row in rows]
             captions, place = _distinct(said)
             matches = torch.stack([torch.arange(len(rows)), place], 1)
-            texts = encode_texts(encoder, captions)
-            for way, of in ranks_both_ways(image, texts, matches).items():
+            pairs = Pairs(image, encode.texts(captions), matches)
+            for way, of_queries in ranks_both_ways(pairs).items():
                 # Of each image: what it finds, or what its caption finds.
-                by_image = of.ranks if way == WAYS[0] else of.ranks[place]
+                is_first_way = way == WAYS[0]
+                by_image = of_queries if is_first_way else of_queries[place]
                 ranks[way].append(by_image)
+                num_items = len(captions) if is_first_way else len(rows)
                 for k in (1, 5, 10):
-                    if k <= of.num_items:
-                        figures[f"{way}/{language}/recall@{k}"] = recall_at_k(by_image, k)
-                pairs = matches if way == WAYS[0] else matches.flip(1)
-                figures[f"{way}/{language}/chance@1"] = chance_recall_at_1(pairs, of.num_items)
-        means = {}
-        for way in WAYS:
-            found, values = _over_languages(torch.stack(ranks[way]))
-            figures |= {f"{way}/{name}": value for name, value in found.items()}
-            means |= {f"{way}/{name}": of for name, of in values.items()}
-        figures |= {"languages": float(len(languages)), "images": float(len(rows))}
+                    if k <= num_items:
+                        means[f"{way}/{language}/recall@{k}"] = (by_image <= k).double()
+                given = matches if is_first_way else matches.flip(1)
+                figures[f"{way}/{language}/chance@1"] = chance_recall_at_1(given, num_items)
+        by_way = {way: torch.stack(of) for way, of in ranks.items()}  # [languages, images]
+        for way, of in by_way.items():
+            means |= {f"{way}/{name}": values for name, values in _of_images(of).items()}
         count, place = len(encoded.samples), torch.tensor(rows)
         per = {name: per_image(of, place, num_images=count) for name, of in means.items()}
-        return named(self.name, Result(figures, per, parts=_bars(figures, languages)))
+
+        def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
+            """Return what is no mean over images, if the set were these of its images."""
+            images = places_of(drawn, place, count)
+            return {
+                f"{way}/{name}": value
+                for way, of in by_way.items()
+                for name, value in _over_languages(of[:, images]).items()
+            }
+
+        figures = {name: mean_of(of) for name, of in per.items()} | figures
+        figures |= resample(torch.arange(count))
+        figures |= {"languages": float(len(languages)), "images": float(len(rows))}
+        ranges = {"*/mean_rank_*": (0.0, inf)}
+        parts = _bars(figures, languages)
+        return named(self.name, Result(figures, per, resample, parts, ranges=ranges))
 
     def _rows(self, samples: Sequence[Sample]) -> tuple[list[str], list[int]]:
         """Return the languages, and the samples that have a caption in each.
@@ -119,20 +135,24 @@ def _distinct(captions: Sequence[str]) -> tuple[list[str], Int64[Tensor, "captio
     return [first[row] for row in range(len(place))], torch.tensor(rows)
 
 
-def _over_languages(
-    ranks: Int64[Tensor, "languages images"],
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return figures over all languages, and those of each image that some are means of."""
-    by_language = (ranks == 1).double().mean(1)
-    of_images = {
+def _of_images(ranks: Int64[Tensor, "languages images"]) -> dict[str, Tensor]:
+    """Return values of each image whose means over images are figures."""
+    return {
         "recall@1": (ranks == 1).double().mean(0),
         "mean_rank_variance": ranks.double().var(0, unbiased=False),
         "mean_rank_deviation": ranks.double().std(0, unbiased=False),
     }
-    figures = {name: values.mean().item() for name, values in of_images.items()}
-    figures["recall@1_least"] = by_language.min().item()
-    figures["recall@1_deviation"] = by_language.std(unbiased=False).item()
-    return figures, of_images
+
+
+def _over_languages(ranks: Int64[Tensor, "languages images"]) -> dict[str, float]:
+    """Return how unlike the languages' recalls are."""
+    if not ranks.shape[1]:
+        return {}
+    recall = (ranks == 1).double().mean(1)  # [languages]
+    return {
+        "recall@1_least": recall.min().item(),
+        "recall@1_deviation": recall.std(unbiased=False).item(),
+    }
 
 
 def _bars(figures: dict[str, float], languages: Sequence[str]) -> tuple[Bars, ...]:

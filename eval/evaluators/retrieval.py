@@ -1,7 +1,8 @@
 """Image-text retrieval, both ways, n:m: an image may have several captions and a caption images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -9,19 +10,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from data_pipelines.captions import caption_key
+from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.encoded import EncodedSet
-from eval.metrics import (
-    best_match_ranks,
-    chance_recall_at_1,
-    mean_reciprocal_rank,
-    median_rank,
-    recall_at_k,
-    roc_auc,
-    similarities_of_pairs_and_others,
-)
-from eval.result import Histogram, Part, PerImage, Pictures, Result, mean_of, named, per_image
-from vlp.encode import encode_texts
-from vlp.encoder import DualEncoder
+from eval.features import Encode
+from eval.metrics import chance_recall_at_1, weighted_median
+from eval.ranking import Pairs, drawn_others, match_auc, match_ranks
+from eval.result import Histogram, Part, PerImage, Pictures, Result, mean_of, named
 from vlp.errors import UserError
 
 WAYS = ("image_to_text", "text_to_image")
@@ -29,6 +23,7 @@ SHOWN = 24
 """Misses in the report."""
 DRAWN = 50_000
 """Similarities in the report's histogram, of each kind."""
+NO_CAPTIONS = "{name} needs captions, and no sample has one. Give another task."
 
 
 class Texts(NamedTuple):
@@ -38,14 +33,6 @@ class Texts(NamedTuple):
     features: Float[Tensor, "texts dim"]
     matches: Int64[Tensor, "matches 2"]
     """(image, text) for each pair that matches."""
-
-
-class Ranks(NamedTuple):
-    """Where each query finds its best match."""
-
-    ranks: Int64[Tensor, "queries"]
-    """From 1; 0 for a query without a match."""
-    num_items: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,38 +66,54 @@ class Retrieval:
         if self.fold is not None and self.fold < 2:
             raise UserError(f"retrieval takes folds of at least 2 images, got fold={self.fold}.")
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
-        """Return recalls, ranks and chance of both directions, and what both come to."""
-        texts = self.texts(encoder, encoded)
+    def check(self, dataset: Dataset) -> None:
+        """Look for captions, before the dataset is encoded.
+
+        Raises:
+            UserError: None of a thousand samples has one.
+        """
+        if not any(caption_key(sample.text) for sample in some_samples(dataset)):
+            raise UserError(NO_CAPTIONS.format(name=self.name))
+
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
+        """Return recall, reciprocal and median ranks both ways, their chance and sums, and the AUC.
+
+        Raises:
+            UserError: No sample has a caption, or there are fewer images than in a fold.
+        """
+        texts = self.texts(encode, encoded)
         image, num_images = encoded.image, len(encoded.image)
-        true, false = similarities_of_pairs_and_others(image, texts.features, texts.matches)
-        both = ranks_both_ways(image, texts.features, texts.matches)
+        pairs = Pairs(image, texts.features, texts.matches)
+        both = ranks_both_ways(pairs)
         figures, means = {}, {}
-        for way, found in both.items():
-            figures |= {f"{way}/{name}": value for name, value in self._recalls(found).items()}
-            figures[f"{way}/mrr"] = mean_reciprocal_rank(found.ranks)
-            figures[f"{way}/median_rank"] = median_rank(found.ranks)
-            matches = texts.matches if way == WAYS[0] else texts.matches.flip(1)
-            figures[f"{way}/chance@1"] = chance_recall_at_1(matches, found.num_items)
-            for name, values in self._per_query(found).items():
-                means[f"{way}/{name}"] = over_images(values, way, texts.matches, num_images)
-        figures |= self._sums(figures)
-        if len(false):  # none where all captions are equal
-            figures["auc"] = roc_auc(true, false)
+        for way, ranks in both.items():
+            matches = pairs.matches if way == WAYS[0] else pairs.matches.flip(1)
+            figures[f"{way}/chance@1"] = chance_recall_at_1(matches, len(both[other(way)]))
+            for name, values in self._per_query(ranks, len(both[other(way)])).items():
+                means[f"{way}/{name}"] = over_images(values, way, pairs.matches, num_images)
+        means |= self._folds(image, texts)
+        has_others = len(pairs.matches) < num_images * len(texts.captions)
+        if has_others:  # not where all captions are equal
+            auc = match_auc(pairs)
+            means["auc"] = auc.per_image(torch.arange(num_images), num_images=num_images)
+        figures = {name: mean_of(of) for name, of in means.items()} | figures
         figures |= {"images": float(num_images), "texts": float(len(texts.captions))}
-        figures |= self._folds(image, texts)
+        medians = {
+            f"{way}/median_rank": _median(ranks, way, pairs.matches) for way, ranks in both.items()
+        }
 
         def resample(drawn: Int64[Tensor, "drawn"]) -> dict[str, float]:
             """Return the figures that are no means, if the set's queries were of these images."""
             again = {name: mean_of(PerImage(*(of[drawn] for of in means[name]))) for name in means}
-            ranks = both[WAYS[0]].ranks[drawn]
-            median = median_rank(ranks) if ranks.any() else torch.nan
-            return self._sums(again) | {f"{WAYS[0]}/median_rank": median}
+            counts = torch.bincount(drawn, minlength=num_images).double()
+            return self._sums(again) | {name: of(counts) for name, of in medians.items()}
 
-        parts = (_histogram(true, false), _misses(image, texts, both[WAYS[0]].ranks))
-        return named(self.name, Result(figures, means, resample, parts))
+        figures |= resample(torch.arange(num_images))
+        parts = (_histogram(pairs), _misses(image, texts, both[WAYS[0]]))
+        ranges = {"*/median_rank": (1.0, inf), "rsum": (0.0, 200.0 * len(self._depths))}
+        return named(self.name, Result(figures, means, resample, parts, ranges=ranges))
 
-    def texts(self, encoder: DualEncoder, encoded: EncodedSet) -> Texts:
+    def texts(self, encode: Encode, encoded: EncodedSet) -> Texts:
         """Return each different caption once; only captions that are lines are encoded here.
 
         Raises:
@@ -119,34 +122,29 @@ class Retrieval:
         lines = encoded.dataset.has_lines if self.lines is None else self.lines
         captions, first_rows, matches = _distinct(encoded, lines)
         if not captions:
-            raise UserError("retrieval needs captions, and no sample has one. Give another task.")
+            raise UserError(NO_CAPTIONS.format(name=self.name))
         has_other = lines or encoded.dataset.has_lines
-        features = encode_texts(encoder, captions) if has_other else encoded.text[first_rows]
+        features = encode.texts(captions) if has_other else encoded.text[first_rows]
         return Texts(captions, features, torch.tensor(matches))
 
     @property
     def _depths(self) -> Sequence[int]:
         return (self.k,) if isinstance(self.k, int) else self.k
 
-    def _recalls(self, found: Ranks) -> dict[str, float]:
-        depths = [k for k in self._depths if k <= found.num_items]
-        return {f"recall@{k}": recall_at_k(found.ranks, k) for k in depths}
-
-    def _per_query(self, found: Ranks) -> dict[str, Tensor]:
+    def _per_query(self, ranks: Tensor, num_items: int) -> dict[str, Tensor]:
         """Return for each query what its means are of."""
-        depths = [k for k in self._depths if k <= found.num_items]
-        hits = {f"recall@{k}": (found.ranks <= k).double() for k in depths}
-        return hits | {"mrr": found.ranks.double().reciprocal()}
+        hits = {f"recall@{k}": (ranks <= k).double() for k in self._depths if k <= num_items}
+        return hits | {"mrr": ranks.double().reciprocal()}
 
     def _sums(self, figures: dict[str, float]) -> dict[str, float]:
-        recalls = [value for name, value in figures.items() if "/recall@" in name]
-        found = {"rsum": 100 * sum(recalls)}
+        recalls = {f"{way}/recall@{k}" for way in WAYS for k in self._depths} & figures.keys()
+        found = {"rsum": 100 * sum(figures[name] for name in sorted(recalls))}
         if 1 in self._depths:
             found["mean_recall@1"] = sum(figures[f"{way}/recall@1"] for way in WAYS) / 2
         return found
 
-    def _folds(self, image: Tensor, texts: Texts) -> dict[str, float]:
-        """Return the recalls within consecutive folds, averaged over the folds."""
+    def _folds(self, image: Tensor, texts: Texts) -> dict[str, PerImage]:
+        """Return the recalls within consecutive folds; every fold weighs the same."""
         if self.fold is None:
             return {}
         count = len(image) // self.fold
@@ -154,38 +152,60 @@ class Retrieval:
             raise UserError(
                 f"retrieval has {len(image)} images, fewer than fold={self.fold}. Leave fold= out."
             )
-        found: dict[str, float] = {}
+        parts: dict[str, list[PerImage]] = {}
         for start in range(0, count * self.fold, self.fold):
             inside = (texts.matches[:, 0] >= start) & (texts.matches[:, 0] < start + self.fold)
             own, place = texts.matches[inside, 1].unique(return_inverse=True)
             matches = torch.stack([texts.matches[inside, 0] - start, place], 1)
-            part = image[start : start + self.fold]
-            for way, ranks in ranks_both_ways(part, texts.features[own], matches).items():
-                for name, value in self._recalls(ranks).items():
+            pairs = Pairs(image[start : start + self.fold], texts.features[own], matches)
+            both = ranks_both_ways(pairs)
+            for way, ranks in both.items():
+                for name, hits in self._per_query(ranks, len(both[other(way)])).items():
+                    mean = over_images(hits, way, pairs.matches, self.fold)
+                    share = mean.weights / mean.weights.sum()
                     key = f"fold_{self.fold}/{way}/{name}"
-                    found[key] = found.get(key, 0.0) + value / count
-        return found
+                    parts.setdefault(key, []).append(PerImage(mean.values, share))
+        rest = torch.zeros(2, len(image) - count * self.fold, dtype=torch.float64)
+        return {
+            name: PerImage(*(torch.cat(of) for of in zip(*folds, rest, strict=True)))
+            for name, folds in parts.items()
+            if len(folds) == count and "recall" in name
+        }
 
 
-def ranks_both_ways(image: Tensor, text: Tensor, matches: Tensor) -> dict[str, Ranks]:
-    """Return the ranks by way; ``matches`` are (image, text)."""
-    return {
-        WAYS[0]: Ranks(best_match_ranks(image, text, matches), len(text)),
-        WAYS[1]: Ranks(best_match_ranks(text, image, matches.flip(1)), len(image)),
-    }
+def ranks_both_ways(pairs: Pairs) -> dict[str, Int64[Tensor, "queries"]]:
+    """Return the ranks by way; the pairs are of images and texts."""
+    return dict(zip(WAYS, match_ranks(pairs), strict=True))
+
+
+def other(way: str) -> str:
+    """Return the other way."""
+    return WAYS[1 - WAYS.index(way)]
 
 
 def over_images(values: Tensor, way: str, matches: Tensor, num_images: int) -> PerImage:
     """Return a mean over queries as one over images, a text counting for all its images."""
-    matches = matches.unique(dim=0)
+    values, image, share = _by_image(values, way, matches)
+    weights = torch.bincount(image, weights=share, minlength=num_images)
+    sums = torch.bincount(image, weights=share * values, minlength=num_images)
+    return PerImage(sums / weights.where(weights > 0, 1), weights)
+
+
+def _by_image(values: Tensor, way: str, matches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values of queries, the image that each belongs to, and its share in the query."""
     if way == WAYS[0]:
         rows = matches[:, 0].unique()  # images without a caption are no queries
-        return per_image(values[rows], rows, num_images=num_images)
+        return values[rows], rows, torch.ones(len(rows), dtype=torch.float64)
     image, text = matches.T
-    share = 1 / torch.bincount(text).double()[text]  # [matches]
-    weights = torch.bincount(image, weights=share, minlength=num_images)
-    sums = torch.bincount(image, weights=share * values[text], minlength=num_images)
-    return PerImage(sums / weights.where(weights > 0, 1), weights)
+    return values[text], image, 1 / torch.bincount(text).double()[text]
+
+
+def _median(ranks: Tensor, way: str, matches: Tensor) -> Callable[[Tensor], float]:
+    """Return the median rank by how often each image is there."""
+    values, image, share = _by_image(ranks, way, matches)
+    order = values.argsort()
+    values, image, share = values[order], image[order], share[order]
+    return lambda counts: weighted_median(values, counts[image] * share)
 
 
 def _distinct(
@@ -207,12 +227,11 @@ def _distinct(
     return captions, first_rows, matches
 
 
-def _histogram(true: Tensor, false: Tensor) -> Part:
-    some = {
-        name: of[:: max(1, len(of) // DRAWN)]
-        for name, of in (("of a match", true), ("of other pairs", false))
-        if len(of)
-    }
+def _histogram(pairs: Pairs) -> Part:
+    some = {"of a match": pairs.own[:: max(1, len(pairs.own) // DRAWN)]}
+    each = -(-DRAWN // len(pairs.queries))
+    others = [similarity[:, 0] for _, similarity, _ in drawn_others(pairs, each)]
+    some |= {"of other pairs": torch.cat(others)} if sum(map(len, others)) else {}
     return Histogram("similarities", "Similarities", some, "cosine")
 
 

@@ -13,6 +13,7 @@ from data_pipelines.dataset import Dataset, some_samples
 from data_pipelines.encoded import EncodedSet
 from eval.answers import OneLabel, several_labels
 from eval.calibration import Logits
+from eval.features import Encode
 from eval.prompts import (
     class_of_samples,
     classes_of,
@@ -23,9 +24,8 @@ from eval.prompts import (
     read_templates,
 )
 from eval.result import Result, named
-from vlp.classifier import BARE, Classes, Templates, build_classifier
+from vlp.classifier import BARE, Classes, Templates, classifier_of
 from vlp.console import say
-from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.types import Sample
 
@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """Name what an image shows without training on the classes (Radford et al. 2021, section 3.1).
+    """Name what an image shows without training on the classes (Radford et al. 2021).
 
     ``acc@1``, ``acc@5`` (left out below five classes), ``mean_per_class_recall``, ``f1`` and
     ``jaccard`` (means over the classes that have images) are shares in [0, 1], higher is better;
@@ -97,16 +97,16 @@ class ZeroShot:
         self._groups(samples)
         say(f"{self.name}: {len(classes.names)} classes, {_describe(classes.templates)}.")
 
-    def __call__(self, encoder: DualEncoder, encoded: EncodedSet) -> Result:
+    def __call__(self, encode: Encode, encoded: EncodedSet) -> Result:
         """Return accuracy and calibration, or the precision of several labels."""
         classes = self._classes_of(encoded.dataset)
         if has_several_labels(classes, encoded.samples):
-            return named(self.name, self._several_labels(encoder, encoded, classes))
-        found = self.labelled(encoder, encoded)
+            return named(self.name, self._several_labels(encode, encoded, classes))
+        found = self.labelled(encode, encoded)
         left_out = len(encoded.samples) - len(found.rows)
         if left_out:
             say(f"{self.name}: left out {left_out} samples whose {classes.label_key} is no class.")
-        scale, bias = encoder.logit_scale.exp().item(), encoder.logit_bias
+        scale, bias = encode.encoder.logit_scale.exp().item(), encode.encoder.logit_bias
         logits = Logits(
             encoded.image[found.rows],
             found.weights,
@@ -120,21 +120,19 @@ class ZeroShot:
         )
         return named(self.name, answers.result())
 
-    def labelled(self, encoder: DualEncoder, encoded: EncodedSet) -> Labelled:
+    def labelled(self, encode: Encode, encoded: EncodedSet) -> Labelled:
         """Return the images that have one class, and the classifier."""
         classes = self._classes_of(encoded.dataset)
         labels = torch.tensor(class_of_samples(classes, encoded.samples))
         rows = (labels >= 0).nonzero()[:, 0]
-        weights = build_classifier(encoder, classes.names, classes.templates)
+        weights = classifier_of(encode.texts, classes.names, classes.templates)
         return Labelled(rows, labels[rows], weights, classes)
 
-    def _several_labels(
-        self, encoder: DualEncoder, encoded: EncodedSet, classes: Classes
-    ) -> Result:
+    def _several_labels(self, encode: Encode, encoded: EncodedSet, classes: Classes) -> Result:
         labels = torch.zeros(len(encoded.samples), len(classes.names), dtype=torch.bool)
         for row, own in enumerate(classes_of_samples(classes, encoded.samples)):
             labels[row, own] = True
-        weights = build_classifier(encoder, classes.names, classes.templates)
+        weights = classifier_of(encode.texts, classes.names, classes.templates)
         return several_labels(encoded.image, weights, labels, classes.names)
 
     def _groups(self, samples: Sequence[Sample]) -> tuple[Tensor | None, list[str]]:

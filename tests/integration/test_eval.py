@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import tarfile
+from dataclasses import replace
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,9 +21,8 @@ from training_support import in_ranks
 
 from data_pipelines.shards import write_shards
 from eval.benchmark import read_preset
-from eval.features import encode_once
+from eval.features import Encode
 from eval.open_dataset import open_dataset
-from eval.processes import Processes
 from eval.run import How, evaluate
 from vlp import cli
 from vlp.checkpoint import load_encoder, save_encoder
@@ -119,6 +120,32 @@ def test_an_evaluation_holds_figures_intervals_and_all_that_they_may_depend_on(e
     assert f"| zero_shot/acc@1 | {figures['zero_shot/acc@1']:.4g} |" in table
 
 
+def test_every_figure_has_an_interval_inside_its_range_or_the_docs_say_why_not(
+    evaluated, model, tmp_path
+):
+    samples = []
+    for number, sample in enumerate(pairs(48)):
+        said = {"en": sample.text, "de": f"ein {sample.text}", "fr": f"un {sample.text} {number}"}
+        samples.append(replace(sample, metadata={**sample.metadata, "captions": said}))
+    write_shards(samples, tmp_path / "shards", samples_per_shard=20)
+    few = "zero_shot(classes=['red', 'green'], label='colour', name='few')"
+    tasks = [*TASKS, *every_kind_of_task(evaluated)[2:], "multilingual", few]
+    tasks[0] = "retrieval(fold=20)"
+    summary = evaluate(str(model), str(tmp_path / "shards"), tasks=tasks, how=How(draws=25))
+    table = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    table = table.partition("| without an interval |")[2].partition("\n\n")[0]
+    patterns = re.findall(
+        r"`([^`]+)`", "\n".join(row.split("|")[1] for row in table.splitlines()[2:])
+    )
+    for name, value in summary["metrics"].items():
+        excused = [pattern for pattern in patterns if fnmatch(name, pattern)]
+        assert (name in summary["intervals"]) != bool(excused), (name, excused)
+        low, high = summary["intervals"].get(name, (value, value))
+        assert low <= value <= high, name
+    for pattern in patterns:
+        assert any(fnmatch(name, pattern) for name in summary["metrics"]), pattern
+
+
 def test_the_report_has_its_named_parts_and_fetches_nothing(evaluated):
     text = (evaluated / "out" / "report.html").read_text()
     page = Page(text)
@@ -127,24 +154,29 @@ def test_the_report_has_its_named_parts_and_fetches_nothing(evaluated):
     assert text.count("<img ") >= 24  # of the galleries
 
 
-def test_the_next_evaluation_encodes_nothing_and_finds_the_same(evaluated, model, monkeypatch):
+def test_the_next_evaluation_encodes_nothing_and_finds_the_same(
+    evaluated, model, monkeypatch, tmp_path
+):
+    """Not the set, nor training images, pictures of benchmarks, or captions."""
+    tasks, how = every_kind_of_task(evaluated), How(features=tmp_path, draws=0)
+    told = evaluate(str(model), str(evaluated / "shards"), tasks=tasks, how=how)
     monkeypatch.setattr("vlp.encode._encode_tokens", None)
     monkeypatch.setattr("data_pipelines.encoded.encode_pixels", None)
-    how = How(features=evaluated / "features", draws=0)
-    found = evaluate(str(model), str(evaluated / "shards"), tasks=TASKS, how=how)
-    told = json.loads((evaluated / "out" / "metrics.json").read_text())
+    found = evaluate(str(model), str(evaluated / "shards"), tasks=tasks, how=how)
     assert found["metrics"] == told["metrics"]
+    write_shards(pairs(90)[50:], tmp_path / "other", samples_per_shard=20)
+    tasks = [tasks[2].replace(f"{evaluated / 'train'}", f"{tmp_path / 'other'}")]
+    with pytest.raises(UserError, match="linear_probe was written with another config: dataset_id"):
+        evaluate(str(model), str(evaluated / "shards"), tasks=tasks, how=how)
 
 
 def test_rows_before_the_projection_are_encoded_when_they_are_asked_for(evaluated, model, tmp_path):
     shutil.copytree(evaluated / "features", tmp_path / "features")
     encoder, dataset = load_encoder(model), open_dataset(str(evaluated / "shards"))
     for _ in range(2):
-        found = encode_once(
-            encoder, dataset, tmp_path / "features", processes=Processes(), pooled=True
-        )
-        assert found.image_pooled is not None
-    assert (tmp_path / "features" / "text_pooled.npy").is_file()
+        encode = Encode(encoder, folder=tmp_path / "features")
+        assert encode.dataset(dataset, pooled=True).image_pooled is not None
+    assert (tmp_path / "features" / "evaluated" / "text_pooled.npy").is_file()
 
 
 def test_features_of_another_model_or_dataset_and_damaged_ones_are_refused(
@@ -162,7 +194,7 @@ def test_features_of_another_model_or_dataset_and_damaged_ones_are_refused(
     (tmp_path / "dataset_type.txt").write_text("retrieval")
     with pytest.raises(UserError, match="has_lines was False, is True"):
         evaluate(str(model), str(tmp_path / "shards"), tasks=["retrieval"], how=how)
-    path = tmp_path / "features" / "image.npy"
+    path = tmp_path / "features" / "evaluated" / "image.npy"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(UserError, match=r"damaged: image\.npy is not as it was written"):
         evaluate(str(model), shards, tasks=["retrieval"], how=how)
@@ -203,24 +235,68 @@ def test_a_wrong_task_ends_in_one_line_before_anything_is_encoded(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("task", ["retrieval", "geometry", "matryoshka", "multilingual"])
+def test_missing_captions_are_noticed_before_anything_is_encoded(
+    task, model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("data_pipelines.encoded.encode_pixels", None)
+    pictures = {f"{n}.png": pairs(2)[n].image for n in range(2)}
+    write_tar(tmp_path / "0.tar", pictures | {"0.cls": b"0", "1.cls": b"1"})
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", str(model), str(tmp_path), "--tasks", task])
+    assert stop.value.code == 2
+    assert "caption" in capsys.readouterr().err
+
+
+def every_kind_of_task(folder: Path) -> list[str]:
+    """Return tasks that read captions, another dataset and pictures of their own."""
+    items, cues = folder / "items.json", folder / "cues.jsonl"
+    if not items.exists():
+        for number, sample in enumerate(pairs(6)):
+            (folder / f"{number}.png").write_bytes(sample.image)
+        entries = [{"image": f"{i}.png", "caption_options": ["a b", "b a"]} for i in range(6)]
+        items.write_text(json.dumps(entries))
+        names = [f"{i}.png" for i in range(5)]
+        cues.write_text(json.dumps({"cue": "sea", "candidates": names, "associations": names[:2]}))
+        write_shards(pairs(90)[48:], folder / "train", samples_per_shard=20)
+    return [
+        "retrieval",
+        f"zero_shot({CLASSES}, templates='imagenet_simple')",
+        f"linear_probe({CLASSES}, train='{folder / 'train'}', shots=(1,), seeds=1)",
+        f"compositional(benchmark='order', files='{items}', images='{folder}')",
+        f"associations(files='{cues}', images='{folder}')",
+    ]
+
+
+def arrays_in(folder: Path, count: int) -> list[Path]:
+    """Return the files of features that an evaluation by so many processes kept."""
+    return list((folder / f"features{count}").rglob("*.npy"))
+
+
 def one_rank(rank: int, processes: int, port: int, model: str, shards: str, out: str) -> None:
     """Evaluate as one of several processes."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"}
     how = How(batch_size=7, draws=20, features=Path(out) / f"features{processes}")
-    found = evaluate(model, shards, tasks=["retrieval"], out=Path(out) / f"out{processes}", how=how)
+    tasks = every_kind_of_task(Path(shards).parent)
+    found = evaluate(model, shards, tasks=tasks, out=Path(out) / f"out{processes}", how=how)
     assert bool(found) == (rank == 0)
 
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_features_and_figures(evaluated, model, tmp_path):
     how, shards = How(batch_size=7, draws=20, features=tmp_path / "features1"), evaluated / "shards"
-    evaluate(str(model), str(shards), tasks=["retrieval"], out=tmp_path / "out1", how=how)
+    tasks = every_kind_of_task(evaluated)
+    evaluate(str(model), str(shards), tasks=tasks, out=tmp_path / "out1", how=how)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     in_ranks(__file__, one_rank, 2, port, str(model), str(shards), str(tmp_path))
-    for name in ("image.npy", "text.npy", "samples.parquet"):
+    kept = sorted(path.relative_to(tmp_path / "features1") for path in arrays_in(tmp_path, 1))
+    assert {path.parts[0] for path in kept} == {
+        *("evaluated", "linear_probe", "compositional", "associations", "captions")
+    }
+    for name in kept:
         one, two = (tmp_path / f"features{count}" / name for count in (1, 2))
         assert one.read_bytes() == two.read_bytes()
     one, two = (json.loads((tmp_path / f"out{n}" / "metrics.json").read_text()) for n in (1, 2))
@@ -260,11 +336,10 @@ def test_datacomp38_computes_what_is_there_and_says_what_is_missing(model, tmp_p
     street = json.loads((tmp_path / "out" / "fairness-dollar_street" / "metrics.json").read_text())
     worst = street["metrics"]["zero_shot/worst_group_acc@5"]
     assert found["metrics"]["fairness/dollar_street/main"] == worst
-    assert len(found["missing"]) == 34
+    assert len(found["missing"]) == 35
     said = capsys.readouterr().out
     assert "main is the mean of 3 of 38 datasets." in said
     assert "Missing: vtab/caltech101, " in said
-    assert "Not in it, but with a task of its own: misc/winogavil." in said
     with pytest.raises(UserError, match="holds no dataset of datacomp38"):
         cli.run(["eval", str(model), str(tmp_path / "out" / "cifar10"), "--preset", "datacomp38"])
 

@@ -9,7 +9,6 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
 from torch.nn.modules.batchnorm import _BatchNorm
 from training_support import colours, rows, spoil, train
 
@@ -23,6 +22,7 @@ from vlp.checkpoint import load_encoder
 from vlp.encoder import create_encoder, read_config
 from vlp.errors import Stopped, UserError
 from vlp.manifest import damage
+from vlp.processes import Processes
 
 TASKS = ["retrieval", "zero_shot(classes=['red', 'green', 'blue', 'black'], label='colour')"]
 
@@ -41,14 +41,12 @@ def one_rank(rank: int, processes: int, port: int, shards: str, out: str) -> Non
             module.running_mean += rank  # as each process has its own after a step
     encoder.register_forward_hook(lambda *_: calls.append(1))
     objective = build_objective(["softmax"])
-    figures = validate(accelerator, encoder, open_validation(shards, TASKS), objective)
+    figures = validate(encoder, open_validation(shards, TASKS), objective)
     encoded = encode_shards(
         encoder.eval(),
         open_shards(shards),
         batch_size=8,
-        process=rank,
-        num_processes=accelerator.num_processes,
-        gather=gather_object,
+        processes=Processes.started(),
     )
     torch.save((figures, shown(encoded), len(calls)), f"{out}/{processes}_{rank}.pt")
     accelerator.end_training()

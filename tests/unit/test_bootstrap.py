@@ -63,7 +63,8 @@ def test_a_95_percent_interval_holds_the_truth_about_19_times_in_20():
 
 def test_an_interval_lies_around_its_figure_although_draws_are_biased():
     draws = torch.linspace(2, 3, 101, dtype=torch.float64)
-    assert interval(draws, 1.0) == pytest.approx((0.525, 1.475))
+    assert interval(draws, 1.0, within=(0, 2)) == pytest.approx((0.525, 1.475))
+    assert interval(draws, 1.0) == pytest.approx((0.525, 1))  # of a figure that is 1 at most
     assert all(bound != bound for bound in interval(draws * torch.nan, 1.0))
 
 

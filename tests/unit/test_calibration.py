@@ -79,7 +79,7 @@ def test_known_values():
     found = confidence(logits)  # every class is as likely
     assert found.nll.tolist() == pytest.approx([math.log(4)] * 4)
     assert found.brier.tolist() == pytest.approx([0.75] * 4)
-    assert expected_calibration_error(reliability(found.confidence, found.correct)) == 0
+    assert expected_calibration_error(reliability(found.confidence, found.correct)) < 1e-12
     sure = reliability(torch.ones(10), torch.arange(10) < 6)  # always sure, right in 6 of 10
     assert expected_calibration_error(sure) == pytest.approx(0.4)
 
@@ -103,9 +103,27 @@ def test_a_model_twice_as_sure_has_twice_the_temperature():
     assert twice == pytest.approx(2 * once, rel=1e-6)
 
 
-def test_images_that_are_all_right_end_at_the_lowest_temperature():
-    logits = Logits(torch.eye(4), torch.eye(4), torch.arange(4), 1.0)
-    assert fit_temperature(logits) == pytest.approx(1e-3, rel=1e-6)
+def test_where_no_temperature_is_too_low_or_high_it_is_the_models_own_or_the_highest():
+    right = Logits(torch.eye(4), torch.eye(4), torch.arange(4), 1.0)
+    assert fit_temperature(right) == 1.0
+    assert fit_temperature(replace(right, labels=torch.arange(4).roll(1))) == pytest.approx(100)
+    found = cross_fitted(
+        replace(right, features=torch.eye(4).repeat(5, 1), labels=torch.arange(20) % 4)
+    )
+    assert found.temperature.value == 1.0
+    assert not found.temperature.influence.any()
+
+
+def test_the_temperature_hangs_on_each_image_as_a_fit_without_it_says():
+    logits = drawn(scale=60.0)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    whole, half = cross_fitted(logits).temperature, order[:150]
+    own = fit_temperature(logits[half])
+    for place in (0, 75, 149):
+        rest = torch.cat([half[:place], half[place + 1 :]])
+        pull = 149 * (own - fit_temperature(logits[rest])) * whole.value / own
+        assert whole.influence[half[place]].item() == pytest.approx(pull, rel=0.1, abs=0.02)
+    assert whole.influence.mean().item() == pytest.approx(0, abs=1e-9)
 
 
 def test_each_half_is_read_at_the_temperature_of_the_other():
@@ -117,7 +135,7 @@ def test_each_half_is_read_at_the_temperature_of_the_other():
     expected = confidence(logits[first], fitted[1])
     assert torch.equal(found.nll[first], expected.nll)
     assert torch.equal(found.correct, confidence(logits).correct)
-    assert temperature == pytest.approx(math.sqrt(fitted[0] * fitted[1]))
+    assert temperature.value == pytest.approx(math.sqrt(fitted[0] * fitted[1]))
     before = reliability(*confidence(logits)[:2])
     after = reliability(*found[:2])
     assert expected_calibration_error(after) < expected_calibration_error(before)

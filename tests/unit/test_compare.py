@@ -27,6 +27,7 @@ def run(right: torch.Tensor, name: str = "a", config: str | None = None) -> Run:
     summary = {
         "metrics": result.figures,
         "training": training,
+        "images": {"z": len(right)},
         "sample_ids": "x",
         "draws": DRAWS,
         "seed": 0,
@@ -77,7 +78,66 @@ def test_training_seeds_are_noise_as_well():
     draws = model(*few).draws("z/acc@1") - model(answers(0.45, 4)).draws("z/acc@1")
     assert several.error**2 == pytest.approx((draws.var() + figures.var() / 3).item())
     assert 2 <= several.freedom < 3  # of three runs, and many images
-    assert one.freedom == math.inf
+    assert one.freedom == NUM_IMAGES - 1
+
+
+def test_a_difference_on_all_of_few_images_has_the_probability_of_a_permutation():
+    for count, p in ((5, 1 / 16), (20, 2.0**-19)):
+        first, second = (Model("m", [run(torch.full((count,), share))]) for share in (0.0, 1.0))
+        found = differ(first, second, "z/acc@1")
+        assert (found.difference, found.error) == (1, 0)
+        assert found.p == pytest.approx(p)
+
+
+def test_few_images_are_asked_by_student():
+    first, second = answers(0.5, 1)[:8], answers(0.5, 5)[:8]
+    found = differ(Model("m", [run(first)]), Model("m", [run(second)]), "z/acc@1")
+    assert found.freedom == pytest.approx(7)
+
+
+def simulated(seed: int, runs: int, images: int = 200) -> torch.Tensor:
+    """Two models of equal quality: of each run, what each image scores."""
+    generator = torch.Generator().manual_seed(seed)
+    hard = torch.randn(images, generator=generator)
+    of_model = 0.5 * torch.randn(2, 1, images, generator=generator)
+    of_run = 0.2 * torch.randn(2, runs, 1, generator=generator)
+    return hard + of_model + of_run + 0.5 * torch.randn(2, runs, images, generator=generator)
+
+
+def hierarchical(scores: torch.Tensor, draws: int, seed: int) -> torch.Tensor:
+    """Differences of two models for draws of their runs, and then of the images."""
+    generator = torch.Generator().manual_seed(seed)
+    _, runs, images = scores.shape
+    own = torch.randint(runs, (2, draws, runs), generator=generator)
+    rows = torch.randint(images, (draws, images), generator=generator)
+    counts = torch.stack([torch.bincount(row, minlength=images) for row in rows]).float() / images
+    means = scores @ counts.T  # [models, runs, draws]
+    first, second = (of.T.gather(1, drawn).mean(1) for of, drawn in zip(means, own, strict=True))
+    return second - first
+
+
+@pytest.mark.parametrize("runs", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_error_is_that_of_a_hierarchical_bootstrap_with_the_part_of_the_runs_made_whole(runs):
+    scores = simulated(0, runs)
+    found = differ(model(*scores[0]), model(*scores[1]), "z/acc@1")
+    between = sum(of.mean(1).var().item() / runs for of in scores)
+    literal = hierarchical(scores, 4000, seed=0).var().item()
+    assert found.error**2 == pytest.approx(literal + between / runs, rel=0.25)
+    assert found.error**2 > between
+
+
+@pytest.mark.slow
+def test_95_percent_intervals_hold_the_truth_and_those_of_a_hierarchical_bootstrap_do_not():
+    held = torch.zeros(2)
+    for seed in range(400):
+        scores = simulated(seed, runs=3)
+        found = differ(model(*scores[0]), model(*scores[1]), "z/acc@1")
+        literal = hierarchical(scores, 300, seed)
+        low, high = literal.quantile(torch.tensor([0.025, 0.975])).tolist()
+        held += torch.tensor([found.p > 0.05, low <= 0 <= high])
+    ours, theirs = (held / 400).tolist()
+    assert ours == pytest.approx(0.95, abs=0.03)
+    assert theirs < 0.92
 
 
 def test_differences_of_equal_models_rarely_stand():

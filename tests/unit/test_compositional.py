@@ -10,12 +10,18 @@ from data_pipelines import toy
 from data_pipelines.encoded import encode_dataset
 from data_pipelines.toy_compositions import CHANGES, draw_compositions
 from eval.choices import Item, captions_of, choose
-from eval.compositional_sets import LEFT_OUT, SUGAR_CREPE, items_of_samples, read_item_set
+from eval.compositional_sets import (
+    SUGAR_CREPE,
+    items_of_samples,
+    read_item_set,
+    relations_left_out,
+)
 from eval.evaluators.compositional import Compositional
+from eval.features import Encode
 from eval.result import mean_of
 from vlp.encode import encode_images, encode_texts
 from vlp.errors import UserError
-from vlp.image import open_image
+from vlp.image import decode, open_image
 
 
 @pytest.fixture
@@ -98,7 +104,7 @@ def test_winoground_scores_are_those_of_its_paper(pictures, tmp_path, encoder):
     path = tmp_path / "examples.jsonl"
     path.write_text("\n".join(map(json.dumps, entries)))
     task = Compositional(benchmark="winoground", files=str(path), images=str(pictures))
-    found = task(encoder, encoded_set([sample(0)], torch.ones(1, 64))).figures
+    found = task(Encode(encoder), encoded_set([sample(0)], torch.ones(1, 64))).figures
     images = encode_images(encoder, [open_image(str(pictures / f"{i}.png")) for i in range(4)])
     texts = encode_texts(encoder, ["a b", "b a", "c d", "d c"])
     naive = []
@@ -115,7 +121,7 @@ def test_winoground_scores_are_those_of_its_paper(pictures, tmp_path, encoder):
 
 def test_sugar_crepe_gives_seven_kinds_three_means_macro_and_micro(sugar, pictures, encoder):
     task = Compositional(benchmark="sugar_crepe", files=str(sugar), images=str(pictures), name="s")
-    result = task(encoder, encoded_set([sample(0)], torch.ones(1, 64)))
+    result = task(Encode(encoder), encoded_set([sample(0)], torch.ones(1, 64)))
     found = result.figures
     assert found["s/items"] == 15
     hits = {}
@@ -162,14 +168,14 @@ def test_relations_that_do_not_count_and_rare_attributes_are_left_out(pictures, 
     found = read_item_set("vg_relation", str(path), str(pictures))
     assert [item.kind for item in found.items] == ["on"] * 3
     assert found.items[0].captions == ("the cat on the mat", "the mat on the cat")
-    assert found.pictures[0].open().size == (20, 10)
+    assert decode(found.pictures[0].read()).size == (20, 10)
     entries = visual_genome(25, pictures, attributes=["red", "big"])
     entries += visual_genome(24, pictures, attributes=["big", "red"])
     path = write(tmp_path / "visual_genome_attribution.json", entries)
     found = read_item_set("vg_attribution", str(path), str(pictures))
     assert {item.kind for item in found.items} == {"red_big"}
     assert len(found.items) == 25
-    assert len(LEFT_OUT.read_text().splitlines()) == 157
+    assert len(set(relations_left_out())) == 157
 
 
 def test_frozen_orders_are_read_as_they_are(pictures, tmp_path):
@@ -208,7 +214,7 @@ def test_toy_pairs_are_held_out_and_differ_by_one_change(pairs):
 
 def test_who_reads_the_captions_alone_is_at_chance_on_toy_pairs(pairs, encoder, tmp_path):
     encoded = encode_dataset(encoder, written(tmp_path / "shards", pairs))
-    found = Compositional()(encoder, encoded)
+    found = Compositional()(Encode(encoder), encoded)
     assert found.figures["compositional/text_only"] == 0.5
     assert found.figures["compositional/chance"] == 0.5
     assert found.figures["compositional/items"] == 60
@@ -219,16 +225,29 @@ def test_who_reads_the_captions_alone_is_at_chance_on_toy_pairs(pairs, encoder, 
 def test_who_knows_what_a_picture_shows_is_right_about_every_toy_pair(pairs, encoder):
     """Images that have their caption's feature are the best that an encoder can do."""
     text = encode_texts(encoder, [s.text for s in pairs])
-    found = Compositional()(encoder, encoded_set(pairs, text, text)).figures
+    found = Compositional()(Encode(encoder), encoded_set(pairs, text, text)).figures
     for name in ("accuracy", "macro_accuracy", "text_score", "image_score", "group_score"):
         assert found[f"compositional/{name}"] == 1
     assert found["compositional/ties"] == 0
 
 
+def test_a_false_caption_that_is_the_true_one_is_a_tie(encoder, pictures, tmp_path):
+    entry = {"filename": "0.png", "caption": "a dog", "negative_caption": "a dog"}
+    path = write(tmp_path / "swap_obj.json", {"0": entry})
+    task = Compositional(benchmark="sugar_crepe", files=str(path), images=str(pictures))
+    published = task(Encode(encoder), encoded_set([sample(0)], torch.ones(1, 64))).figures
+    own = encoded_set([sample(0, "a dog", false_captions=["a dog"])], torch.ones(1, 64))
+    for found in (published, Compositional()(Encode(encoder), own).figures):
+        assert found["compositional/ties"] == 1
+        assert found["compositional/accuracy"] == 0
+
+
 def test_a_caption_that_gives_itself_away_shows_in_the_text_only_score(encoder):
     samples = [sample(i, "a dog", false_captions=[f"the of the {i}"]) for i in range(6)]
     image = encode_texts(encoder, ["a dog"]).expand(6, -1) + 0.01 * torch.randn(6, 64)
-    found = Compositional()(encoder, encoded_set(samples, F.normalize(image, dim=1))).figures
+    found = Compositional()(
+        Encode(encoder), encoded_set(samples, F.normalize(image, dim=1))
+    ).figures
     assert found["compositional/text_only"] == 1
 
 
@@ -272,6 +291,6 @@ def test_a_file_of_another_form_or_with_missing_pictures_is_refused(
 
 def test_shards_without_false_captions_are_refused(encoder):
     with pytest.raises(UserError, match="no sample with false_captions in its metadata"):
-        Compositional()(encoder, encoded_set([sample(0)], torch.ones(1, 64)))
+        Compositional()(Encode(encoder), encoded_set([sample(0)], torch.ones(1, 64)))
     with pytest.raises(UserError, match="false_captions of 00000 are 'one'"):
         items_of_samples([sample(0, false_captions="one")])

@@ -270,6 +270,7 @@ def test_what_cannot_be_a_dataset_is_told_in_a_line(tmp_path):
         "torchvision:CIFAR10:/nowhere": "There is no folder /nowhere",
         f"torchvision:CIFAR10:{tmp_path}": "Cannot open CIFAR10.*Nothing is downloaded",
         f"torchvision:CIFAR11:{tmp_path}": "Did you mean CIFAR10",
+        f"torchvision:VisionDataset:{tmp_path}": "torchvision has no dataset 'VisionDataset'",
         f"hf:{tmp_path}": "Nothing is downloaded",
     }
     for name, message in cases.items():

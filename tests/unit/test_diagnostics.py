@@ -8,7 +8,9 @@ from training.losses.matryoshka import Matryoshka
 from training.losses.softmax import Softmax
 from training.losses.uniformity import Uniformity
 from training.similarity.diagnostics import watching
+from training.similarity.matches import hard_above_match
 from training.similarity.tiles import TILE_ELEMENTS
+from vlp.types import PADDING
 
 TILED = ["softmax", "sigmoid", "hard_negative", "decoupled", "multi_positive", "matryoshka"]
 SCALE, BIAS = torch.tensor(20.0), torch.tensor(-3.0)
@@ -80,3 +82,17 @@ def test_watching_changes_no_gradient_and_ends_with_its_block():
     assert seen.figures()["match/max"] <= 1
     gradients = [torch.autograd.grad(v, pairs.image, retain_graph=True)[0] for v in values[:2]]
     assert torch.isfinite(gradients[0]).all()
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_hard_captions_above_the_match_are_counted_and_padding_is_not(processes):
+    pairs = filled(Softmax(), drawn(12, groups=9))
+    above = [
+        bool(pairs.image[i] @ pairs.hard_text[i, k] >= pairs.image[i] @ pairs.text[i])
+        and pairs.hard_group[i, k] not in (PADDING, pairs.group[i])
+        for i in range(12)
+        for k in range(2)
+    ]
+    rows = torch.arange(12).chunk(processes)
+    found = torch.stack([hard_above_match(part(pairs, own)) for own in rows]).mean().item()
+    assert 0 < found == pytest.approx(sum(above) / 24)

@@ -17,7 +17,7 @@ from curation_support import (
 from PIL import Image
 
 from data_pipelines.curation import duplicates
-from data_pipelines.curation.duplicates import best_of, components, is_first
+from data_pipelines.curation.duplicates import best_of, components, groups, is_first
 from data_pipelines.drawing import jpeg
 from data_pipelines.filters import semantic_duplicate
 from data_pipelines.filters.pdq_duplicate import FORM, PdqDuplicate
@@ -28,12 +28,13 @@ from vlp.image import decode
 
 
 def described(*rows):
-    """Return scores of PDQ: of each row the bits that are set, the quality and the pixels."""
+    """Return scores of PDQ: of each row the bits that are set, the quality, pixels, colours."""
     found = []
-    for bits, quality, pixels in rows:
+    for bits, quality, pixels, *colours in rows:
         row, mask = np.zeros((), FORM), np.zeros(256, np.uint8)
         mask[list(bits)] = 1
         row["hash"], row["quality"], row["pixels"] = np.packbits(mask), quality, pixels
+        row["colours"] = colours[0] if colours else 0
         found.append(row.tobytes())
     return found
 
@@ -67,25 +68,68 @@ def test_components_are_what_a_search_finds(seed):
     assert found.tolist() == expected
 
 
+def test_groups_are_the_components_that_have_several_items():
+    found = [group.tolist() for group in groups(np.array([0, 1, 0, 3, 1, 0]))]
+    assert found == [[0, 2, 5], [1, 4]]
+    assert list(groups(np.zeros(0, np.int64))) == []
+
+
 def test_the_best_of_a_component_is_the_first_of_the_highest_rank():
     assert best_of(np.array([0, 0, 2, 0, 2]), np.array([1, 3, 2, 3, 2])).tolist() == [1, 2]
     assert best_of(np.zeros(0, np.int64), np.zeros(0, np.uint32)).tolist() == []
 
 
-def test_what_hangs_together_by_31_bits_is_one_and_the_largest_picture_stays():
+def test_what_is_within_31_bits_of_a_larger_picture_that_stays_goes():
     rows = described(
         (range(0), 100, 10),
         (range(31), 100, 30),  # 31 bits from the first
         (range(62), 100, 20),  # 31 from the second, 62 from the first
-        (range(94), 100, 5),  # 32 from the third
-        (range(94), 100, 5),
+        (range(93), 100, 15),  # 31 from the third, which goes
+        (range(125), 100, 5),  # 32 from the fourth
+        (range(125), 100, 5),
     )
-    expected = [[False, True], [False, True, False]]
+    expected = [[False, True], [False, True, True, False]]
     assert kept(PdqDuplicate(), rows[:2], rows[2:]) == expected
-    assert kept(PdqDuplicate(radius=30), rows) == [[True, True, True, True, False]]
-    # Without the one between them the ends are no duplicates, whatever fell before.
-    left = [[True, False, True, True, True]]
-    assert kept(PdqDuplicate(), rows, left=left) == [[True, False, True, True, False]]
+    assert kept(PdqDuplicate(radius=30), rows) == [[True] * 5 + [False]]
+    left = [[True, False, True, True, True, True]]
+    assert kept(PdqDuplicate(), rows, left=left) == [[True, False, True, False, True, False]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_perceptual_duplicates_agree_with_naive_loops(seed):
+    rng = np.random.default_rng(seed)
+    hashes = [rng.random(256) < 0.5 for _ in range(4)]
+    colours = rng.integers(0, 256, (3, 192))
+    rows = []
+    for _ in range(60):
+        bits = np.flatnonzero(hashes[rng.integers(4)] ^ (rng.random(256) < 0.06))
+        own = np.clip(colours[rng.integers(3)] + rng.integers(-40, 41, 192), 0, 255)
+        rows.append((bits.tolist(), 100, int(rng.integers(1, 9)), own))
+    stays = []
+    for n in sorted(range(60), key=lambda n: (-rows[n][2], n)):
+        if not any(
+            len(set(rows[n][0]) ^ set(rows[other][0])) <= 24
+            and np.corrcoef(rows[n][3], rows[other][3])[0, 1] >= 0.9
+            for other in stays
+        ):
+            stays.append(n)
+    assert 6 < len(stays) < 50
+    scores = described(*rows)
+    masks = kept(PdqDuplicate(radius=24, colour=0.9), scores[:7], [], scores[7:])
+    assert [n for n, own in enumerate(itertools.chain(*masks)) if own] == sorted(stays)
+
+
+def test_pictures_that_differ_in_colour_alone_are_no_duplicates():
+    coarse = np.random.default_rng(0).integers(0, 180, (9, 9, 1)).astype(np.float32)
+
+    def tinted(*colour, lighter=0):
+        pixels = (coarse * np.array(colour) + lighter).astype(np.uint8)
+        return jpeg(Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC))
+
+    pictures = [tinted(1, 0.3, 0.3), tinted(0.3, 1, 0.3), tinted(1, 0.3, 0.3, lighter=40)]
+    values = scored(PdqDuplicate(), *(sample(str(n), image=i) for n, i in enumerate(pictures)))
+    assert kept(PdqDuplicate(colour=-1), values) == [[True, False, False]]
+    assert kept(PdqDuplicate(), values) == [[True, True, False]]
 
 
 def test_flat_pictures_are_not_compared():

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from data_pipelines.encoded import encode_dataset
 from eval.evaluators.retrieval import Retrieval
 from eval.evaluators.zero_shot import ZeroShot
+from eval.features import Encode, check_features
 from eval.open_dataset import open_dataset
 from eval.run import How, build_evaluators, evaluate, run_evaluators
 from vlp.encode import encode_texts
@@ -87,7 +88,7 @@ def naive_recall(similarity, matches, k):
 
 def test_equal_captions_are_one_text_with_several_images(encoder, shards):
     encoded = encode(encoder, shards)
-    found = Retrieval()(encoder, encoded).figures
+    found = Retrieval()(Encode(encoder), encoded).figures
     assert (found["retrieval/images"], found["retrieval/texts"]) == (12, 6)
     assert found["retrieval/image_to_text/chance@1"] == pytest.approx(1 / 6)
     assert found["retrieval/text_to_image/chance@1"] == pytest.approx(2 / 12)
@@ -108,7 +109,7 @@ def test_equal_captions_are_one_text_with_several_images(encoder, shards):
 
 def test_each_line_is_a_caption_in_the_retrieval_layout(encoder, captioned):
     encoded = encode(encoder, captioned)
-    found = Retrieval(k=(1, 2))(encoder, encoded).figures
+    found = Retrieval(k=(1, 2))(Encode(encoder), encoded).figures
     captions = ["a red square", "a square", "a blue square", "the sea", "grass"]
     assert found["retrieval/texts"] == len(captions)
     similarity = encoded.image @ encode_texts(encoder, captions).T
@@ -120,13 +121,13 @@ def test_each_line_is_a_caption_in_the_retrieval_layout(encoder, captioned):
         assert found[f"retrieval/text_to_image/recall@{k}"] == pytest.approx(expected)
     assert found["retrieval/image_to_text/chance@1"] == pytest.approx((2 + 3 + 1) / 3 / 5)
     assert found["retrieval/text_to_image/chance@1"] == pytest.approx((1 + 2 + 1 + 1 + 1) / 5 / 3)
-    assert Retrieval(lines=False)(encoder, encoded).figures["retrieval/texts"] == 3
+    assert Retrieval(lines=False)(Encode(encoder), encoded).figures["retrieval/texts"] == 3
 
 
 def test_zero_shot_equals_a_naive_loop_over_samples(encoder, shards):
     encoded = encode(encoder, shards)
     task = ZeroShot(classes=COLOURS, label="colour", templates=("a {}", "{c}"), name="colours")
-    found = task(encoder, encoded).figures
+    found = task(Encode(encoder), encoded).figures
     weights = torch.stack(
         [
             F.normalize(encode_texts(encoder, [f"a {name}", name]).mean(0), dim=-1)
@@ -142,11 +143,13 @@ def test_zero_shot_equals_a_naive_loop_over_samples(encoder, shards):
     assert found["colours/chance"] == pytest.approx(1 / 6)
     assert found["colours/samples"] == 12
     by_place = ZeroShot(classes=COLOURS, label="place", templates=("a {}", "{c}"), name="colours")
-    assert by_place(encoder, encoded).figures == found
+    assert by_place(Encode(encoder), encoded).figures == found
 
 
 def test_samples_of_other_classes_are_left_out_and_counted(encoder, shards, capsys):
-    found = ZeroShot(classes=COLOURS[:4], label="colour")(encoder, encode(encoder, shards)).figures
+    found = ZeroShot(classes=COLOURS[:4], label="colour")(
+        Encode(encoder), encode(encoder, shards)
+    ).figures
     assert found["zero_shot/samples"] == 8
     assert found["zero_shot/left_out"] == 4
     assert "zero_shot/acc@5" not in found
@@ -172,10 +175,8 @@ def test_clip_benchmarks_classification_layout_needs_no_options(model, tmp_path,
 def test_figures_do_not_depend_on_the_batch_size(encoder, shards):
     evaluators = build_evaluators(["retrieval", f"zero_shot(classes={COLOURS}, label='colour')"])
     found = [
-        run_evaluators(
-            encoder, encode_dataset(encoder, open_dataset(shards), batch_size=size), evaluators
-        )
-        for size in (1, 12)
+        run_evaluators(encode, encode.dataset(open_dataset(shards)), evaluators)
+        for encode in (Encode(encoder, batch_size=size) for size in (1, 12))
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
@@ -232,7 +233,7 @@ def test_features_that_are_nan_are_refused(encoder, shards):
     encoded = encode(encoder, shards)
     encoded.image[3, 0] = torch.nan
     with pytest.raises(UserError, match="image features that are NaN"):
-        run_evaluators(encoder, encoded, build_evaluators(["retrieval"]))
+        check_features(encoded)
 
 
 def test_shards_of_which_nothing_can_be_read_are_refused(model, tmp_path):
@@ -244,4 +245,4 @@ def test_shards_of_which_nothing_can_be_read_are_refused(model, tmp_path):
 def test_retrieval_without_captions_is_refused(encoder, tmp_path):
     folder = write_tar(tmp_path / "labels" / "0.tar", {"a": {"png": drawn("red"), "cls": 0}})
     with pytest.raises(UserError, match="retrieval needs captions"):
-        Retrieval()(encoder, encode(encoder, folder))
+        Retrieval()(Encode(encoder), encode(encoder, folder))

@@ -1,17 +1,13 @@
 """Curation from shards to shards: copied as they are, resumed, and scored no more than needed."""
 
-import hashlib
 import json
-import random
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from curation_support import filtered, many, sample
+from curation_support import contents, filtered, many, sample
 
 from data_pipelines import filter as filtering
 from data_pipelines.curation import materialise, scores
@@ -24,15 +20,6 @@ from vlp.manifest import damage
 
 INLINE = Engine(kind="inline")
 KEEP = ("caption_words(min=2)", "image_side(min=21, top=0.7)", "exact_duplicate(by='pair')")
-
-
-def contents(folder):
-    """Return every file below a folder but the report's times, hashed."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in (".tar", ".npy") or path.name in ("manifest.json", "sizes.json")
-    }
 
 
 def uids(count):
@@ -268,26 +255,3 @@ def test_the_input_is_never_the_output(tmp_path):
         filter_shards(
             f"{tmp_path}/raw/*.tar", tmp_path / "raw", keep=["caption_words"], overwrite=True
         )
-
-
-def test_few_samples_start_no_pool_and_cheap_filters_load_no_torch(tmp_path):
-    write_shards(many(20), tmp_path / "raw", samples_per_shard=5)
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from data_pipelines import engine, filter\n"
-        "engine._open_pool = None\n"
-        "keep = ['caption_words(min=1)', 'image_side(min=1)', 'exact_duplicate']\n"
-        "filter.filter_shards(sys.argv[1], Path(sys.argv[2]), keep=keep, keep_list=True)\n"
-        "print('torch' in sys.modules)\n"
-    )
-    argv = [sys.executable, "-c", code, str(tmp_path / "raw"), str(tmp_path / "list")]
-    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "False"
-
-
-def test_a_pool_writes_what_one_process_writes(tmp_path):
-    samples = many(24)
-    random.Random(1).shuffle(samples)
-    filtered(tmp_path, samples, *KEEP, per_shard=12, out="one")
-    filtered(tmp_path, samples, *KEEP, per_shard=12, out="two", engine=Engine(workers=2))
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -1,16 +1,16 @@
 """Nearest neighbours, clusters and near-duplicate codes, against naive second implementations."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from index_support import unit_rows
 
 from vlp.errors import UserError
 from vlp.index import assign, hamming_pairs, kmeans, neighbours
 from vlp.index import exact as index
-
-
-def unit_rows(count, dim=16, seed=0):
-    rows = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+from vlp.index.candidates import bytes_of, num_lists
+from vlp.index.metadata import open_metadata, row_of, write_metadata
+from vlp.index.where import check_names, matching, parse
 
 
 def similar_codes(count, num_bytes, seed=0):
@@ -129,3 +129,124 @@ def test_more_clusters_than_features_are_refused_and_as_many_are_not():
     numbers, cosines = assign(unit_rows(10), kmeans(unit_rows(10), 10))
     assert sorted(numbers.tolist()) == [*range(10)]
     np.testing.assert_allclose(cosines, 1, atol=1e-6)
+
+
+def test_neighbours_that_are_not_allowed_are_not_found(monkeypatch):
+    rows, queries = unit_rows(500), unit_rows(20, seed=1)
+    allowed = np.random.default_rng(0).random(500) < 0.3
+    allowed[64:256] = False  # whole blocks
+    expected = np.where(allowed, queries @ rows.T, -np.inf)
+    for block in (1000, 64):
+        monkeypatch.setattr(index, "BLOCK", block)
+        _, numbers = neighbours(queries, rows, 12, allowed=allowed)
+        assert numbers.tolist() == np.argsort(-expected, axis=1)[:, :12].tolist()
+    _, numbers = neighbours(queries, rows, 3, allowed=np.arange(500) == 70)
+    assert numbers.tolist() == [[70, -1, -1]] * 20
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Return the metadata of four samples, as an index holds it."""
+    said = [
+        '{"width": 512, "language": "en", "score": 1, "safe": true, "tags": ["a"]}',
+        '{"width": 100, "language": "de", "score": 0.5, "safe": false, "mixed": 3}',
+        '{"width": 2000, "language": "EN-us", "mixed": "x"}',
+        None,
+    ]
+    columns = {
+        "key": ["k0", "k1", "k2", "k3"],
+        "caption": ["A red dog", "a cat", "two dogs", ""],
+        "metadata": pa.array(said, pa.string()),
+        "shard": ["s"] * 4,
+        "offset": [0] * 4,
+        "size": [1] * 4,
+    }
+    write_metadata(pa.table(columns), 7, tmp_path / "metadata.arrow")
+    return open_metadata(tmp_path / "metadata.arrow")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "rows"),
+    [
+        (["width>=512"], [0, 2]),
+        (["width < 512"], [1]),
+        (["width!=100"], [0, 2]),
+        (["width=512", "language=en"], [0]),
+        (["language~en"], [0, 2]),
+        (["caption~DOG"], [0, 2]),
+        (["key=k3"], [3]),
+        (["score>0.5"], [0]),
+        (["safe=true"], [0]),
+        (["safe=false"], [1]),
+        (["mixed=3"], [1]),
+        ([], [0, 1, 2, 3]),
+    ],
+)
+def test_conditions_find_the_rows_that_meet_them_all(conditions, rows, table):
+    conditions = [parse(text) for text in conditions]
+    check_names(conditions, [table])
+    assert np.flatnonzero(matching(table, conditions)).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("width", "The condition 'width' is none. Write a field, a sign"),
+        ("with>3", "has a field 'with'. Did you mean width"),
+        ("width>wide", "width is a number, and 'wide' is none"),
+        ("width~1", "width is no text"),
+        ("safe=maybe", "safe is true or false, got 'maybe'"),
+        ("tags=a", "has a field 'tags'"),
+    ],
+)
+def test_a_condition_that_cannot_be_met_says_what_to_write(condition, told, table):
+    def ask():
+        conditions = [parse(condition)]
+        check_names(conditions, [table])
+        return matching(table, conditions)
+
+    with pytest.raises(UserError, match=told):
+        ask()
+
+
+def test_metadata_comes_back_as_it_was_with_its_number(table):
+    assert table["id"].to_pylist() == [7, 8, 9, 10]
+    assert row_of(table, 1)["fields"] == {
+        "width": 100,
+        "language": "de",
+        "score": 0.5,
+        "safe": False,
+        "mixed": 3,
+    }
+    assert row_of(table, 3) == {
+        "id": 10,
+        "key": "k3",
+        "caption": "",
+        "shard": "s",
+        "offset": 0,
+        "size": 1,
+        "fields": {},
+    }
+
+
+def test_sizes_are_read_as_people_write_them():
+    assert [bytes_of(text) for text in ("2GB", "1.5 MB", "1e9", "10k", "3GiB")] == [
+        2 * 10**9,
+        1_500_000,
+        10**9,
+        10_000,
+        3 * 10**9,
+    ]
+    for text in ("", "GB", "-1GB", "two", "1e", "0"):
+        with pytest.raises(UserError, match="is no size"):
+            bytes_of(text)
+
+
+def test_lists_grow_with_the_root_of_the_rows():
+    assert [num_lists(count) for count in (4, 1000, 200_000, 1_000_000, 10**8)] == [
+        1,
+        128,
+        2048,
+        4096,
+        32768,
+    ]

@@ -11,6 +11,7 @@ from data_pipelines.encoded import encode_dataset
 from eval.evaluators import linear_probe
 from eval.evaluators.linear_probe import LinearProbe, same_classes
 from eval.evaluators.zero_shot import ZeroShot
+from eval.features import Encode
 from eval.open_dataset import open_dataset
 from vlp.classifier import Classes
 from vlp.errors import UserError
@@ -40,11 +41,11 @@ def test_a_probe_learns_colours_from_all_and_from_few_images(folders, encoder):
     encoded = encode_dataset(encoder, test, pooled=True)
     task = probe(seeds=2)
     task.check(test)
-    result = task(encoder, encoded)
+    result = task(Encode(encoder), encoded)
     found = {name.removeprefix("linear_probe/"): value for name, value in result.figures.items()}
     assert found["acc@1"] > 0.9  # 1 / 3 is chance
     assert found["mean_per_class_recall"] == pytest.approx(found["acc@1"])  # eight images each
-    zero_shot = ZeroShot(classes=COLOURS, label="colour")(encoder, encoded).figures
+    zero_shot = ZeroShot(classes=COLOURS, label="colour")(Encode(encoder), encoded).figures
     assert found["few_shot/0/acc@1"] == zero_shot["zero_shot/acc@1"]
     assert found["few_shot/2/acc@1"] > found["few_shot/0/acc@1"]
     assert found["training_images"] == len(train)
@@ -60,7 +61,7 @@ def test_a_probe_learns_colours_from_all_and_from_few_images(folders, encoder):
 
 def test_the_probe_on_all_images_is_scikit_learns_at_the_strength_it_chose(folders, encoder):
     train, test = (encode_dataset(encoder, of, pooled=True) for of in folders)
-    result = probe(shots=())(encoder, test)
+    result = probe(shots=())(Encode(encoder), test)
     rows, labels = train.image_pooled.numpy(), [i % 3 for i in range(36)]
     strength = result.figures["linear_probe/strength"]
     theirs = LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-8).fit(rows, labels)
@@ -71,9 +72,9 @@ def test_the_probe_on_all_images_is_scikit_learns_at_the_strength_it_chose(folde
 def test_the_test_images_have_no_say_in_what_is_chosen(folders, encoder, monkeypatch):
     """Turned upside down, they are all wrong, and the strength stays the same."""
     test = encode_dataset(encoder, folders[1], pooled=True)
-    chosen = probe(shots=())(encoder, test).figures["linear_probe/strength"]
+    chosen = probe(shots=())(Encode(encoder), test).figures["linear_probe/strength"]
     turned = replace(test, image_pooled=-test.image_pooled)
-    found = probe(shots=())(encoder, turned).figures
+    found = probe(shots=())(Encode(encoder), turned).figures
     assert found["linear_probe/strength"] == chosen
     assert found["linear_probe/acc@1"] < 0.5
 
@@ -104,7 +105,7 @@ def test_wrong_options_are_refused(options, message):
 def test_fewer_images_than_shots_are_refused_in_one_line(folders, encoder):
     test = encode_dataset(encoder, folders[1], pooled=True)
     with pytest.raises(UserError, match="class 'red' has 12 training images, and 16 shots need 17"):
-        probe(shots=(16,))(encoder, test)
+        probe(shots=(16,))(Encode(encoder), test)
 
 
 def test_a_class_without_training_images_is_named(tmp_path, encoder):
@@ -112,7 +113,7 @@ def test_a_class_without_training_images_is_named(tmp_path, encoder):
     test = encode_dataset(encoder, written(tmp_path / "test", coloured(6)), pooled=True)
     task = probe(train=train.name)
     with pytest.raises(UserError, match="none to learn from, such as 'blue'"):
-        task(encoder, test)
+        task(Encode(encoder), test)
 
 
 def test_a_class_is_the_same_one_where_the_training_folder_has_others_before_it(tmp_path, encoder):
@@ -123,7 +124,7 @@ def test_a_class_is_the_same_one_where_the_training_folder_has_others_before_it(
                 data = picture(name, noise=i + 9 * (split == "val"))
                 (tmp_path / split / name / f"{i}.png").write_bytes(data)
     encoded = encode_dataset(encoder, open_dataset(str(tmp_path / "val")), pooled=True)
-    figures = LinearProbe(shots=())(encoder, encoded).figures
+    figures = LinearProbe(shots=())(Encode(encoder), encoded).figures
     assert figures["linear_probe/acc@1"] > 0.9
     assert figures["linear_probe/chance"] == 1 / 2
     assert figures["linear_probe/training_images"] == 12  # without the black ones
@@ -140,7 +141,7 @@ def test_one_image_of_each_class_is_too_few_to_choose_by(tmp_path, encoder):
     train = written(tmp_path / "train", coloured(3, first=100))
     test = encode_dataset(encoder, written(tmp_path / "test", coloured(6)), pooled=True)
     with pytest.raises(UserError, match="needs two: one to choose the strength by"):
-        probe(train=train.name, shots=())(encoder, test)
+        probe(train=train.name, shots=())(Encode(encoder), test)
 
 
 def test_a_probe_without_training_images_or_with_those_it_is_asked_about_is_refused(folders):
@@ -158,4 +159,4 @@ def test_a_probe_without_training_images_or_with_those_it_is_asked_about_is_refu
 def test_embeddings_made_by_hand_need_their_rows_before_the_projection(folders, encoder):
     task = probe(train=folders[0].name)
     with pytest.raises(AssertionError, match="before the projection"):
-        task(encoder, encoded_set(coloured(6), torch.randn(6, 64)))
+        task(Encode(encoder), encoded_set(coloured(6), torch.randn(6, 64)))

@@ -5,6 +5,7 @@ from encoded_support import encoded_set, sample, written
 
 from data_pipelines.encoded import encode_dataset
 from eval.evaluators.multilingual import Multilingual
+from eval.features import Encode
 from vlp.encode import encode_texts
 from vlp.errors import UserError
 
@@ -29,7 +30,7 @@ def naive_rank(row, own):
 
 
 def test_ranks_over_languages_equal_a_naive_loop(encoder, encoded, capsys):
-    result = Multilingual()(encoder, encoded)
+    result = Multilingual()(Encode(encoder), encoded)
     found = result.figures
     assert found["multilingual/images"] == 12
     assert "left out 1 samples without all 2 languages" in capsys.readouterr().out
@@ -62,7 +63,7 @@ def test_ranks_over_languages_equal_a_naive_loop(encoder, encoded, capsys):
 def test_one_language_twice_has_no_variance(encoder, encoded):
     for row in range(12):
         encoded.samples[row].metadata["captions"]["de"] = said(row)["en"]
-    found = Multilingual()(encoder, encoded).figures
+    found = Multilingual()(Encode(encoder), encoded).figures
     assert found["multilingual/text_to_image/mean_rank_variance"] == 0
     assert found["multilingual/text_to_image/recall@1_deviation"] == 0
 
@@ -84,4 +85,4 @@ def test_languages_that_no_sample_has_together_are_refused(encoder):
     samples = [sample(0, captions={"en": "a"}), sample(1, captions={"de": "b"})]
     image = encode_texts(encoder, ["a", "b"])
     with pytest.raises(UserError, match="No sample has a caption in all of de, en"):
-        Multilingual()(encoder, encoded_set(samples, image))
+        Multilingual()(Encode(encoder), encoded_set(samples, image))

@@ -6,6 +6,7 @@ from encoded_support import encoded_set, sample
 from eval.evaluators.matryoshka import Matryoshka
 from eval.evaluators.retrieval import Retrieval
 from eval.evaluators.zero_shot import ZeroShot
+from eval.features import Encode
 from eval.prefixes import (
     area_by_octave,
     funnel_search,
@@ -81,13 +82,13 @@ def test_the_whole_length_has_the_figures_of_the_task_alone(encoder, pairs):
     for row, of in enumerate(pairs.samples):
         of.metadata["cls"] = row
     inner = f"zero_shot(classes={classes})"
-    found = Matryoshka(tasks=("retrieval", inner), lengths=(8, 32))(encoder, pairs)
-    alone = Retrieval()(encoder, pairs).figures
+    found = Matryoshka(tasks=("retrieval", inner), lengths=(8, 32))(Encode(encoder), pairs)
+    alone = Retrieval()(Encode(encoder), pairs).figures
     for way in ("image_to_text", "text_to_image"):
         whole = found.figures[f"matryoshka/64/{way}/recall@1"]
         assert whole == pytest.approx(alone[f"retrieval/{way}/recall@1"])
         assert found.figures[f"matryoshka/8/{way}/recall@1"] < whole
-    accuracy = ZeroShot(classes=classes)(encoder, pairs).figures["zero_shot/acc@1"]
+    accuracy = ZeroShot(classes=classes)(Encode(encoder), pairs).figures["zero_shot/acc@1"]
     assert found.figures["matryoshka/64/acc@1"] == pytest.approx(accuracy)
     # All 30 by 8 of 64 coordinates, again by 32, and by 64: fewer than a first stage keeps of many.
     assert found.figures["matryoshka/funnel/cost"] == pytest.approx((8 + 32 + 64) / 64)
@@ -112,4 +113,4 @@ def test_wrong_options_are_refused(options, message):
 
 def test_a_length_beyond_the_features_is_refused(encoder, pairs):
     with pytest.raises(UserError, match="length 65, and features have 64"):
-        Matryoshka(lengths=(65,))(encoder, pairs)
+        Matryoshka(lengths=(65,))(Encode(encoder), pairs)

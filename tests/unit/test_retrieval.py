@@ -6,6 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from eval.evaluators.geometry import Geometry
 from eval.evaluators.retrieval import Retrieval
+from eval.features import Encode
 from eval.result import mean_of
 from vlp.errors import UserError
 
@@ -24,7 +25,7 @@ def encoded():
 
 
 def test_ranks_and_the_auc_equal_those_of_all_pairs(encoder, encoded):
-    found = Retrieval()(encoder, encoded).figures
+    found = Retrieval()(Encode(encoder), encoded).figures
     rows = [*range(10), *range(20, COUNT)]  # where each caption is seen first
     similarity = encoded.image @ encoded.text[rows].T  # [images, texts]
     said = [own.text for own in encoded.samples]
@@ -45,7 +46,7 @@ def test_ranks_and_the_auc_equal_those_of_all_pairs(encoder, encoded):
 
 
 def test_means_over_images_are_the_figures_and_resampling_all_gives_the_rest(encoder, encoded):
-    result = Retrieval()(encoder, encoded)
+    result = Retrieval()(Encode(encoder), encoded)
     again = result.resample(torch.arange(COUNT))
     again |= {name: mean_of(of) for name, of in result.per_image.items()}
     for name, value in again.items():
@@ -56,37 +57,41 @@ def test_means_over_images_are_the_figures_and_resampling_all_gives_the_rest(enc
 
 
 def test_folds_are_consecutive_and_averaged(encoder, encoded):
-    found = Retrieval(k=(1, 5), fold=10)(encoder, encoded).figures
+    found = Retrieval(k=(1, 5), fold=10)(Encode(encoder), encoded).figures
     folds = []
     for start in range(0, COUNT, 10):
         part = slice(start, start + 10)
         own = encoded_set(encoded.samples[part], encoded.image[part], encoded.text[part])
-        folds.append(Retrieval(k=(1, 5))(encoder, own).figures)
+        folds.append(Retrieval(k=(1, 5))(Encode(encoder), own).figures)
     for way in WAYS:
         for k in (1, 5):
             expected = sum(of[f"retrieval/{way}/recall@{k}"] for of in folds) / 4
             assert found[f"retrieval/fold_10/{way}/recall@{k}"] == pytest.approx(expected)
     assert found["retrieval/text_to_image/recall@1"] < expected  # fewer to look among is easier
     with pytest.raises(UserError, match="40 images, fewer than fold=1000"):
-        Retrieval(fold=1000)(encoder, encoded)
+        Retrieval(fold=1000)(Encode(encoder), encoded)
     with pytest.raises(UserError, match="folds of at least 2 images, got fold=1"):
         Retrieval(fold=1)
 
 
 def test_captions_that_are_all_equal_are_found_by_every_image_and_have_no_auc(encoder):
     image = torch.randn(5, DIM, generator=torch.Generator().manual_seed(0))
-    result = Retrieval()(encoder, encoded_set([sample(i, "a thing") for i in range(5)], image))
+    result = Retrieval()(
+        Encode(encoder), encoded_set([sample(i, "a thing") for i in range(5)], image)
+    )
     assert result.figures["retrieval/image_to_text/recall@1"] == 1
     assert "retrieval/auc" not in result.figures
     assert list(result.parts[0].series) == ["of a match"]
 
 
 def test_the_report_draws_similarities_and_the_furthest_images(encoder, encoded):
-    result = Retrieval()(encoder, encoded)
+    result = Retrieval()(Encode(encoder), encoded)
     parts = {part.name: part for part in result.parts}
     series = parts["retrieval/similarities"].series
     assert len(series["of a match"]) == COUNT
-    assert len(series["of other pairs"]) == COUNT * 30 - COUNT
+    others = (encoded.image @ encoded.text[[*range(10), *range(20, COUNT)]].T).flatten()
+    assert torch.isclose(series["of other pairs"][:100, None], others, atol=1e-6).any(1).all()
+    assert not torch.isclose(series["of other pairs"].max(), series["of a match"].max())
     misses = parts["retrieval/misses"]
     hits = result.per_image["retrieval/image_to_text/recall@1"].values
     assert misses.rows
@@ -98,7 +103,7 @@ def test_geometry_looks_at_pairs_evenly_and_says_what_each_modality_is_like(enco
     of = encoded_set(
         encoded.samples, encoded.image, encoded.text, image_pooled=pooled, text_pooled=pooled[:, :8]
     )
-    result = Geometry()(encoder, of)
+    result = Geometry()(Encode(encoder), of)
     found = {name.removeprefix("geometry/"): value for name, value in result.figures.items()}
     cosine = (of.image * of.text).sum(1)
     assert found["alignment"] == pytest.approx((2 - 2 * cosine).mean().item(), rel=1e-5)
@@ -108,7 +113,7 @@ def test_geometry_looks_at_pairs_evenly_and_says_what_each_modality_is_like(enco
     assert found["scale"] == pytest.approx(encoder.logit_scale.exp().item())
     for name, per_image in result.per_image.items():
         assert mean_of(per_image) == pytest.approx(result.figures[name])
-    some = Geometry(at_most=14)(encoder, of).figures
+    some = Geometry(at_most=14)(Encode(encoder), of).figures
     assert some["geometry/pairs"] == 14
     rows = [round(i * 39 / 13) for i in range(14)]
     assert some["geometry/alignment"] == pytest.approx(
@@ -120,6 +125,8 @@ def test_geometry_looks_at_pairs_evenly_and_says_what_each_modality_is_like(enco
 
 def test_geometry_without_pairs_is_refused(encoder):
     with pytest.raises(UserError, match="compares pairs, and 1 samples have a caption"):
-        Geometry()(encoder, encoded_set([sample(0, "a"), sample(1, "")], torch.randn(2, DIM)))
+        Geometry()(
+            Encode(encoder), encoded_set([sample(0, "a"), sample(1, "")], torch.randn(2, DIM))
+        )
     with pytest.raises(UserError, match="at_most from 2"):
         Geometry(at_most=1)

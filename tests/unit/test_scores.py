@@ -8,7 +8,7 @@ import pytest
 import torch
 from curation_support import filtered, many, plain, sample
 
-from data_pipelines.curation import scores
+from data_pipelines.curation import sheet
 from data_pipelines.shards import open_shards
 from vlp.checkpoint import save_encoder
 from vlp.encoder import create_encoder, read_config
@@ -52,7 +52,7 @@ def test_other_thresholds_and_orders_do_not_score_again(tmp_path, monkeypatch):
     keep = ("image_side(min=21)", "caption_words(min=1, top=0.5)")
     kept, fresh = filtered(tmp_path, many(), *keep, out="fresh")
     assert fresh["timing"]["scores_reused"] == 0
-    monkeypatch.setattr(scores, "_values", None)  # whoever scores now fails
+    monkeypatch.setattr(sheet, "_values", None)  # whoever scores now fails
     again, report = filtered(tmp_path, many(), *keep, out="one", overwrite=True)
     assert report["timing"]["scores_reused"] == 4
     assert (again, report["rules"]) == (kept, fresh["rules"])

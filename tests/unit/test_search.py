@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from data_pipelines.embed import embed
+from data_pipelines.keep_list import read_copies
+from data_pipelines.shards import open_shards
+from data_pipelines.tar_index import open_index
+from vlp import cli
 from vlp.checkpoint import load_encoder, save_encoder
 from vlp.errors import UserError
 from vlp.image import decode
@@ -105,3 +109,49 @@ def test_a_shard_that_has_moved_is_named(built, shards):
     hit = index.hits(np.load(built[0] / "img_emb" / "img_emb_0.npy")[0], 1)[0]
     with pytest.raises(UserError, match="is not there any more"):
         index.picture(hit)
+
+
+def test_hits_are_written_as_a_keep_list_that_filter_and_training_read(built, shards, tmp_path):
+    path = tmp_path / "keep.parquet"
+    found = search(built[1], ["a blue field"], where=("colour=blue",), k=6, export=path)
+    assert {one["fields"]["colour"] for one in found} == {"blue"}
+    copies = read_copies(str(path), open_shards(shards))
+    kept = [
+        key
+        for shard, own in zip(sorted(shards.glob("*.tar")), copies, strict=True)
+        for key, count in zip(open_index(shard).keys, own.tolist(), strict=True)
+        if count
+    ]
+    assert sorted(kept) == sorted(one["key"] for one in found)
+    argv = ["filter", shards, tmp_path / "kept", "--keep", f"listed(path={str(path)!r})"]
+    assert cli.run([str(word) for word in argv])["samples_out"] == len(kept)
+
+
+def test_the_command_takes_several_queries_weights_and_what_to_stay_away_from(
+    built, tmp_path, capsys
+):
+    ask = lambda *words: cli.run(["search", str(built[1]), *words])  # noqa: E731
+    keys = lambda found: [one["key"] for one in found]  # noqa: E731
+    index = load_index(built[1])
+    [five] = index.rows_of("00005")
+    (tmp_path / "five.png").write_bytes(index.picture(index.hit(five, 1.0)))
+    by_file = ask(str(tmp_path / "five.png"), "a red field", "--k", "4", "--weights", "1", "0.5")
+    by_key = ask("a red field", "--like", "00005", "--k", "3", "--weights", "0.5", "1")
+    assert keys(by_file) == ["00005", *keys(by_key)]
+    away = ask("a red field", "--without", "a blue field", "--k", "64")
+    same = ask("a red field", "a blue field", "--weights", "1", "-1", "--k", "64")
+    assert keys(away) == keys(same)
+    capsys.readouterr()
+    assert len(ask("a red field", "--k", "100")) == 64
+    assert "64 hits, and 100 were asked for: there are no more." in capsys.readouterr().out
+    assert ask("a red field", "--where", "cls>7") == []
+    assert "Nothing was found" in capsys.readouterr().out
+    for words, told in (
+        (["x", "--weights", "1", "2"], "2 weights for 1 queries and keys"),
+        (["x", "--where", "colour"], "The condition 'colour' is none"),
+        (["--like", "nobody"], "holds no sample with the key 'nobody'"),
+        ([], "The query is empty"),
+        (["x", "--export", str(tmp_path / "list.csv")], "keep-list .* is Parquet"),
+    ):
+        with pytest.raises(UserError, match=told):
+            ask(*words)

@@ -7,6 +7,7 @@ from encoded_support import encoded_set, sample
 from sklearn import metrics as sklearn
 
 from eval.evaluators.zero_shot import ZeroShot
+from eval.features import Encode
 from eval.result import mean_of
 from vlp.classifier import build_classifier
 from vlp.encoder import create_encoder, read_config
@@ -41,7 +42,7 @@ def encoded(weights):
 
 
 def figures(encoder, encoded, **options):
-    found = ZeroShot(classes=NAMES, **options)(encoder, encoded).figures
+    found = ZeroShot(classes=NAMES, **options)(Encode(encoder), encoded).figures
     return {name.removeprefix("zero_shot/"): value for name, value in found.items()}
 
 
@@ -108,12 +109,12 @@ def test_the_worst_group_is_the_one_of_the_lowest_accuracy(encoder, encoded, wei
 
 
 def test_drawing_every_image_once_gives_the_figures_again(encoder, encoded):
-    result = ZeroShot(classes=NAMES, group="region")(encoder, encoded)
+    result = ZeroShot(classes=NAMES, group="region")(Encode(encoder), encoded)
     again = result.resample(torch.arange(COUNT).flip(0))
     again |= {name: mean_of(of) for name, of in result.per_image.items()}
     for name, value in again.items():
         assert value == pytest.approx(result.figures[name]), name
-    counted = {"temperature", "chance", "samples", "left_out"}
+    counted = {"chance", "samples", "left_out"}
     assert {name.removeprefix("zero_shot/") for name in set(result.figures) - set(again)} == counted
     right = [row for row in range(COUNT) if result.per_image["zero_shot/acc@1"].values[row] == 1]
     assert result.resample(torch.tensor([9])) == {}  # it has no class
@@ -122,7 +123,7 @@ def test_drawing_every_image_once_gives_the_figures_again(encoder, encoded):
 
 
 def test_the_report_draws_reliability_recall_confusion_and_misses(encoder, encoded, weights):
-    parts = {part.name: part for part in ZeroShot(classes=NAMES)(encoder, encoded).parts}
+    parts = {part.name: part for part in ZeroShot(classes=NAMES)(Encode(encoder), encoded).parts}
     own, cosines, rows = known(encoded, weights)
     expected = sklearn.confusion_matrix(own, cosines.argmax(1), labels=range(6))
     assert parts["zero_shot/confusion"].values.tolist() == expected.tolist()
@@ -139,7 +140,7 @@ def test_of_many_classes_only_the_worst_confusions_are_drawn(encoder):
     weights = build_classifier(encoder, names, ("{}",))
     samples = [sample(i, cls=0) for i in range(5)]
     image = weights[[3, 3, 3, 0, 7]]
-    result = ZeroShot(classes=names)(encoder, encoded_set(samples, image))
+    result = ZeroShot(classes=names)(Encode(encoder), encoded_set(samples, image))
     (table,) = [part for part in result.parts if part.name == "zero_shot/confusion"]
     assert table.rows == [("thing 0", "thing 3", 3), ("thing 0", "thing 7", 1)]
 
@@ -153,7 +154,7 @@ def test_images_with_several_labels_have_an_average_precision_by_class(encoder, 
     lists = [own.nonzero()[:, 0].tolist() for own in truth]
     samples = [sample(i, cls=own) for i, own in enumerate(lists)]
     encoded = encoded_set(samples, image)
-    result = ZeroShot(classes=NAMES)(encoder, encoded)
+    result = ZeroShot(classes=NAMES)(Encode(encoder), encoded)
     scores = encoded.image @ weights.T
     expected = [sklearn.average_precision_score(truth[:, c], scores[:, c]) for c in range(5)]
     found = result.figures
@@ -166,5 +167,5 @@ def test_images_with_several_labels_have_an_average_precision_by_class(encoder, 
     for name, value in again.items():
         assert value == pytest.approx(found[name])
     by_name = [sample(i, cls=[NAMES[c] for c in own]) for i, own in enumerate(lists)]
-    other = ZeroShot(classes=NAMES)(encoder, encoded_set(by_name, image)).figures
+    other = ZeroShot(classes=NAMES)(Encode(encoder), encoded_set(by_name, image)).figures
     assert other == found

@@ -53,10 +53,11 @@ class Share:
     texts_at_once: int
 
     @classmethod
-    def of(cls, config: TrainConfig, processes: int) -> "Share":
-        """Return the share of one of so many processes."""
+    def of(cls, config: TrainConfig, processes: int, hard: int = 0) -> "Share":
+        """Return the share of one of so many processes, of pairs with so many hard captions."""
         pairs = config.data.batch_size // processes
-        images, texts = pairs * config.data.image_views, pairs * config.data.text_views
+        images = pairs * config.data.image_views
+        texts = pairs * (config.data.text_views + hard)
         return cls(
             pairs,
             images,
@@ -98,6 +99,7 @@ def footprint(
     *,
     processes: int,
     in_bf16: bool,
+    hard: int = 0,
     teacher: Teacher | None = None,
 ) -> Footprint:
     """Return what a run takes on each of so many GPUs.
@@ -109,16 +111,17 @@ def footprint(
         schedule: Of the run.
         processes: GPUs.
         in_bf16: Whether the towers compute in bf16 under autocast, else in fp32.
+        hard: Hard captions of each pair.
         teacher: Its encoder of shapes alone, too.
     """
-    share = Share.of(config, processes)
+    share = Share.of(config, processes, hard)
     groups = parameter_groups(encoder, config.optimizer, schedule.stages)
     trained = _bytes([p for group in groups for p in group["params"]])
     with mode:
         state = _optimizer_bytes(config, groups)
         size, again = _largest_picture(encoder, schedule), config.speed.recompute
         activations = _activations(encoder, share, groups, size, again, in_bf16=in_bf16)
-    views = config.data.image_views + config.data.text_views
+    views = config.data.image_views + config.data.text_views + hard
     world = config.data.batch_size * encoder.dim * FP32 * views
     tile = FP32 * min(TILE_ELEMENTS["cuda"], share.pairs * config.data.batch_size)
     picture = 3 * math.prod(size)

@@ -25,6 +25,7 @@ from vlp.output import (
 FREE_TO_CHANGE = (
     "data.shards",
     "data.keep",
+    "data.mined",
     "data.validation",
     "data.workers",
     "data.max_bad",
@@ -122,4 +123,8 @@ def _inputs(config: TrainConfig) -> list[Path]:
     models = paths_of(model.name, model.weights, model.image_weights, model.text_weights)
     data = config.data
     shards = [source for source in (*data.shards, data.validation) if source]
-    return [*find_shards(shards), *paths_of(*shards, *data.keep, config.teacher), *models]
+    return [
+        *find_shards(shards),
+        *paths_of(*shards, *data.keep, data.mined, config.teacher),
+        *models,
+    ]

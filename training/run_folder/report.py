@@ -59,6 +59,7 @@ CURVES: dict[str, dict[str, Sequence[str]]] = {
         "cosine of matches": ("batch/match/*",),
         "cosine of non-matches": ("batch/non_match/*",),
         "a non-match is above the match (share)": ("batch/above_match",),
+        "a hard caption is above the match (share)": ("batch/hard_above_match",),
         "pairs whose group stands twice": ("batch/duplicates",),
     },
     "Speed": {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
-from data_pipelines.plan import Row
+from data_pipelines.plan import samples_in
 from training.config import TrainConfig
 from training.setup import Parts
 from training.state import TrainState
@@ -93,7 +93,7 @@ def _sources(config: TrainConfig, parts: Parts, steps: int) -> list[dict[str, An
     return [
         {
             "names": names,
-            "samples": len(row) if isinstance(row, Row) else None,
+            "samples": samples_in(row),
             "shards": len(shards.shards),
             "epochs": number,
         }

@@ -5,14 +5,20 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from training.similarity.tiles import Tiles, in_full_precision
-from vlp.types import Pairs
+from vlp.types import PADDING, Pairs
 
 
 def all_hard_captions(
     local: Pairs, world: Pairs, scale: Float[Tensor, ""]
 ) -> tuple[Float[Tensor, "hard dim"], Tiles]:
-    """Return the hard captions of every pair, and how a process's images are walked among them."""
+    """Return the hard captions of every pair, and how a process's images are walked among them.
+
+    Rows that are padding are taken out, so no loss need know of them.
+    """
     texts, groups = _hard_captions(world)
+    is_caption = groups != PADDING
+    if not is_caption.all():
+        texts, groups = texts[is_caption], groups[is_caption]
     return texts, Tiles(float(scale.detach()), local.group, groups)
 
 
@@ -24,7 +30,21 @@ def own_hard_captions(
     image, texts = in_full_precision(local.image, texts)
     texts = texts.unflatten(0, (len(image), -1))  # [batch, hard, dim]
     cosines = (texts * image[:, None]).sum(2)  # [batch, hard]
-    return cosines, groups.view(len(image), -1) == local.group[:, None]
+    groups = groups.view(len(image), -1)
+    return cosines, (groups == local.group[:, None]) | (groups == PADDING)
+
+
+@torch.no_grad()
+def hard_above_match(local: Pairs) -> Float[Tensor, ""]:
+    """Return the share of hard captions, in [0, 1], as near to their image as its own or nearer.
+
+    Lower is better. Of all places for hard captions, as processes have different numbers of those
+    that are filled: where half are padding, 0.25 is what features that cannot tell would have.
+    """
+    cosines, left_out = own_hard_captions(local)
+    image, text = in_full_precision(local.image, local.text)
+    own = (image * text).sum(1)[:, None]  # [batch, 1]
+    return ((cosines >= own) & ~left_out).float().mean()
 
 
 def other_matches(

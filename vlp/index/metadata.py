@@ -52,7 +52,8 @@ def row_of(table: pa.Table, row: int) -> dict[str, Any]:
     """Return what a row says, its fields as a dictionary."""
     names = [name for name in table.column_names if not name.startswith(FIELD)]
     columns = table.select(names).slice(row, 1).to_pylist()[0]
-    return {**columns, "fields": json.loads(columns.pop("metadata") or "{}")}
+    fields = json.loads(columns.pop("metadata") or "{}")
+    return {**columns, "fields": fields}
 
 
 def _kinds(metadata: pa.Table) -> dict[str, pa.DataType]:

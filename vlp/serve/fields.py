@@ -49,7 +49,8 @@ def _about(name: str, values: pa.Array) -> FieldAbout | None:
 
 
 def _counts(values: pa.Array) -> list[dict[str, Any]]:
-    """Return each value and how many pictures have it, the most common first."""
+    """Return each value and how many pictures have it: numbers in order, texts the common first."""
     counted = values.drop_null().value_counts().to_pylist()
     found = [{"value": one["values"], "count": one["counts"]} for one in counted]
-    return sorted(found, key=lambda one: -one["count"])
+    is_text = pa.types.is_string(values.type)
+    return sorted(found, key=lambda one: -one["count"] if is_text else one["value"])

@@ -1,60 +1,65 @@
-"""DataComp's basic filter over the same tables, by its own steps and by ours, without language."""
+"""DataComp's basic filter over the same tables, by its own steps and by ours."""
 
 import json
 import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from curation.drawn_tables import drawn_tables
 from curation.speed import SIDECARS
 from curation.tables import TIMEOUT_SECONDS, Table, cpu_seconds, curated, note
+from peers.environment import environment
 
 from data_pipelines.keep_list import UIDS
 
 PEER = Path(__file__).parents[1] / "peers" / "datacomp_basic.py"
-PACKAGES = ("pandas==2.3.3", "pyarrow>=18", "numpy<2.4")
+PACKAGES = (
+    "pandas==2.3.3",
+    "pytz==2026.6",
+    "python-dateutil==2.9.0.post0",
+)
 PAIRS = 3
+LISTED = {"keep_list": True}
+MODELS = {
+    "not asked for": ("none", SIDECARS),
+    "by fastText, lid.176.ftz": ("fasttext", (*SIDECARS, "language")),
+}
+"""By how the language is asked for, the peer's model and our rules."""
 
 
-def compared(folder: Path, environment: Path, rows: int) -> list[Table]:
-    """Return CPU seconds of both, from tables to the sorted uids that pass, which must be equal."""
-    tables, out = drawn_tables(folder / "tables", rows), folder / "listed"
-    python, pairs = made(environment), []
+def compared(folder: Path, cache: Path, rows: int) -> list[Table]:
+    """Return CPU seconds of both, from tables to the sorted uids that pass."""
+    python = environment(cache, PACKAGES)
+    curated(drawn_tables(folder / "few", 100), folder / "warm", (*SIDECARS, "language"), **LISTED)
+    tables = drawn_tables(folder / "tables", rows)
+    found = [_of_model(python, tables, folder, name) for name in MODELS]
+    title = (
+        f"The basic filter of DataComp on {rows:,} rows: CPU seconds to the sorted uids, median of "
+        f"{PAIRS} pairs; the uids are equal. Ours also writes scores, decisions and a report."
+    )
+    columns = ("language", "DataComp", "vlp", "ratio", "spread")
+    return [Table(title, columns, found)]
+
+
+def _of_model(python: Path, tables: Path, folder: Path, name: str) -> tuple:
+    model, rules = MODELS[name]
+    out, listed, pairs = folder / "listed", folder / "datacomp.npy", []
     for _ in range(PAIRS):
+        argv = [python, PEER, tables, listed, model]
         told = subprocess.run(
-            [str(python), str(PEER), str(tables), str(folder / "datacomp.npy")],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=TIMEOUT_SECONDS,
+            list(map(str, argv)), capture_output=True, text=True, timeout=TIMEOUT_SECONDS
         )
+        if told.returncode:
+            raise SystemExit(f"DataComp's filter stopped:\n{told.stderr[-3000:]}")
         theirs, kept = json.loads(told.stdout)
+        shutil.rmtree(out, ignore_errors=True)  # so that no score is found there
         with cpu_seconds() as ours:
-            curated(tables, out, SIDECARS, keep_list=True)
+            curated(tables, out, rules, **LISTED)
         pairs.append((theirs, ours[0]))
-        note(f"DataComp {theirs:.2f} s, vlp {ours[0]:.2f} s, {kept} kept")
-        assert np.array_equal(np.load(out / UIDS), np.load(folder / "datacomp.npy"))
-        shutil.rmtree(out)  # so that no score is found there
+        assert np.array_equal(np.load(out / UIDS), np.load(listed))
+        note(f"Language {name}: DataComp {theirs:.2f} s, vlp {ours[0]:.2f} s, {kept:,} kept")
     ratios = [theirs / ours for theirs, ours in pairs]
     sides = [statistics.median(side) for side in zip(*pairs, strict=True)]
-    spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-    title = (
-        f"The basic filter of DataComp on {rows:,} rows, without its language model on both sides; "
-        "CPU seconds to the sorted uids, which are equal. Ours also writes scores and a report."
-    )
-    columns = ("DataComp", "vlp", "ratio", "spread")
-    return [Table(title, columns, [(*sides, statistics.median(ratios), spread)])]
-
-
-def made(folder: Path) -> Path:
-    """Return the Python of an environment with pandas, made once."""
-    python = folder / "bin" / "python"
-    if not (folder / "done").exists():
-        note(f"Making an environment with pandas in {folder}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-        (folder / "done").touch()
-    return python
+    return (name, *sides, statistics.median(ratios), f"{min(ratios):.2f}-{max(ratios):.2f}")

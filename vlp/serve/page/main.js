@@ -6,7 +6,7 @@ import { byId, say } from "./element.js";
 import { startFilters, toggleFilters } from "./filters.js";
 import { hits, startResults, tiles } from "./results.js";
 import { choose, clearSelection, hasSelection, isChosen, startSelection } from "./selection.js";
-import { readAddress } from "./state.js";
+import { AWAY, readAddress } from "./state.js";
 import { addFile, addPicture, startTerms } from "./terms.js";
 import { startViewer } from "./viewer.js";
 
@@ -114,7 +114,7 @@ function onTile(event, hit, place) {
     event.preventDefault();
     choose(place, event.shiftKey || !isChosen(hit), event.shiftKey);
   } else if (event.key === "m") addPicture(hit, 1);
-  else if (event.key === "l") addPicture(hit, -1);
+  else if (event.key === "l") addPicture(hit, AWAY);
 }
 
 function focusTile(event, place) {

@@ -16,6 +16,11 @@ export const state = {
 
 /** Cosine from which clip-retrieval, too, takes two pictures for the same. */
 const ALIKE = 0.94;
+/**
+ * Weight of what is kept away from. Texts have much in common, whatever they say; at -1 that would
+ * cancel out, and with it that texts are asked for.
+ */
+export const AWAY = -0.5;
 const listeners = [];
 
 export const onChange = (listener) => listeners.push(listener);
@@ -41,7 +46,7 @@ export const hasTerms = ({ terms, text }) => terms.length > 0 || signed(text).te
 export function signed(text) {
   const trimmed = text.trim();
   const isMinus = /^[-−–]\s*\S/.test(trimmed);
-  return { text: isMinus ? trimmed.slice(1).trim() : trimmed, weight: isMinus ? -1 : 1 };
+  return { text: isMinus ? trimmed.slice(1).trim() : trimmed, weight: isMinus ? AWAY : 1 };
 }
 
 /** Return the query as /search takes it. */
@@ -91,7 +96,7 @@ function fromAddress(search) {
   const address = new URLSearchParams(search);
   const found = { terms: [], text: address.get("text") ?? "", where: {}, sort: "", open: null };
   for (const [name, value] of address) {
-    const weight = name.startsWith("not-") ? -1 : 1;
+    const weight = name.startsWith("not-") ? AWAY : 1;
     const kind = { q: "text", like: "key", picture: "picture" }[name.replace(/^not-/, "")];
     const read = kind === "picture" ? unpacked(value) : value;
     if (kind && read) found.terms.push({ kind, value: read, weight });

@@ -2,7 +2,7 @@
 
 import { base64, pictureUrl, send } from "./api.js";
 import { byId, element, icon, say, settled } from "./element.js";
-import { change, onChange, signed, state } from "./state.js";
+import { AWAY, change, onChange, signed, state } from "./state.js";
 
 const box = byId("text");
 
@@ -81,7 +81,7 @@ function chip(term) {
       class: "sign",
       "aria-label": `${isMinus ? "Away from" : "Near"} ${name}. Turn around`,
       title: isMinus ? "Keeps away from this; press to turn around" : "Press to keep away from this",
-      onclick: () => replace(term, [{ ...term, weight: -term.weight }]),
+      onclick: () => replace(term, [{ ...term, weight: isMinus ? 1 : AWAY }]),
     },
     sample(term),
     element("span", { text: `${isMinus ? "−" : "+"} ${name}` }),

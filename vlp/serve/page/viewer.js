@@ -5,7 +5,7 @@ import { nameThis } from "./classify.js";
 import { byId, element, icon, meter, say } from "./element.js";
 import { hits, more, percent, tiles } from "./results.js";
 import { choose, isChosen } from "./selection.js";
-import { change, onChange, state } from "./state.js";
+import { AWAY, change, onChange, state } from "./state.js";
 import { addPicture } from "./terms.js";
 
 const viewer = byId("viewer");
@@ -126,7 +126,7 @@ function facts(hit, place, name) {
       "div",
       { class: "actions" },
       action("more-this", "like", "More like this", () => addPicture(hit, 1)),
-      action("less-this", "unlike", "Less like this", () => addPicture(hit, -1)),
+      action("less-this", "unlike", "Less like this", () => addPicture(hit, AWAY)),
       select,
       action("name-this", "tag", "Name it", () => nameThis({ key: hit.key, id: hit.id })),
     ),

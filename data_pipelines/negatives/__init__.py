@@ -1,0 +1,1 @@
+"""Hard-negative captions: one file, one way to make them."""
