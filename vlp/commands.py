@@ -210,11 +210,9 @@ def serve(
         timeout: Seconds that a request may take.
         max_megapixels: Largest picture that may be sent.
     """
-    from vlp.errors import needs
+    from vlp.serve.limits import Limits
+    from vlp.serve.server import serve as run
 
-    with needs("serve", "The service takes FastAPI and uvicorn"):
-        from vlp.serve.limits import Limits
-        from vlp.serve.server import serve as run
     limits = Limits(
         concurrent=concurrent, seconds=timeout, pixels=round(1_000_000 * max_megapixels)
     )

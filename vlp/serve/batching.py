@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vlp.classifier import build_classifier, class_captions
-from vlp.encode import TextMemory, encode_pixels, encode_texts, remembering
+from vlp.classifier import class_captions, classifier_of
+from vlp.encode import encode_pixels, encode_texts
 from vlp.encoder import DualEncoder
 
 Item = TypeVar("Item")
@@ -43,7 +43,7 @@ class Batcher(Generic[Item]):
         self._compute, self._most, self._count = compute, most, count
         self._waiting: list[tuple[Item, asyncio.Future[Row]]] = []
         self._task: asyncio.Task[None] | None = None
-        self.thread = ThreadPoolExecutor(max_workers=1)
+        self._thread = ThreadPoolExecutor(max_workers=1)
 
     async def __call__(self, items: Sequence[Item]) -> list[Row]:
         """Return the row of each item, when the batches that they are in are done."""
@@ -68,7 +68,7 @@ class Batcher(Generic[Item]):
             self._count(len(wanted))
             try:
                 items = [item for item, _ in wanted]
-                rows = await loop.run_in_executor(self.thread, self._compute, items)
+                rows = await loop.run_in_executor(self._thread, self._compute, items)
             except Exception as error:  # each request says it
                 for _, future in wanted:
                     if not future.done():
@@ -118,8 +118,8 @@ class Texts:
         """Return what ``build_classifier`` does; captions that are remembered cost nothing."""
         captions = [caption for name in names for caption in class_captions(name, templates)]
         rows = dict(zip(captions, await self.features(captions), strict=True))
-        return await asyncio.get_running_loop().run_in_executor(
-            self._batcher.thread, self._classifier, rows, names, templates
+        return classifier_of(
+            lambda asked: torch.stack([rows[one] for one in asked]), names, templates
         )
 
     def _recall(self, text: str) -> Row | None:
@@ -134,13 +134,6 @@ class Texts:
         while len(self._rows) > self._remembered:
             self._rows.popitem(last=False)
         return list(rows)
-
-    def _classifier(
-        self, rows: dict[str, Row], names: Sequence[str], templates: Sequence[str]
-    ) -> Float[Tensor, "classes dim"]:
-        # What is remembered is the whole process's: only this thread may encode texts.
-        with remembering(TextMemory(self._encoder, rows)):
-            return build_classifier(self._encoder, names, templates)
 
 
 class Images:
