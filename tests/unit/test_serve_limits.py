@@ -144,6 +144,12 @@ def test_a_classifier_is_that_of_the_library(encoder):
     torch.testing.assert_close(asyncio.run(run()), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("wrong", [{"pixels": 0}, {"concurrent": 0}, {"seconds": float("nan")}])
+def test_limits_that_leave_nothing_are_refused(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* answers nothing"):
+        Limits(**wrong)
+
+
 def test_a_body_above_the_limit_is_refused_and_one_at_it_is_not():
     guard, noted = guarded(echo, body_bytes=100)
     assert asyncio.run(asked(guard, body(b"x" * 60, True), body(b"x" * 40))) == 200

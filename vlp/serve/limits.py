@@ -15,6 +15,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vlp.errors import UserError
+
 FREE = ("/health", "/ready", "/metrics")
 """Paths that are answered however much there is to do."""
 DISCARDED = 4
@@ -37,7 +39,15 @@ class Limits:
     concurrent: int = 64
     """Requests at work or waiting for the model."""
     seconds: float = 30.0
-    """From the header of a request to the end of its answer."""
+    """From the header of a request to the end of its body, and from there to its answer's."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("pixels", 1), ("concurrent", 1), ("seconds", 0.01)):
+            if not getattr(self, name) >= least:
+                raise UserError(
+                    f"A service with {name}={getattr(self, name)} answers nothing. "
+                    f"Give {least} or more."
+                )
 
 
 class Refused(Exception):
