@@ -141,10 +141,8 @@ class Library:
             raise UserError(f"There is no field {one_line(name)!r}. {nearest(name, self.fields())}")
         way = "descending" if sort.startswith("-") else "ascending"
         values = pa.table({"values": column.take(pa.array(rows))})
-        # Arrow puts what is null at the end.
-        return pc.call_function(
-            "sort_indices", [values], pc.SortOptions(sort_keys=[("values", way)])
-        ).to_numpy()
+        options = pc.SortOptions(sort_keys=[("values", way)])  # what is null comes last
+        return pc.call_function("sort_indices", [values], options).to_numpy().astype(np.int64)
 
     def fields(self) -> list[str]:
         """Return the names of the fields of the metadata, and of what else can be sorted by."""

@@ -18,6 +18,16 @@ export const sendForFile = async (path, body) => (await sent(path, body)).blob()
 
 export const pictureUrl = (id, size) => `/pictures/${id}/${size}`;
 
+/** Return why a picture of the index is not shown. */
+export async function whyHidden(id) {
+  try {
+    await fetched(pictureUrl(id, "thumbnail"));
+    return "The picture cannot be shown.";
+  } catch (error) {
+    return error.message;
+  }
+}
+
 /** Return the bytes of a file as base64. */
 export function base64(file) {
   return new Promise((resolve, reject) => {

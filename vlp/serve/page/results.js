@@ -1,10 +1,10 @@
 // The pictures that were found: fetched a screen ahead, drawn as they come.
 
-import { ask, pictureUrl, send } from "./api.js";
+import { pictureUrl, send, whyHidden } from "./api.js";
 import { byId, element, icon, say } from "./element.js";
 import { addPicture } from "./terms.js";
 import { choose, isChosen } from "./selection.js";
-import { change, hasTerms, onChange, state, toQuery } from "./state.js";
+import { change, onChange, state, toQuery } from "./state.js";
 
 const PAGE = 60;
 const grid = byId("grid");
@@ -146,19 +146,10 @@ export function picture(hit, name, size = "thumbnail") {
     onerror: async () => {
       const missing = element("span", { class: "missing", text: name });
       image.replaceWith(missing);
-      missing.title = await reason(hit.id);
+      missing.title = await whyHidden(hit.id);
     },
   });
   return image;
-}
-
-async function reason(id) {
-  try {
-    await ask(pictureUrl(id, "thumbnail"));
-    return "The picture cannot be shown.";
-  } catch (error) {
-    return error.message;
-  }
 }
 
 /** Return a percentile as people read it: more digits, the nearer to 100. */
@@ -166,5 +157,3 @@ export function percent(value) {
   const digits = value >= 99 ? 2 : value >= 90 ? 1 : 0;
   return `${value.toFixed(digits)} %`;
 }
-
-export const isSearching = () => hasTerms(state);

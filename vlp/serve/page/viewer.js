@@ -1,6 +1,6 @@
 // One picture, large, with all that is known of it.
 
-import { ask, pictureUrl } from "./api.js";
+import { ask, pictureUrl, whyHidden } from "./api.js";
 import { nameThis } from "./classify.js";
 import { byId, element, icon, meter, say } from "./element.js";
 import { hits, more, percent, tiles } from "./results.js";
@@ -94,18 +94,9 @@ function large(hit, name) {
     // A small picture is made larger, but not until it is a blur.
     image.style.maxWidth = image.style.maxHeight = `${Math.max(480, 3 * whole.naturalWidth)}px`;
   };
-  whole.onerror = async () => image.replaceWith(element("p", { class: "missing", text: await why(hit.id) }));
+  whole.onerror = async () => image.replaceWith(element("p", { class: "missing", text: await whyHidden(hit.id) }));
   whole.src = pictureUrl(hit.id, "large");
   return image;
-}
-
-async function why(id) {
-  try {
-    await ask(pictureUrl(id, "large"));
-    return "The picture cannot be shown.";
-  } catch (error) {
-    return error.message;
-  }
 }
 
 function facts(hit, place, name) {
