@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from tests_support import pairs
 
 from data_pipelines.embed import embed
 from data_pipelines.engine import Engine
+from data_pipelines.shards import write_shards
 from vlp.errors import UserError
 from vlp.index import build_index, load_index
 from vlp.index.change import compact_index, delete_keys
@@ -17,9 +19,21 @@ NONE = np.empty((0, 64), np.float32)
 
 @pytest.fixture
 def folder(shards, model, tmp_path):
-    embed(str(model), str(shards), tmp_path / "features", engine=Engine(kind="inline"))
-    build_index(tmp_path / "features", tmp_path / "index")
-    return tmp_path / "index"
+    return indexed(model, shards, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def library(model, tmp_path_factory):
+    """Return an index that no test changes."""
+    folder = tmp_path_factory.mktemp("library")
+    write_shards(pairs(64), folder / "shards")
+    return Library(load_index(indexed(model, folder / "shards", folder)))
+
+
+def indexed(model, shards, folder):
+    embed(str(model), str(shards), folder / "features", engine=Engine(kind="inline"))
+    build_index(folder / "features", folder / "index")
+    return folder / "index"
 
 
 def browse(library, **query):
@@ -43,8 +57,7 @@ def test_a_number_stays_a_pictures_own_when_others_are_deleted(folder):
     assert [hit.id for hit in found] == [10, 11, 12]
 
 
-def test_what_is_browsed_is_filtered_sorted_and_paged(folder):
-    library = Library(load_index(folder))
+def test_what_is_browsed_is_filtered_sorted_and_paged(library):
     rows = [
         hit
         for start in (0, 5, 10, 15)
@@ -59,8 +72,7 @@ def test_what_is_browsed_is_filtered_sorted_and_paged(folder):
         browse(library, sort="color")
 
 
-def test_hits_are_sorted_among_the_best(folder):
-    library = Library(load_index(folder))
+def test_hits_are_sorted_among_the_best(library):
     query = {"terms": [{"key": "00007"}], "min_percentile": 50}
     best, _ = browse(library, k=64, **query)
     ordered, _ = browse(library, k=64, sort="key", **query)
@@ -83,10 +95,9 @@ def test_a_picture_whose_shard_is_gone_has_a_reason_that_names_no_folder(folder,
     assert refused.value.status == 404
 
 
-def test_a_key_that_is_not_there_has_a_reason_that_names_no_folder(folder):
-    library = Library(load_index(folder))
+def test_a_key_that_is_not_there_has_a_reason_that_names_no_folder(library):
     for key in ("../../etc/passwd", "x" * 1000):
         with pytest.raises(Refused, match="There is no picture with the key") as refused:
             browse(library, terms=[{"key": key}])
         assert len(refused.value.reason) < 200
-        assert str(folder) not in refused.value.reason
+        assert str(library.index.folder) not in refused.value.reason
