@@ -191,6 +191,12 @@ def test_building_again_does_nothing_unless_something_changed(index, tmp_path):
     write_features(tmp_path / "features", unit_rows(12))
     build_index(tmp_path / "features", index)
     assert keys(index) == numbered(range(12))
+    update_index(index, delete=["00001"])
+    build_index(tmp_path / "features", index)
+    assert "00001" not in keys(index)
+    write_features(tmp_path / "features", unit_rows(13))
+    with pytest.raises(UserError, match="was changed by `vlp update` since"):
+        build_index(tmp_path / "features", index)
 
 
 def clustered(count, dim=32, seed=0):

@@ -14,7 +14,7 @@ from vlp.errors import UserError
 from vlp.features import FOLDERS, Stacked, numbered, read_metadata, stack
 from vlp.index.choose import choose
 from vlp.index.exact import Matrix, Window
-from vlp.index.folder import SEGMENTS, STATE, State, read_state, write_state
+from vlp.index.folder import SEGMENTS, STATE, State, load_index, read_state, write_state
 from vlp.index.page import write_pages
 from vlp.index.plan import Plan
 from vlp.index.segment import QUICK, new_segment, write_plan, write_quick, write_rows
@@ -61,9 +61,10 @@ def build_index(
     config = {**made, "features": str(features), **asked}
     check_output(out, "index", config, inputs=[features], overwrite=overwrite)
     source = identity(rows, metadata)
-    if not overwrite and (out / STATE).is_file() and read_state(out).source == source:
+    if not overwrite and _is_built(out, source):
         show(f"The index {out} is there already.")
-        return {"features": len(rows), "dim": rows.dim, "out": str(out)}
+        plan = load_index(out).segments[0].plan
+        return {"features": len(rows), "dim": rows.dim, "out": str(out), **asdict(plan)}
     with output_folder(out, "index", config, inputs=[features], overwrite=overwrite) as part:
         state = State(
             model=made["model"], model_hash=made["model_hash"], dim=rows.dim, source=source
@@ -92,7 +93,9 @@ def _write(
             vectors = write_rows(part, Window(rows, start, len(some)), some, start)
             if choice is None:
                 options = {name: config[name] for name in ("recall", "memory", "prefix")}
-                choice = choose(vectors, queries[0], scratch, **options)
+                choice = choose(
+                    vectors, queries[0], scratch, **options, share=len(some) / len(rows)
+                )
                 told = {"features": config["features"], "rows": len(rows), **options}
                 write_pages(folder, choice, {**told, "queries": queries[1]})
                 if choice.file is not None:
@@ -105,6 +108,23 @@ def _write(
     write_state(folder, state)
     assert choice is not None
     return choice.plan
+
+
+def _is_built(out: Path, source: str) -> bool:
+    """Return whether an index is of these features; one of others is built again if nobody cares.
+
+    Raises:
+        UserError: It is of others, and was updated since.
+    """
+    if not (out / STATE).is_file():
+        return False
+    state = read_state(out)
+    if state.source != source and state.generation > 1:
+        raise UserError(
+            f"The features have changed, and {out} was changed by `vlp update` since it was built. "
+            f"Add them with `vlp update {out} --add`, or build it again with --overwrite."
+        )
+    return state.source == source
 
 
 def read_source(features: Path) -> tuple[Stacked, pa.Table]:

@@ -124,7 +124,7 @@ def delete_keys(folder: Path, keys: Sequence[str]) -> None:
         )
     gone = _ids_of(index, asked)
     _commit(folder, index.state, np.union1d(read_deleted(folder, index.state), gone))
-    show(f"Deleted {len(gone):,} samples of {folder}.")
+    show(f"Deleted {len(gone):,} rows of {folder}.")
 
 
 def compact_index(folder: Path) -> None:

@@ -60,7 +60,11 @@ class Index:
     segments: tuple[Segment, ...]
 
     def __len__(self) -> int:
-        return sum(int(segment.alive.sum()) for segment in self.segments)
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        return int(self.alive.sum())
 
     @property
     def model(self) -> str:

@@ -28,8 +28,8 @@ from vlp.output import write_json
 
 VECTORS, METADATA, PLAN, QUICK = "vectors.npy", "metadata.arrow", "plan.json", "quick.faiss"
 FEW = 0.1
-"""Of rows, if fewer than this share may be found, each of them is compared: what skips most of its
-nodes, as a graph does, finds too few of the right ones."""
+"""Where fewer than this share of the rows may be found, each of them is compared: an index that
+must skip most of what it meets finds too few of the right ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Segment:
         """Numbers of the rows, ascending."""
         return self.metadata["id"].to_numpy()
 
-    @property
+    @cached_property
     def alive(self) -> Bool[np.ndarray, "rows"]:
         """Which rows are there."""
         return np.ones(len(self), bool) if self.deleted is None else ~self.deleted
@@ -73,9 +73,8 @@ class Segment:
         """
         if self.deleted is not None:
             allowed = self.alive if allowed is None else allowed & self.alive
-        if allowed is not None and allowed.sum() < FEW * len(self):
-            return self._among(queries, k, np.flatnonzero(allowed))
-        if self.quick is None:
+        is_few = allowed is not None and allowed.sum() < FEW * len(self)
+        if self.quick is None or is_few:
             return neighbours(queries, self.vectors, k, allowed=allowed)
         wanted = min(len(self), k * self.plan.refine)
         cosines, rows = self.plan.ask(self.quick, self.plan.cut(queries), wanted, allowed)
@@ -83,17 +82,6 @@ class Segment:
             cosines = self._cosines(queries, rows)
         order = np.lexsort((rows, -cosines), axis=1)[:, :k]  # [queries, k]
         return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
-
-    def _among(
-        self, queries: Float[np.ndarray, "queries dim"], k: int, rows: Int64[np.ndarray, "few"]
-    ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
-        """Return the k nearest of a few rows."""
-        cosines, places = neighbours(queries, self.vectors[rows], min(k, len(rows)))
-        lacking = ((0, 0), (0, k - places.shape[1]))
-        return (
-            np.pad(cosines, lacking, constant_values=-np.inf),
-            np.pad(rows[places], lacking, constant_values=-1),
-        )
 
     def _cosines(
         self, queries: Float[np.ndarray, "queries dim"], rows: Int64[np.ndarray, "queries k"]
