@@ -59,9 +59,10 @@ class Library:
         hit = self.hit(number)
         try:
             return self.index.picture(hit)
-        except UserError as error:  # the folder is nobody's business but who started the service
-            folder = str(Path(hit.metadata["shard"] or "").parent)
-            raise Refused(404, str(error).replace(f"{folder}/", "")) from None
+        except UserError as error:  # where it lies is nobody's business but who serves it
+            shard = hit.metadata["shard"] or ""
+            reason = str(error).replace(shard, Path(shard).name) if shard else str(error)
+            raise Refused(404, reason) from None
 
     def feature(self, key: str) -> Float[np.ndarray, "dim"]:
         """Return the feature of the picture with a key.
