@@ -119,7 +119,7 @@ def prepared(folder: Path, data: Path | None, architecture: str) -> Path:
         model.mkdir(parents=True)
         save_encoder(create_encoder(read_config(architecture)), model)
     embed(str(model), str(shards), folder / "features", only="images", engine=Engine(kind="pool"))
-    build_index(folder / "features", folder / "index")
+    build_index(folder / "features", folder / "index", recall=1.0)  # as the peer's, which is exact
     return folder / "index"
 
 

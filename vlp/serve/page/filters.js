@@ -45,6 +45,7 @@ function show() {
   byId("cut-name").textContent = text;
   byId("cut").setAttribute("aria-valuetext", text);
   byId("cut-label").classList.toggle("idle", !hasTerms(state));
+  byId("sort").options[0].text = hasTerms(state) ? "Best first" : "As indexed";
   byId("sort").value = state.sort;
   if (!panel.hidden && !panel.contains(document.activeElement)) draw();
 }
