@@ -176,7 +176,7 @@ class EmbedPart:
     def _encode(self, dataset: Dataset) -> EncodedSet:
         with speaking("quiet"):  # the run has a bar of its own
             return encode_dataset(
-                _encoder(self.model, self.model_hash),
+                worker_encoder(self.model, self.model_hash),
                 dataset,
                 pooled=self.pooled,
                 only=self.only,
@@ -205,8 +205,12 @@ class EmbedPart:
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: str, model_hash: str) -> DualEncoder:
-    """Return a model, loaded once in a process."""
+def worker_encoder(model: str, model_hash: str) -> DualEncoder:
+    """Return a model, loaded once in a process.
+
+    Raises:
+        UserError: Its weights are others than when the run began.
+    """
     encoder = to_best_device(load_encoder(model)).eval()
     if encoder_hash(encoder) != model_hash:
         raise UserError(f"The model {model} has changed since the run began. Run it again.")

@@ -1,7 +1,7 @@
 """Commands on checkpoints."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def eval_(
@@ -57,3 +57,59 @@ def compare(evaluations: tuple[Path, ...], /, figures: tuple[str, ...] = ()) -> 
     from eval.compare import compare as compare_evaluations
 
     return compare_evaluations(evaluations, figures=figures)
+
+
+def classify(
+    model: str,
+    pictures: str,
+    /,
+    classes: tuple[str, ...],
+    templates: tuple[str, ...] = (),
+    out: Path | None = None,
+    abstain: float = 0.0,
+    all_classes: bool = False,
+    image: str = "image",
+    batch_size: int = 256,
+    engine: Literal["inline", "pool", "ray"] = "pool",
+    workers: int | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Name what images show, zero-shot: a file's every class, or the labels of a whole set.
+
+    A model trained with a softmax shares one probability among the names; a model trained with a
+    sigmoid gives each name its own.
+
+    Args:
+        model: Run folder, checkpoint folder, or a model that open_clip knows.
+        pictures: An image file; or shards, a folder of images or a table, with --out.
+        classes: The names to choose from; or a file of them, ``classes.txt`` or ``classes.json``.
+        templates: Captions around a name, whose features are averaged, such as ``"a photo of a
+            {}"``; or a file of them, or ``imagenet`` for CLIP's 80. None: those of the file of
+            classes, or else ``"a photo of a {}"`` and ``"{}"``.
+        out: ``.csv`` or ``.parquet`` file for the key, label and probability of each image.
+        abstain: Probability below which an image of a set is given no label.
+        all_classes: Write the probability of every class, too.
+        image: Column of a table that names the image.
+        batch_size: Images encoded at once.
+        engine: ``pool`` of processes, ``inline`` in this one, or ``ray``.
+        workers: Processes of the pool, or actors.
+        address: Of the Ray cluster.
+        overwrite: Replace the file.
+    """
+    from data_pipelines.engine import Engine
+    from eval.classify import classify_all, classify_file, read_labels
+
+    labels = read_labels(classes, templates, abstain=abstain, all_classes=all_classes)
+    if out is None:
+        return classify_file(model, pictures, labels)
+    return classify_all(
+        model,
+        pictures,
+        out,
+        labels,
+        image=image,
+        batch_size=batch_size,
+        engine=Engine(kind=engine, workers=workers, address=address),
+        overwrite=overwrite,
+    )

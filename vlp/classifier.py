@@ -102,7 +102,7 @@ def probabilities(
 
 
 def classify(
-    model: str, image: str, *, classes: Sequence[str], templates: Sequence[str]
+    model: str, image: str, *, classes: Sequence[str], templates: Templates
 ) -> list[dict[str, Any]]:
     """Return ``{"class", "probability", "cosine"}`` for each class name, the likeliest first.
 
@@ -111,7 +111,7 @@ def classify(
     """
     check_names(classes)
     check_distinct(classes)
-    check_templates(templates)
+    check_templates(templates, classes)
     picture = open_image(image)
     encoder = to_best_device(load_encoder(model))
     features = encode_images(encoder, [picture])  # [1, dim]

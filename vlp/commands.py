@@ -1,7 +1,7 @@
 """Commands on a model and an index."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def index(
@@ -131,39 +131,17 @@ def search(
     )
 
 
-def classify(
-    model: str,
-    image: str,
-    /,
-    classes: tuple[str, ...],
-    templates: tuple[str, ...] = ("a photo of a {}", "{}"),
-) -> list[dict[str, Any]]:
-    """Name what an image shows, zero-shot: each class name with its probability.
-
-    A model trained with a softmax shares one probability among the names; a model trained with a
-    sigmoid gives each name its own.
-
-    Args:
-        model: Run folder, checkpoint folder, or a model that open_clip knows.
-        image: An image file.
-        classes: The names to choose from.
-        templates: Captions around a name; their features are averaged.
-    """
-    from vlp.classifier import classify as run
-
-    return run(model, image, classes=classes, templates=templates)
-
-
 def export(
     model: str,
     out: Path,
     /,
+    to: Literal["open_clip", "transformers", "onnx"] = "open_clip",
     average: tuple[str, ...] = (),
     weights: tuple[float, ...] = (),
     alpha: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a model, or an average of several, as a folder that open_clip loads too.
+    """Write a model, or an average of several, for open_clip, transformers or ONNX, and check it.
 
     `vlp export RUN OUT --average last=5` averages the newest checkpoints of a run, `--average RUN_B
     RUN_C` is a uniform soup of three models, and `--average start --alpha 0.5` lies half way
@@ -172,6 +150,8 @@ def export(
     Args:
         model: Run folder, checkpoint folder, or a model that open_clip knows.
         out: Folder to write.
+        to: ``open_clip``; ``transformers``, where the architecture maps to CLIPModel or
+            SiglipModel; ``onnx``, a file for each tower (extra ``export``).
         average: More models of the same architecture; or one word: ``last=5``, the newest
             checkpoints of the run, as they are without a moving average; ``start``, what the run
             was fine-tuned from.
@@ -181,7 +161,9 @@ def export(
     """
     from vlp.export import export as run
 
-    return run(model, out, average=average, weights=weights, alpha=alpha, overwrite=overwrite)
+    return run(
+        model, out, to=to, average=average, weights=weights, alpha=alpha, overwrite=overwrite
+    )
 
 
 def serve(

@@ -40,8 +40,10 @@ def open_examples(scored: ScoredSet, survey: Survey) -> dict[int, Example]:
         for pick in picks
     }
     return {
-        place: Example(shard, one.key, _caption(one), _picture(one))
-        for place, shard, one in _opened(scored, places)
+        place: Example(
+            scored.sources[shard].name, scored.keys[shard][row], _caption(one), _picture(one)
+        )
+        for place, shard, row, one in _opened(scored, places)
     }
 
 
@@ -49,16 +51,15 @@ def kept_by_length(
     scored: ScoredSet, decision: Decision, places: Iterable[int]
 ) -> list[dict[str, Any]]:
     """Return how many captions of each length are kept, of the samples at some places."""
-    firsts, seen, kept = _firsts(scored), Counter[int](), Counter[int]()
-    for place, _, one in _opened(scored, places):
+    seen, kept = Counter[int](), Counter[int]()
+    for _, shard, row, one in _opened(scored, places):
         try:
             words = len(one.text.split())
         except SampleFault:
             words = 0
-        shard = int(np.searchsorted(firsts, place, side="right")) - 1
         group = int(np.searchsorted(LENGTHS, words, side="right")) - 1
         seen[group] += 1
-        kept[group] += bool(decision.copies[shard][place - firsts[shard]])
+        kept[group] += bool(decision.copies[shard][row])
     return [
         {"group": _length(group), "samples": seen[group], "kept": kept[group]}
         for group in sorted(seen)
@@ -76,20 +77,18 @@ def kept_by_text(groups: Mapping[tuple[str, bool], int]) -> list[dict[str, Any]]
     ]
 
 
-def _opened(scored: ScoredSet, places: Iterable[int]) -> Iterator[tuple[int, str, Candidate]]:
-    """Yield samples by their places, with the name of their shard; each shard is opened once."""
-    firsts, wanted = _firsts(scored), np.array(sorted(places), np.int64)
+def _opened(scored: ScoredSet, places: Iterable[int]) -> Iterator[tuple[int, int, int, Candidate]]:
+    """Yield samples by their places, with their shard and row; each shard is opened once."""
+    # Of a shard that has any samples its first one, of another the next shard's.
+    firsts = np.cumsum([0, *map(len, scored.keys)])[:-1]
+    wanted = np.array(sorted(places), np.int64)
     shards = np.searchsorted(firsts, wanted, side="right") - 1
     for shard in np.unique(shards).tolist():
-        source, own = scored.sources[shard], wanted[shards == shard]
-        candidates = open_candidates(source, (own - firsts[shard]).tolist())
-        for place, one in zip(own.tolist(), candidates, strict=True):
-            yield place, source.name, one
-
-
-def _firsts(scored: ScoredSet) -> np.ndarray:
-    """Return the place of the first sample of each shard that has any, or of the next one's."""
-    return np.cumsum([0, *map(len, scored.keys)])[:-1]
+        own = wanted[shards == shard]
+        rows = (own - firsts[shard]).tolist()
+        candidates = open_candidates(scored.sources[shard], rows)
+        for place, row, one in zip(own.tolist(), rows, candidates, strict=True):
+            yield place, shard, row, one
 
 
 def _caption(one: Candidate) -> str:

@@ -151,9 +151,8 @@ def _of_samples(
     told: Mapping[int, Value | SampleFault],
 ) -> tuple[np.ndarray, pa.Array, pa.Array]:
     """Return the rows, the values and the status of samples that were scored one by one."""
-    is_fault = [isinstance(value, SampleFault) for value in told.values()]
-    values = [None if bad else v for v, bad in zip(told.values(), is_fault, strict=True)]
-    status = [f"{FAILED}{v}" if bad else OK for v, bad in zip(told.values(), is_fault, strict=True)]
+    values = [None if isinstance(value, SampleFault) else value for value in told.values()]
+    status = [f"{FAILED}{v}" if isinstance(v, SampleFault) else OK for v in told.values()]
     return np.fromiter(told, np.int64), _array(values), pa.array(status, pa.string())
 
 

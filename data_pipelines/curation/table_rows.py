@@ -162,7 +162,7 @@ class InTable:
         self._check()
         for names in SIDES:
             try:
-                width, height = (float(self._row.get(name)) for name in names)
+                width, height = (float(self._row.get(name) or 0) for name in names)
             except (TypeError, ValueError, OverflowError):
                 continue
             if is_side(np.array([width, height])).all():

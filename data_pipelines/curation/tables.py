@@ -52,8 +52,9 @@ def open_tables(tables: Sequence[Path]) -> tuple[list[Path], list[list[str]], Fa
         keys.append(own)
     if not usable:
         raise damaged[0]
-    for error in damaged:
-        warn(f"{error} It is left out.")
+    if damaged:
+        told = f"{len(damaged)} of {len(tables)} tables are left out"
+        warn(f"{told}, as they cannot be read, such as: {damaged[0]}")
     if not any(keys):
         raise UserError(f"{tables[0]} has no rows{_and_others(len(tables) - 1)}.")
     return usable, keys, faults
@@ -76,8 +77,8 @@ def table_keys(path: Path) -> list[str]:
     if column.null_count:
         row = column.to_pylist().index(None)
         raise UserError(
-            f"Row {row} of {path} has no {name}, and {column.null_count} rows have none. Give each "
-            f"a {name}, or leave out the column: rows are named by their numbers then."
+            f"Rows of {path} have no {name}: {column.null_count}, the first is row {row}. Give "
+            f"each one, or leave out the column: rows are named by their numbers then."
         )
     keys = column.to_pylist()
     return keys if pa.types.is_string(column.type) else [str(key) for key in keys]

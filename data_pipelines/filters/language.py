@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipelines.curation.candidates import Candidate
 from data_pipelines.curation.columns import Columns
@@ -75,9 +73,9 @@ class Language(Filter):
 
     def keep(self, columns: Columns) -> Iterator[np.ndarray]:
         """Yield which captions are of the languages that stay."""
-        wanted = pa.array(self.languages)
+        wanted = set(self.languages)
         for column in columns:
-            yield np.asarray(pc.is_in(column.values.cast(pa.string()), value_set=wanted))
+            yield np.array([code in wanted for code in column.values.to_pylist()], bool)
 
     def _languages(self, captions: Sequence[str]) -> list[str]:
         predict = _predict(self.model or _packaged())

@@ -1,6 +1,6 @@
 """What filters find, what training makes of it, and how fast and small curation is.
 
-    python tests/benchmarks/filters.py                      # all of it, 25 minutes on two cores
+    python tests/benchmarks/filters.py                      # all of it, within 25 minutes
     python tests/benchmarks/filters.py --only planted       # or trained, speed, reduced, datacomp
     python tests/benchmarks/filters.py --quick              # few samples of each: does it run?
 
@@ -36,16 +36,16 @@ class Sizes(NamedTuple):
     """Pairs of the raw set whose subsets are trained on."""
     seen: int
     """Samples that each of these runs sees."""
-    seconds: float
-    """CPU seconds of each scorer's speed."""
+    share: float
+    """Of the samples by which the speed of a filter is measured."""
     scores: int
     """Simulated scores."""
     rows: int
     """Rows of tables."""
 
 
-WHOLE = Sizes(1500, 5000, 3000, 30_000, 4.0, 100_000_000, 400_000)
-QUICK = Sizes(200, 600, 400, 1_280, 0.2, 1_000_000, 20_000)
+WHOLE = Sizes(1500, 5000, 2000, 20_480, 1.0, 100_000_000, 100_000)
+QUICK = Sizes(200, 600, 400, 1_280, 0.02, 1_000_000, 20_000)
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ RUNS |= {
     # Its other parts take minutes: they train, or read many pictures.
     "filters": ["filters", "--quick", "--only", "planted"],
     "filters, memory": ["filters", "--quick", "--only", "reduced"],
+    "filters, speed": ["filters", "--quick", "--only", "speed"],
+    "hard_negatives": ["hard_negatives", "OUT", "--quick", "--seeds", "0", "1"],
     "loader": ["loader", "PHOTOGRAPHS", "--quick"],
     "emoji": ["emoji", "EMOJI", "OUT", *SHORT],
     "emoji, selection": ["emoji", "EMOJI", "OUT", "--select", *SHORT],

@@ -13,6 +13,7 @@ from curation_support import contents, filtered, many
 
 from data_pipelines import toy
 from data_pipelines.engine import Engine
+from data_pipelines.filter import filter_shards
 from data_pipelines.keep_list import read_copies
 from data_pipelines.shards import open_shards, write_shards
 
@@ -58,7 +59,7 @@ def expected(folder, words):
 
 
 def test_shards_become_clean_shards_and_nothing_is_done_twice(folder):
-    first = run(folder, "clean", "--samples-per-shard", "40", "--workers", "2")
+    first = run(folder, "clean", "--samples-per-shard", "40")
     keys = expected(folder, 4)
     assert 60 < len(keys) < 118
     clean = {one.key: one for one in open_shards(folder / "clean")}
@@ -75,7 +76,10 @@ def test_shards_become_clean_shards_and_nothing_is_done_twice(folder):
     assert contents(folder / "clean") == before
     assert {**again, "timing": 0} == {**first, "timing": 0}
 
-    other = run(folder, "clean", "--samples-per-shard", "40", "--overwrite", words=6)
+    keep, options = [rule.format(6) for rule in KEEP], {"engine": Engine(kind="inline")}
+    other = filter_shards(
+        str(folder / "raw"), folder / "clean", keep=keep, overwrite=True, **options
+    )
     assert other["timing"] == {"scores_reused": 4, "scorers": {}}
     assert sorted(one.key for one in open_shards(folder / "clean")) == sorted(expected(folder, 6))
 

@@ -275,6 +275,16 @@ def test_every_kind_is_found_through_with_conditions_and_without_what_was_delete
         assert (np.sort(found, 1) == [-1, -1, -1, *range(7)]).all()
 
 
+@pytest.mark.slow
+def test_more_hits_than_the_lists_looked_into_hold_are_found_all_the_same(tmp_path):
+    rows, texts = clustered(22_000)
+    write_features(tmp_path / "features", rows, texts=texts)
+    build_index(tmp_path / "features", tmp_path / "index", recall=0.05, memory=900_000)
+    opened = load_index(tmp_path / "index")
+    assert opened.segments[0].plan.kind.startswith("IVF")
+    assert len(opened.hits(texts[0], 21_000)) == 21_000
+
+
 def test_memory_that_nothing_fits_into_is_refused_before_anything_is_built(tmp_path):
     write_features(tmp_path / "features", unit_rows(500))
     with pytest.raises(UserError, match=r"No index of 500 rows takes 1,000 bytes or less"):

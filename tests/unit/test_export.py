@@ -19,8 +19,7 @@ WEIGHTS = "open_clip_model.safetensors"
 
 def write(folder, seed: int, **vision):
     torch.manual_seed(seed)
-    text = VIT["text_cfg"] | {"vocab_size": 50}
-    model = VIT | {"vision_cfg": VIT["vision_cfg"] | vision, "text_cfg": text}
+    model = VIT | {"vision_cfg": VIT["vision_cfg"] | vision}
     folder.mkdir(parents=True)
     save_encoder(create_encoder({"model_cfg": model}), folder)
     return folder

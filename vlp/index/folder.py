@@ -106,7 +106,10 @@ class Index:
         cosines, rows = [], []
         for start, segment in zip(self.starts.tolist(), self.segments, strict=False):
             some = None if allowed is None else allowed[start : start + len(segment)]
-            score, row = segment.search(queries, min(k, len(segment)), some)
+            count = min(k, len(segment))
+            score, row = segment.search(queries, count, some)
+            if (row < 0).any():  # few of the rows that were looked at may be found, or k is large
+                score, row = segment.compare(queries, count, some)
             cosines.append(score)
             rows.append(np.where(row < 0, -1, row + start))
         cosine, found = np.concatenate(cosines, axis=1), np.concatenate(rows, axis=1)

@@ -71,17 +71,31 @@ class Segment:
             k: At most the number of rows.
             allowed: Rows that may be found.
         """
-        if self.deleted is not None:
-            allowed = self.alive if allowed is None else allowed & self.alive
-        is_few = allowed is not None and allowed.sum() < FEW * len(self)
+        left = self._left(allowed)
+        is_few = left is not None and left.sum() < FEW * len(self)
         if self.quick is None or is_few:
-            return neighbours(queries, self.vectors, k, allowed=allowed)
+            return self.compare(queries, k, allowed)
         wanted = min(len(self), k * self.plan.refine)
-        cosines, rows = self.plan.ask(self.quick, self.plan.cut(queries), wanted, allowed)
+        cosines, rows = self.plan.ask(self.quick, self.plan.cut(queries), wanted, left)
         if self.plan.reranks:
             cosines = self._cosines(queries, rows)
         order = np.lexsort((rows, -cosines), axis=1)[:, :k]  # [queries, k]
         return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
+
+    def compare(
+        self,
+        queries: Float[np.ndarray, "queries dim"],
+        k: int,
+        allowed: Bool[np.ndarray, "rows"] | None = None,
+    ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        """Return what ``search`` would at a recall of 1: every vector is compared."""
+        return neighbours(queries, self.vectors, k, allowed=self._left(allowed))
+
+    def _left(self, allowed: Bool[np.ndarray, "rows"] | None) -> Bool[np.ndarray, "rows"] | None:
+        """Return which rows may be found, less those that are deleted; None for all."""
+        if self.deleted is None:
+            return allowed
+        return self.alive if allowed is None else allowed & self.alive
 
     def _cosines(
         self, queries: Float[np.ndarray, "queries dim"], rows: Int64[np.ndarray, "queries k"]

