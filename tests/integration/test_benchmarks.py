@@ -27,6 +27,7 @@ RUNS |= {
     "filters, memory": ["filters", "--quick", "--only", "reduced"],
     "filters, speed": ["filters", "--quick", "--only", "speed"],
     "loader": ["loader", "PHOTOGRAPHS", "--quick"],
+    "embed": ["embed", "PHOTOGRAPHS", "--quick"],
     "emoji": ["emoji", "EMOJI", "OUT", *SHORT],
     "emoji, selection": ["emoji", "EMOJI", "OUT", "--select", *SHORT],
     "emoji, kills": ["emoji", "EMOJI", "OUT", "--kill-every", "600", *SHORT],  # kills none
