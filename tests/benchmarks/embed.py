@@ -6,9 +6,9 @@
 
 Both sides read the same folder of JPEGs, images only, with the same ViT-B/32 of random weights,
 each as its command is by default but for the batch size, in turns. What is timed is the whole
-command, with its start, and the CPU time of all its processes. The peer is in an environment that is made
-once under `.bench/`. A ratio above 1 means that ours is better. Features are compared: both write
-unit-length rows in fp16. clip-retrieval computes in fp32 on a CPU, whatever ours does.
+command, with its start, and the CPU time of all its processes. The peer is in an environment that
+is made once under `.bench/`. A ratio above 1 means that ours is better. Features are compared: both
+write unit-length rows in fp16. clip-retrieval computes in fp32 on a CPU, whatever ours does.
 """
 
 import argparse
@@ -58,12 +58,12 @@ class Cost(NamedTuple):
 
 def main() -> None:
     options = parse()
-    count = FEW if options.quick else options.photographs
-    told = prepared(options.data or drawn_photographs(CACHE / "drawn"), count)
-    told |= {"batch_size": options.batch_size, "architecture": ARCHITECTURE}
+    count, architecture = (FEW, "tiny") if options.quick else (options.photographs, ARCHITECTURE)
+    told = prepared(options.data or drawn_photographs(CACHE / "drawn"), count, architecture)
+    told |= {"batch_size": options.batch_size}
     if options.quick:
-        for precision in PRECISIONS:
-            print(precision, ours(told, precision))
+        costs = [(precision, *ours(told, precision)) for precision in PRECISIONS]
+        show_table(["precision", "wall seconds", "CPU seconds"], costs)
         return
     python = environment(CACHE / "clip_inference", PACKAGES)
     pairs: dict[str, list[tuple[Cost, Cost]]] = {name: [] for name in PRECISIONS}
@@ -88,16 +88,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepared(data: Path, count: int) -> dict[str, Any]:
+def prepared(data: Path, count: int, architecture: str) -> dict[str, Any]:
     """Return folders of all photographs and of a few, and of a model for both sides."""
     pictures = Path(fresh("pictures"))
     for place, sample in enumerate(islice(iter(open_shards(str(data))), count)):
         (pictures / f"{place:05d}.jpg").write_bytes(sample.image)
-    model = CACHE / "embed" / "model"
+    model = CACHE / "embed" / architecture
     if not (model / PEER_WEIGHTS).is_file():
         model.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        encoder = create_encoder(read_config(ARCHITECTURE)).eval()
+        encoder = create_encoder(read_config(architecture)).eval()
         save_encoder(encoder, model)
         # clip-retrieval's open_clip gives this architecture's text tower no name of its own.
         state = {
@@ -106,7 +106,8 @@ def prepared(data: Path, count: int) -> dict[str, Any]:
         torch.save(state, model / PEER_WEIGHTS)
     count = len(list(pictures.iterdir()))
     weights = str(model / PEER_WEIGHTS)
-    return {"pictures": str(pictures), "count": count, "model": str(model), "weights": weights}
+    told = {"pictures": str(pictures), "count": count, "model": str(model), "weights": weights}
+    return told | {"architecture": architecture}
 
 
 def theirs(python: Path, told: dict[str, Any]) -> Cost:
