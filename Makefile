@@ -28,7 +28,7 @@ install-slow: $(VENV)/.installed-slow
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --editable .
+	$(RUN)/pip install --quiet --editable ".[serve]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -36,7 +36,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
-	$(RUN)/pip install --quiet --editable ".[dev,filters,ray,slow]"
+	$(RUN)/pip install --quiet --editable ".[dev,filters,ray,serve,slow]"
 	touch $@
 
 clean:

@@ -153,10 +153,15 @@ def _encode_different(
     encoder: DualEncoder, samples: list[Sample], pooled: bool, has_lines: bool
 ) -> Rows:
     """Encode each different caption once: a set with labels and no captions costs no text pass."""
-    captions = [sample.text.partition("\n")[0] if has_lines else sample.text for sample in samples]
+    captions = [caption_of(sample, has_lines) for sample in samples]
     place = {caption: row for row, caption in enumerate(dict.fromkeys(captions or [""]))}
     text = encode_captions(encoder, list(place), pooled=pooled)
     return text.take([place[caption] for caption in captions])
+
+
+def caption_of(sample: Sample, has_lines: bool) -> str:
+    """Return the caption that a sample's features are of: the first where its lines are several."""
+    return sample.text.partition("\n")[0] if has_lines else sample.text
 
 
 def _joined(parts: list[tuple[list[int], _Encoded]], dataset: Dataset) -> EncodedSet:

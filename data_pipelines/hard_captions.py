@@ -129,25 +129,30 @@ class HardCaptions:
             tokenizer: The encoder's.
             own: Ids of the captions that were drawn of each sample.
         """
-        rows: list[list[str]] = []
-        due = 0
-        for caption, keys, seed, position in zip(
-            captions, positives, seeds, positions, strict=True
-        ):
-            is_due = np.random.default_rng([seed, DUE]).random() < self.share.at(position)
-            due += is_due
-            rows.append(self.of(caption, keys, seed) if is_due else [])
-        filled = [text for row in rows for text in (*row, *[""] * (self.count - len(row)))]
-        tokens = tokenizer(filled).view(len(rows), self.count, -1)
-        group = torch.full((len(rows), self.count), PADDING)
-        for number, row in enumerate(rows):
-            for place, text in enumerate(row):
-                group[number, place] = hash63(caption_key(text)) if self.names_group else -1
-        is_own = (tokens[:, :, None] == own[:, None]).all(3).any(2)  # [part, hard]
-        group[is_own] = PADDING
+        shares = [self.share.at(position) for position in positions]
+        is_due = [_draw(seed) < share for seed, share in zip(seeds, shares, strict=True)]
+        rows = [
+            self.of(caption, keys, seed) if due else []
+            for caption, keys, seed, due in zip(captions, positives, seeds, is_due, strict=True)
+        ]
+        places = [row + [None] * (self.count - len(row)) for row in rows]
+        tokens = tokenizer([text or "" for row in places for text in row])
+        tokens = tokens.view(len(rows), self.count, -1)
+        group = torch.tensor([[self._group(text) for text in row] for row in places])
+        group[(tokens[:, :, None] == own[:, None]).all(3).any(2)] = PADDING
         made = (group != PADDING).sum(1)
-        without = due - int((made > 0).sum())
-        return Hard(tokens.numpy(), group.numpy(), int(made.sum()), due, without)
+        without = sum(is_due) - int((made > 0).sum())
+        return Hard(tokens.numpy(), group.numpy(), int(made.sum()), sum(is_due), without)
+
+    def _group(self, text: str | None) -> int:
+        if text is None:
+            return PADDING
+        return hash63(caption_key(text)) if self.names_group else -1
+
+
+def _draw(seed: int) -> float:
+    """Return a number in [0, 1) that follows from a sample's seed."""
+    return np.random.default_rng([seed, DUE]).random()
 
 
 def build_hard_captions(

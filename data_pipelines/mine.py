@@ -28,6 +28,9 @@ from vlp.output import output_folder
 SHARE = Ramp(0.5, 0.5)
 """Of the batches that the report shows, how much is hard: the trainer's default."""
 
+LEAST_ALIKE = 0.8
+"""Share of a hard part that is of one cluster, below which something is said."""
+
 
 def mine(
     features: Path,
@@ -67,8 +70,7 @@ def mine(
         f"Mined {report['samples']} samples of {source} into {out}: {kinds}, "
         f"{report['pairs_apart']} pairs kept apart. See {out / PAGE}."
     )
-    if report["epoch"]["meet"]:
-        show(f"{report['epoch']['meet']} samples of an epoch meet one that they may not: {_WHY}.")
+    _show_shortage(report["epoch"])
     return {**report, "out": str(out)}
 
 
@@ -130,4 +132,16 @@ def _first_batches(
     return MinedRow(shards.counts, 0, min(batch_size, total), mined, SHARE, copies)
 
 
-_WHY = "more of them are alike than there are batches to keep them apart in"
+def _show_shortage(epoch: dict[str, Any]) -> None:
+    """Say where batches of this size do not get what they should."""
+    told = f"In batches of {epoch['batch_size']}"
+    if epoch["meet"]:
+        show(
+            f"{told}, {epoch['meet']} samples of an epoch meet one that they may not: no "
+            f"order was found that keeps them apart."
+        )
+    if epoch["alike"] is not None and epoch["alike"] < LEAST_ALIKE:
+        show(
+            f"{told}, hard parts are of several clusters, the largest with {epoch['alike']:.0%}: "
+            f"write fewer --clusters, or --cap 1.5 so that none is small."
+        )

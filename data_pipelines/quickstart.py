@@ -1,8 +1,10 @@
 """The tour: draws the toy world, then runs the public commands on it as a user would type them."""
 
 import json
+import os
 import shlex
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -101,7 +103,16 @@ def run(out: Path, *, samples: int, seed: int, overwrite: bool) -> dict[str, Any
     _show_figures(result)
     _draw_sheet(out, result["search"])
     show(f"What the searches found is in {out / 'sheet.png'}.")
+    show(f"To search the scenes in a browser: {_this_program()} serve {out / 'index'}")
     return result
+
+
+def _this_program() -> str:
+    """Return how this program was called, so that a line with it can be typed."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m vlp"
+    return "vlp" if shutil.which("vlp") == str(called) else os.path.relpath(called)
 
 
 def _draw(folder: Path, samples: int, seed: int) -> None:

@@ -158,8 +158,11 @@ def _load(path: Path, shard: Path) -> TarIndex | None:
         told = json.loads((table.schema.metadata or {})[ORIGIN])
         faults = Faults()
         faults.merge(told["faults"])
-        numbers, extensions = table["sample"].to_numpy(), table["extension"].to_pylist()
-        offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
+        # Arrow's own ``to_numpy`` would import pandas: 0.3 s of every command.
+        numbers, offset, size = (
+            np.from_dlpack(table[name].combine_chunks()) for name in ("sample", "offset", "size")
+        )
+        extensions = table["extension"].to_pylist()
         if told["origin"] != origin(shard):
             return None
         starts = np.searchsorted(numbers, np.arange(len(told["keys"]) + 1))

@@ -73,7 +73,7 @@ class Vocabulary:
 
     def entry(self, text: str) -> tuple[str, int] | None:
         """Return the class of a text and its entry's number in it; None where it is in no class."""
-        return self._places.get(_key(text.split()))
+        return self._places.get(_key(Words.of(text).words))
 
     def draw(self, kind: str, rng: np.random.Generator) -> tuple[int, str]:
         """Return an entry of a class, drawn by weight, as its number and one of its wordings."""

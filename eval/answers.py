@@ -36,6 +36,8 @@ from eval.result import Bars, Curve, Matrix, Part, Pictures, Result, Table, per_
 
 FEW = 60
 """Classes whose whole confusion matrix is drawn."""
+FEWEST = 5
+"""Images of a bin of the reliability diagram."""
 SHOWN = 24
 """Misses and confusions in the report."""
 
@@ -228,13 +230,14 @@ def several_labels(
 
 
 def _diagram(own: Confidence, fitted: Confidence) -> Curve:
-    """Return the reliability diagram: accuracy by confidence."""
+    """Return the reliability diagram: accuracy by confidence, of bins that say something."""
     series = {"calibrated": [(0.0, 0.0), (1.0, 1.0)]}
     for name, of in (("own probabilities", own), ("after temperature fitting", fitted)):
         series[name] = _points(reliability(of.confidence, of.correct))
-    return Curve("reliability", "Accuracy by confidence", series, "confidence")
+    title = f"Accuracy by confidence, of {FEWEST} images or more"
+    return Curve("reliability", title, series, "confidence")
 
 
 def _points(bins: Reliability) -> list[tuple[float, float]]:
-    points = zip(bins.confidence.tolist(), bins.accuracy.tolist(), strict=True)
-    return [(x, y) for x, y in points if x == x]
+    points = torch.stack([bins.confidence, bins.accuracy], 1)[bins.count >= FEWEST]
+    return [(x, y) for x, y in points.tolist()]

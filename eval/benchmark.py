@@ -155,7 +155,12 @@ def _finish(
     draws = {f"{key}/main": one.draws for key, one in scored.items() if one.draws is not None}
     if draws and len(draws) == len(scored):
         draws["main"] = torch.stack(list(draws.values())).mean(0)
-    intervals = {name: [*interval(values, figures[name])] for name, values in draws.items()}
+    num_images = {f"{key}/main": one.num_images for key, one in scored.items()}
+    num_images["main"] = sum(num_images.values())
+    intervals = {
+        name: [*interval(values, figures[name], num_images=num_images[name])]
+        for name, values in draws.items()
+    }
     missing = [member.key for member in members if member.key not in scored]
     summary = {
         "metrics": figures,

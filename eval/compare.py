@@ -6,7 +6,7 @@ training are noise as well. Two levels, so two parts of the variance: of the mea
 draws of the images, and of the figures between the runs, over the number of runs; Satterthwaite's
 degrees of freedom. A hierarchical bootstrap, which draws runs and then images, has the same parts
 but for the second, which drawing from R runs makes (R - 1) / R of what it is: with three runs of
-each model its 95 % intervals hold the truth in 88 of 100 simulated cases, these in 95
+each model its 95 % intervals hold the truth in 85 of 100 simulated cases, these in 95
 (`pytest -m slow tests/unit/test_compare.py`). What is tested at once is corrected by Holm.
 """
 

@@ -12,8 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
-from data_pipelines.encoded import EncodedSet, Only, encode_dataset
-from eval.kept import CAPTIONS, is_kept, read_captions, read_set, write_captions, write_set
+from data_pipelines.encoded import EncodedSet, Only, caption_of, encode_dataset
+from eval.kept import (
+    CAPTIONS,
+    is_kept,
+    open_folder,
+    read_captions,
+    read_set,
+    write_captions,
+    write_set,
+)
 from vlp.checkpoint import encoder_hash
 from vlp.console import say
 from vlp.encode import encode_texts
@@ -42,10 +50,15 @@ class Encode:
     """Samples encoded together."""
     folder: Path | None = None
     overwrite: bool = False
-    """Replace features of another model or dataset."""
+    """Begin the folder anew."""
 
     def __post_init__(self) -> None:
         assert not self.encoder.training, "dropout would blur the features"
+        if self.folder:
+            folder = self.folder
+            self.processes.from_first(
+                lambda: open_folder(folder, self._of_model, overwrite=self.overwrite)
+            )
 
     def dataset(
         self, dataset: Dataset, name: str = EVALUATED, *, pooled: bool = False, only: Only = None
@@ -124,8 +137,8 @@ class Encode:
     def _remembered(self, encoded: EncodedSet) -> EncodedSet:
         self._sets.append(encoded)
         if encoded.text.shape[1]:
-            firsts = (sample.text.partition("\n")[0] for sample in encoded.samples)
-            self._of_samples.update(zip(firsts, encoded.text, strict=True))
+            captions = (caption_of(of, encoded.dataset.has_lines) for of in encoded.samples)
+            self._of_samples.update(zip(captions, encoded.text, strict=True))
         return encoded
 
     @property
@@ -137,8 +150,6 @@ class Encode:
         self, place: Path, config: dict[str, Any], file: str, inputs: Sequence[Path] = ()
     ) -> bool:
         """Return on every process whether a folder holds what is asked for."""
-        if self.overwrite:
-            return False
         return self.processes.from_first(lambda: is_kept(place, config, file, inputs))
 
     @cached_property

@@ -1,9 +1,8 @@
 """Features on disk, for the next evaluation: refused where they are another's, or damaged.
 
-A folder is of one model and one dataset: ``image.npy``, ``text.npy`` and, where asked for,
-``image_pooled.npy`` and ``text_pooled.npy``, a row for each usable sample, and ``samples.parquet``;
-or of one model and all captions that evaluators had encoded, ``features.npy`` and
-``captions.json``.
+One folder is of one model. In it, each dataset has a folder: ``image.npy``, ``text.npy`` and, where
+asked for, ``image_pooled.npy`` and ``text_pooled.npy``, a row for each usable sample, and
+``samples.parquet``. ``captions`` has all that evaluators had encoded besides.
 """
 
 import json
@@ -23,13 +22,33 @@ from data_pipelines.encoded import EncodedSet
 from data_pipelines.faults import Faults
 from vlp.errors import UserError
 from vlp.manifest import MANIFEST, damage, seal
-from vlp.output import check_output, output_folder, read_record, write_json
+from vlp.output import (
+    check_output,
+    output_folder,
+    read_record,
+    remove_output,
+    write_json,
+    write_record,
+)
 from vlp.types import Sample
 
 COMMAND = "eval --features"
 KINDS = ("image", "text", "image_pooled", "text_pooled")
 SAMPLES, FAULTS = "samples.parquet", "faults.json"
 ROWS, CAPTIONS = "features.npy", "captions.json"
+
+
+def open_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> None:
+    """Make the folder that holds the others, and write down which model it is of.
+
+    Raises:
+        UserError: It holds features of another model, or what no command wrote.
+    """
+    check_output(folder, COMMAND, config, overwrite=overwrite)
+    if overwrite:
+        remove_output(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, COMMAND, config)
 
 
 def is_kept(folder: Path, config: dict[str, Any], name: str, inputs: Sequence[Path] = ()) -> bool:

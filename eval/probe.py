@@ -164,5 +164,32 @@ def draw_shots(
     return torch.cat(learnt), torch.cat(chosen_by)
 
 
+def split_off(
+    labels: Int64[Tensor, "rows"],
+) -> tuple[Int64[Tensor, "learnt"], Int64[Tensor, "validation"]]:
+    """Return four fifths of each class to learn from and one to choose by, drawn at random.
+
+    A single row of a class is learnt from.
+
+    Raises:
+        UserError: No class has two rows.
+    """
+    generator = torch.Generator().manual_seed(0)
+    learnt, chosen_by = [], []
+    for own in torch.unique(labels).tolist():
+        rows = (labels == own).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        size = min(len(rows) - 1, max(1, len(rows) // 5))
+        learnt.append(rows[size:])
+        chosen_by.append(rows[:size])
+    learnt, chosen_by = torch.cat(learnt), torch.cat(chosen_by)
+    if not len(chosen_by):
+        raise UserError(
+            "linear_probe has one training image of each class, and needs two: one to choose the "
+            "strength by. Give more."
+        )
+    return learnt, chosen_by
+
+
 def _leaf(values: Tensor) -> Tensor:
     return values.detach().clone().requires_grad_(True)

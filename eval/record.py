@@ -60,7 +60,12 @@ def summarise(found: Evaluation, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``metrics.json`` holds: figures, intervals, and all that they may depend on."""
     figures = found.figures
     intervals = {
-        name: interval(found.replicates[name], figures[name], within=result.range_of(name))
+        name: interval(
+            found.replicates[name],
+            figures[name],
+            num_images=result.num_images or len(found.encoded.samples),
+            within=result.range_of(name),
+        )
         for result in found.results.values()
         for name in result.figures
         if name in found.replicates

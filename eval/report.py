@@ -1,8 +1,8 @@
 """The report of an evaluation: one page without network, and a table for a paper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -16,7 +16,15 @@ from vlp.report import beside, folded, gallery, number, page, plot, section, tab
 
 MAIN = ("acc@1", "mean_recall@1", "mean_average_precision", "accuracy", "best_acc@1")
 """Figures that are seen first."""
-SHOWN_BARS = 40
+CHANCE = {
+    "recall@1": "chance@1",
+    "acc@1": "chance",
+    "mean_per_class_recall": "chance",
+    "mean_average_precision": "chance",
+    "accuracy": "chance",
+}
+"""The figure beside each that says what a guess would get."""
+SHOWN_BARS = 24
 """Of more classes, the best and the worst are shown."""
 NOTE = (
     "Intervals hold 95 % of {draws} draws of the images, each with all its captions. They cover "
@@ -24,22 +32,51 @@ NOTE = (
 )
 
 
+class Row(NamedTuple):
+    """A figure as tables show it; "" where there is no interval, or nothing to guess."""
+
+    figure: str
+    value: float
+    low: float | str
+    high: float | str
+    chance: float | str
+
+    @property
+    def between(self) -> str:
+        """The interval in words."""
+        return "" if self.low == "" else f"{number(self.low)} to {number(self.high)}"
+
+
+def rows_of(summary: Mapping[str, Any]) -> list[Row]:
+    """Return each figure with its interval and what a guess would get."""
+    figures, found = summary["metrics"], []
+    for name, value in figures.items():
+        folder, _, last = name.rpartition("/")
+        if last not in CHANCE.values():
+            chance = figures.get(f"{folder}/{CHANCE.get(last)}", "")
+            low, high = summary["intervals"].get(name, ("", ""))
+            found.append(Row(name, value, low, high, chance))
+    return found
+
+
 def report(
     encoded: EncodedSet, results: Mapping[str, Result], summary: Mapping[str, Any]
 ) -> Markup:
     """Return the page of an evaluation: figures, what each evaluator draws, and how it was made."""
-    figures = summary["metrics"]
-    first = {name: value for name, value in figures.items() if name.rpartition("/")[2] in MAIN}
-    parts = [section(name, _drawn(result, encoded), id=name) for name, result in results.items()]
+    rows = rows_of(summary)
+    parts = [
+        section(
+            name,
+            _drawn(result, encoded),
+            _figures(name, [row for row in rows if row.figure in result.figures]),
+            note=summary["tasks_ask"].get(name, ""),
+            id=name,
+        )
+        for name, result in results.items()
+    ]
     return page(
         f"Evaluation of {summary['model']}",
-        section("Main figures", tiles(first), id="main"),
-        section(
-            "All figures",
-            table(("figure", "value", "from", "to"), _rows(summary)),
-            note=NOTE.format(draws=summary["draws"]),
-            id="figures",
-        ),
+        section("Main figures", _main(rows), note=NOTE.format(draws=summary["draws"]), id="main"),
         *parts,
         section("How it was made", *_made(summary), id="made"),
         subtitle=f"{summary['samples']} samples of {summary['dataset']}, {summary['evaluated']}",
@@ -51,20 +88,31 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     lines = [
         f"`{summary['model']}` on `{summary['dataset']}`, {summary['samples']} images",
         "",
-        "| figure | value | 95 % interval |",
-        "|---|---:|---:|",
+        "| figure | value | 95 % interval | chance |",
+        "|---|---:|---:|---:|",
     ]
-    for name, value, low, high in _rows(summary):
-        between = "" if low == "" else f"{number(low)} to {number(high)}"
-        lines.append(f"| {name} | {number(value)} | {between} |")
+    for row in rows_of(summary):
+        told = f"{number(row.value)} | {row.between} | {number(row.chance)}"
+        lines.append(f"| {row.figure} | {told} |")
     return "\n".join(lines) + "\n"
 
 
-def _rows(summary: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    return [
-        (name, value, *summary["intervals"].get(name, ("", "")))
-        for name, value in summary["metrics"].items()
-    ]
+def _main(rows: Sequence[Row]) -> Markup:
+    """Return the figures that are seen first, over what they lie between."""
+    shown = {}
+    for row in rows:
+        if row.figure.rpartition("/")[2] in MAIN and row.figure.count("/") == 1:
+            told = [row.figure, row.between, f"chance {number(row.chance)}" if row.chance else ""]
+            shown[", ".join(filter(None, told))] = row.value
+    return tiles(shown)
+
+
+def _figures(name: str, rows: Sequence[Row]) -> Markup:
+    """Return all figures of an evaluator, without its name before them."""
+    cells = [(row.figure.removeprefix(f"{name}/"), *row[1:]) for row in rows]
+    columns = ("figure", "value", "from", "to", "chance")
+    found = folded(f"All {len(rows)} figures", table(columns, cells))
+    return Markup('<div id="{}/figures">{}</div>').format(name, found)
 
 
 def _drawn(result: Result, encoded: EncodedSet) -> Markup:

@@ -12,6 +12,7 @@ from eval.bootstrap import DRAWS, SEED, replicate
 from eval.features import Encode
 from eval.open_dataset import open_dataset
 from eval.record import Evaluation, summarise, write_evaluation
+from eval.report import rows_of
 from eval.result import Result
 from vlp import spec
 from vlp.checkpoint import encoder_hash, load_encoder, paths_of
@@ -21,15 +22,7 @@ from vlp.encoder import DualEncoder
 from vlp.errors import UserError
 from vlp.output import check_output
 from vlp.processes import Processes, joined
-
-CHANCE = {
-    "recall@1": "chance@1",
-    "acc@1": "chance",
-    "mean_per_class_recall": "chance",
-    "mean_average_precision": "chance",
-    "accuracy": "chance",
-}
-"""The figure beside each that says what a guess would get."""
+from vlp.report import number
 
 
 @runtime_checkable
@@ -141,7 +134,8 @@ def run_tasks(
     for result in results.values():
         replicates |= replicate(result, len(encoded.samples), draws=how.draws, seed=how.seed)
     seconds["intervals"] = time.perf_counter() - start
-    return Evaluation(encoded, results, seconds, encode.about(dataset), replicates)
+    about = encode.about(dataset) | {"tasks_ask": {e.name: _first_line(e) for e in evaluators}}
+    return Evaluation(encoded, results, seconds, about, replicates)
 
 
 def build_evaluators(tasks: Sequence[str]) -> list[Evaluator]:
@@ -191,14 +185,7 @@ def needs_pooled(evaluators: Sequence[Evaluator]) -> bool:
 
 def show_evaluation(summary: Mapping[str, Any]) -> None:
     """Print each figure beside its interval and what a guess would get."""
-    figures, rows = summary["metrics"], []
-    for name, value in figures.items():
-        folder, _, last = name.rpartition("/")
-        if last not in CHANCE.values():
-            chance = figures.get(f"{folder}/{CHANCE.get(last)}")
-            bounds = summary["intervals"].get(name)
-            between = "" if bounds is None else f"{bounds[0]:.4g} to {bounds[1]:.4g}"
-            rows.append((name, _short(value), between, "" if chance is None else _short(chance)))
+    rows = [(of.figure, number(of.value), of.between, number(of.chance)) for of in rows_of(summary)]
     show_table(("metric", "value", "95 % interval", "chance"), rows)
     total = sum(summary["seconds"].values())
     say(f"{summary['samples']} samples of {summary['dataset']} in {total:.1f} s.")
@@ -206,5 +193,6 @@ def show_evaluation(summary: Mapping[str, Any]) -> None:
         say(f"Left out {found['count']}: {reason}, such as {found['examples'][0]}.")
 
 
-def _short(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+def _first_line(evaluator: Evaluator) -> str:
+    """Return what an evaluator asks."""
+    return (type(evaluator).__doc__ or "").partition("\n")[0]

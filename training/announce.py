@@ -96,10 +96,10 @@ def _amount(plan: Plan) -> str:
 def _announce_mined(config: TrainConfig, parts: Parts, state: TrainState) -> None:
     """Say how much of a batch is hard, and whether any false negatives meet."""
     met = num_met(parts.loader, state)
-    apart = f"{met} samples of this epoch meet one that they should not: more are alike than there "
+    told = f"{met} samples of this epoch meet" if met else "no samples meet"
     say(
-        f"Hard batches: {config.data.hard} of each is alike, by {config.data.mined}; "
-        f"{apart + 'are batches' if met else 'no false negatives meet'}."
+        f"Hard batches: {config.data.hard} of each is alike, by {config.data.mined}; {told} that "
+        f"should be kept apart."
     )
 
 

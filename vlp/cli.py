@@ -23,7 +23,7 @@ from vlp.errors import NO_ROOM, Stopped, UserError, nearest, said_by_first_proce
 DOORS = ("data_pipelines", "training", "eval", "vlp")
 ORDER = (
     *("quickstart", "inspect", "pack", "filter", "train", "eval"),
-    *("export", "embed", "index", "search", "classify"),
+    *("export", "embed", "index", "search", "classify", "serve"),
 )
 
 

@@ -164,3 +164,38 @@ def export(
     return run(
         model, out, to=to, average=average, weights=weights, alpha=alpha, overwrite=overwrite
     )
+
+
+def serve(
+    index: Path,
+    /,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    model: str | None = None,
+    remember: int = 10_000,
+    concurrent: int = 64,
+    timeout: float = 30.0,
+    max_megapixels: float = 50.0,
+) -> None:
+    """Search and classify in a browser and over HTTP, on this machine or with a token on others.
+
+    Args:
+        index: Folder that ``vlp index`` wrote.
+        host: Address to listen at; 0.0.0.0 lets others in, who must bring the token.
+        port: 0 takes any that is free.
+        token: What requests must bring; VLP_TOKEN is read, too. Without one, none is asked for on
+            this machine, and one is made and printed where others reach it.
+        model: The model that made the features, where it has moved since.
+        remember: Texts whose features are kept; 0 encodes every text anew.
+        concurrent: Requests at work or waiting; more are told to try again (429).
+        timeout: Seconds that a request may take.
+        max_megapixels: Largest picture that may be sent.
+    """
+    from vlp.serve.limits import Limits
+    from vlp.serve.server import serve as run
+
+    limits = Limits(
+        concurrent=concurrent, seconds=timeout, pixels=round(1_000_000 * max_megapixels)
+    )
+    run(index, host=host, port=port, token=token, model=model, remembered=remember, limits=limits)

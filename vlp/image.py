@@ -28,11 +28,16 @@ class ImageError(Exception):
     """An image that cannot be read; the message says why, in few words."""
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, *, least_side: int | None = None) -> Image.Image:
     """Return the first frame as upright RGB.
 
     EXIF orientation is applied, transparency is laid on white, grey of 12 or 16 bits is scaled to
     8. Grey of 32 bits is refused: no header says which of its values is white.
+
+    Args:
+        data: An encoded picture.
+        least_side: Pixels that both sides must keep: a larger JPEG is decoded at 1/2, 1/4 or 1/8
+            of its size, in so much less time. None: as it is.
 
     Raises:
         ImageError: The bytes are no picture, end early, hold more than ``MAX_PIXELS``, or have
@@ -45,6 +50,8 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             check_size(*image.size)
+            if least_side:
+                image.draft(None, (least_side, least_side))  # JPEG's alone
             image.load()
             return _rgb(ImageOps.exif_transpose(_eight_bit(image)))
     except Image.UnidentifiedImageError:

@@ -7,6 +7,7 @@ from its epoch, and the later one does not meet the earlier.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ from jaxtyping import Bool, Int32, Int64
 
 from data_pipelines.mining.conflicts import Conflicts
 
+PASSES = 4
+"""Times that is tried to part those that meet: exchanges open ways for others."""
 TRIES = 32
-"""Entries that a conflicting one might change places with, before it stays where it is."""
+"""Entries drawn that a conflicting one might change places with, before all are looked at."""
 
 
 class Span(NamedTuple):
@@ -84,7 +87,10 @@ def arranged(
     order = entries[np.lexsort((rank[entries], batch[entries]))].astype(np.int32)
     place = np.full(len(batch), -1, np.int32)
     place[order] = np.arange(len(order))
-    _Exchange(conflicts, piece, batch, is_filler, order, place, size, rng).part(rank)
+    exchange = _Exchange(conflicts, piece, batch, is_filler, order, place, size, rng)
+    for _ in range(PASSES):
+        if not exchange.part(rank):
+            break
     return order
 
 
@@ -103,8 +109,12 @@ class _Exchange:
     """Of a batch."""
     rng: np.random.Generator
 
-    def part(self, rank: Int64[np.ndarray, "entries"]) -> None:
-        """Move those that meet one of a lower rank; one that no batch can take stays."""
+    def part(self, rank: Int64[np.ndarray, "entries"]) -> int:
+        """Move those that meet one of a lower rank; return how many have to stay.
+
+        No batch can take these: one that has none of theirs has nobody who can come in exchange.
+        """
+        stayed = 0
         for entry in self.conflicts.met(self.batch, rank).tolist():
             here = self.batch[entry]
             taken = self.batch[self.conflicts.of(entry)]
@@ -112,12 +122,13 @@ class _Exchange:
                 continue  # itself: who it met has moved
             is_open = np.ones(len(self.order) // self.size, bool)
             is_open[taken[taken >= 0]] = False
-            if not is_open.any():
-                continue
-            for other in self._candidates(entry, is_open):
+            stayed += 1
+            for other in chain(self._candidates(entry, is_open), self._fitting(entry, is_open)):
                 if not (self.batch[self.conflicts.of(other)] == here).any():
                     self._swap(entry, other)
+                    stayed -= 1
                     break
+        return stayed
 
     def _candidates(self, entry: int, is_open: Bool[np.ndarray, "batches"]) -> Iterator[int]:
         """Yield fillers of batches that could take an entry, at first of its own piece.
@@ -131,11 +142,31 @@ class _Exchange:
             alike = alike[self.is_filler[alike] & (self.batch[alike] >= 0)]
             yield from alike[is_open[self.batch[alike]]].tolist()
         open_batches = np.flatnonzero(is_open)
+        if not len(open_batches):
+            return
         for there in open_batches[self.rng.integers(len(open_batches), size=TRIES)].tolist():
-            members = self.order[there * self.size : (there + 1) * self.size]
+            members = self._members(there)
             fillers = members[self.is_filler[members]]
             some = fillers if len(fillers) else members
             yield int(some[self.rng.integers(len(some))])
+
+    def _fitting(self, entry: int, is_open: Bool[np.ndarray, "batches"]) -> Iterator[int]:
+        """Yield one of all that could take an entry's place and give it theirs, if there is any."""
+        if not is_open.any():
+            return
+        members = self._members(int(self.batch[entry]))
+        is_fit = np.zeros(len(self.batch), bool)
+        is_fit[self.order[np.repeat(is_open, self.size)]] = True
+        for member in members[members != entry].tolist():
+            is_fit[self.conflicts.of(member)] = False
+        found = np.flatnonzero(is_fit)
+        fillers = found[self.is_filler[found]]
+        some = fillers if len(fillers) else found
+        if len(some):
+            yield int(some[self.rng.integers(len(some))])
+
+    def _members(self, batch: int) -> Int32[np.ndarray, "size"]:
+        return self.order[batch * self.size : (batch + 1) * self.size]
 
     def _swap(self, one: int, other: int) -> None:
         for values in (self.batch, self.is_filler, self.place):

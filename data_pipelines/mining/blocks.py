@@ -50,7 +50,8 @@ def deal_clusters(
     shares = _share_out(np.bincount(piece), quotas, rng)
     parts = np.bincount([share.piece for share in shares], minlength=piece.max() + 1)
     # More of a group than its cluster has parts cannot all be hard without meeting.
-    own, piece = (values[_number_in(piece, group[own]) < parts[piece]] for values in (own, piece))
+    may_be_hard = _number_in(piece, group[own]) < parts[piece]
+    own, piece = own[may_be_hard], piece[may_be_hard]
     lots, tie = rng.random(int(component.max()) + 1), rng.random(len(own))
     order = np.lexsort((tie, group[own], component[own], lots[component[own]]))
     return _deal(own[order], piece[order], shares, len(cluster))

@@ -8,8 +8,9 @@ from jaxtyping import Float32, Int32
 from vlp.index import BLOCK, Matrix, assign, kmeans, neighbours
 
 POINTS = 64
-"""Samples that k-means learns a centroid from, on average, but of at least so many in all:"""
+"""Samples that k-means learns a centroid from, on average."""
 LEAST_POINTS = 100_000
+"""Samples that it learns all of them from, at least, where there are as many."""
 CHOICES = 16
 """Nearest centroids that a sample asks for room, before it asks only those that have some."""
 

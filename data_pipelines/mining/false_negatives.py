@@ -42,7 +42,7 @@ def false_negatives(
         one, other = tile.left[one], tile.right[other]
         low, high = np.minimum(one, other), np.maximum(one, other)
         found.append((low * np.int64(len(left)) + high)[low < high])
-        if len(found) > 256:
+        if len(found) > 256 or sum(map(len, found)) > most:
             found = [np.unique(np.concatenate(found))]
         if sum(map(len, found)) > most:
             raise UserError(

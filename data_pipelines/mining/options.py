@@ -101,8 +101,7 @@ class MineOptions:
 
     def num_clusters(self, count: int) -> int:
         """Return the number of clusters of so many samples."""
-        wanted = self.clusters or round(count / (BATCHES * self.batch_size))
-        return min(count, max(1, wanted))
+        return self.clusters or max(1, round(count / (BATCHES * self.batch_size)))
 
     @property
     def bounds(self) -> list[Bound]:

@@ -36,7 +36,8 @@ class Survey:
     sizes: Int64[np.ndarray, "clusters"]
     """Of the clusters; of neighbours none."""
     epoch: dict[str, Any]
-    """Batch size and share, and how many samples meet one that they may not."""
+    """Batch size and share, what share of a hard part its largest cluster has, and how many samples
+    meet one that they may not."""
     kind: str
     """What the cosines are between."""
     edges: Float32[np.ndarray, "edges"]
@@ -82,6 +83,7 @@ def survey(mined: Mined, pool: Pool, row: MinedRow, *, seed: int) -> Survey:
             "batch_size": row.batch_size,
             "share": row.share.at(0),
             "batches": row.span(0).num_batches,
+            "alike": _alike(mined, hard),
             "meet": row.arrangement(0).met,
         },
         kind=kind,
@@ -129,6 +131,12 @@ def _hard_parts(row: MinedRow, rng: np.random.Generator) -> list[Int64[np.ndarra
     samples = row.sample[parts].astype(np.int64)
     found = [part[row.mined.cluster[part] >= 0] for part in samples]
     return [part for part in found if len(part) > 1]
+
+
+def _alike(mined: Mined, hard: list[Int64[np.ndarray, "_"]]) -> float | None:
+    if mined.neighbours.shape[1] or not hard:
+        return None
+    return float(np.mean([np.bincount(mined.cluster[part]).max() / len(part) for part in hard]))
 
 
 def _negatives(pool: Pool, part: Int64[np.ndarray, "part"]) -> Float32[np.ndarray, "part others"]:

@@ -16,7 +16,7 @@ from eval.evaluators.zero_shot import Labelled, ZeroShot
 from eval.features import Encode
 from eval.metrics import class_ranks, mean_per_class_recall
 from eval.open_dataset import open_dataset
-from eval.probe import Probe, draw_shots, fit_probe, sweep_strength
+from eval.probe import Probe, draw_shots, fit_probe, split_off, sweep_strength
 from eval.result import Curve, Result, named, per_image, places_of
 from vlp.errors import UserError
 
@@ -211,7 +211,7 @@ def _deviations(right: dict[int, Tensor], images: Tensor) -> dict[str, float]:
 
 def _on_all(train: Part, test: Part, num_classes: int) -> tuple[dict[str, float], Tensor]:
     """Return figures of the probe on all training images, and the rank of each test image."""
-    learnt, chosen_by = _split(train.labels)
+    learnt, chosen_by = split_off(train.labels)
     last: list[Probe] = []
 
     def fit(strength: float) -> Probe:
@@ -249,25 +249,6 @@ def _on_few(
     held_out = Part(train.rows[chosen_by], train.labels[chosen_by])
     sweep = sweep_strength(fit, lambda probe: _accuracy(held_out, probe))
     return _ranks(test, fit(sweep.strength)) == 1
-
-
-def _split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return four fifths and one fifth of each class, drawn at random; a single image learns."""
-    generator = torch.Generator().manual_seed(0)
-    learnt, chosen_by = [], []
-    for own in torch.unique(labels).tolist():
-        rows = (labels == own).nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        size = min(len(rows) - 1, max(1, len(rows) // 5))
-        learnt.append(rows[size:])
-        chosen_by.append(rows[:size])
-    learnt, chosen_by = torch.cat(learnt), torch.cat(chosen_by)
-    if not len(chosen_by):
-        raise UserError(
-            "linear_probe has one training image of each class, and needs two: one to choose the "
-            "strength by. Give more."
-        )
-    return learnt, chosen_by
 
 
 def _ranks(part: Part, probe: Probe) -> Int64[Tensor, "rows"]:

@@ -87,15 +87,14 @@ class Matryoshka:
             for name, of in means.items():
                 curve = {m: mean_of(PerImage(*(x[drawn] for x in mean))) for m, mean in of.items()}
                 found[f"{name}_area"] = area_by_octave(curve)
-                found[f"{name}_shortest"] = float(shortest_enough(curve))
             return found
 
         figures |= {name: mean_of(of) for name, of in per.items()}
         figures |= resample(torch.arange(len(encoded.image)))
+        figures |= {f"{name}_shortest": float(shortest_enough(of)) for name, of in curves.items()}
         series = {name: [(float(m), v) for m, v in of.items()] for name, of in curves.items()}
         part = Curve("prefixes", "Figures of prefixes of the features", series, "prefix length")
-        ranges = {"*_shortest": (float(lengths[0]), float(lengths[-1]))}
-        return named(self.name, Result(figures, per, resample, (part,), ranges=ranges))
+        return named(self.name, Result(figures, per, resample, (part,)))
 
     @cached_property
     def _tasks(self) -> list[Any]:

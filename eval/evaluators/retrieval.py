@@ -15,7 +15,7 @@ from data_pipelines.encoded import EncodedSet
 from eval.features import Encode
 from eval.metrics import chance_recall_at_1, weighted_median
 from eval.ranking import Pairs, drawn_others, match_auc, match_ranks
-from eval.result import Histogram, Part, PerImage, Pictures, Result, mean_of, named
+from eval.result import Curve, Histogram, Part, PerImage, Pictures, Result, mean_of, named
 from vlp.errors import UserError
 
 WAYS = ("image_to_text", "text_to_image")
@@ -23,6 +23,8 @@ SHOWN = 24
 """Misses in the report."""
 DRAWN = 50_000
 """Similarities in the report's histogram, of each kind."""
+DEEPEST = 100
+"""Depth of the report's curve."""
 NO_CAPTIONS = "{name} needs captions, and no sample has one. Give another task."
 
 
@@ -109,7 +111,7 @@ class Retrieval:
             return self._sums(again) | {name: of(counts) for name, of in medians.items()}
 
         figures |= resample(torch.arange(num_images))
-        parts = (_histogram(pairs), _misses(image, texts, both[WAYS[0]]))
+        parts = (_histogram(pairs), _by_depth(both), _misses(image, texts, both[WAYS[0]]))
         ranges = {"*/median_rank": (1.0, inf), "rsum": (0.0, 200.0 * len(self._depths))}
         return named(self.name, Result(figures, means, resample, parts, ranges=ranges))
 
@@ -233,6 +235,17 @@ def _histogram(pairs: Pairs) -> Part:
     others = [similarity[:, 0] for _, similarity, _ in drawn_others(pairs, each)]
     some |= {"of other pairs": torch.cat(others)} if sum(map(len, others)) else {}
     return Histogram("similarities", "Similarities", some, "cosine")
+
+
+def _by_depth(both: dict[str, Tensor]) -> Part:
+    """Return the recall at every depth up to a hundred."""
+    series = {}
+    for way, ranks in both.items():
+        depth = min(DEEPEST, len(both[other(way)]))
+        hits = torch.bincount(ranks.clamp(max=depth + 1), minlength=depth + 2)[1 : depth + 1]
+        shares = hits.cumsum(0) / (ranks > 0).sum()
+        series[way.replace("_", " ")] = list(enumerate(shares.tolist(), 1))
+    return Curve("depth", "Recall by depth", series, "items looked at")
 
 
 def _misses(image: Tensor, texts: Texts, ranks: Tensor) -> Part:

@@ -1,14 +1,16 @@
 """Time and memory of mining a million samples, from features on disk to the plan of an epoch.
 
-    python tests/benchmarks/mine.py FOLDER [--samples 1000000] [--dim 512] [--neighbours 0]
+    OMP_NUM_THREADS=2 python tests/benchmarks/mine.py FOLDER   # clusters; or --neighbours 3
+    python tests/benchmarks/mine.py --quick                    # 5,000 x 32: does it run?
 
-FOLDER gets the features: fp16, of random directions around as many centres as a web set has topics,
-with a near-duplicate for one in fifty. What is measured is one process, from opening the features
-to the plan on disk, then to the order of one epoch; keys and captions are not read.
+FOLDER gets the features, 2 GB: fp16, of random directions around as many centres as a web set has
+topics, with a near-duplicate for one in fifty. What is measured is one process, from opening the
+features to the plan on disk, then to the order of one epoch; keys and captions are not read.
 """
 
 import argparse
 import resource
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,13 +35,23 @@ BATCH_SIZE = 1024
 def main() -> None:
     """Draw features where there are none, mine them, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--neighbours", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="5,000 samples of 32 numbers")
     told = parser.parse_args()
-    if not (told.folder / "img_emb").is_dir():
-        draw(told.folder, told.samples, told.dim)
+    if told.quick:
+        told.samples, told.dim = 5000, 32
+    with tempfile.TemporaryDirectory() as drawn:
+        told.folder = told.folder or Path(drawn)
+        if not (told.folder / "img_emb").is_dir():
+            draw(told.folder, told.samples, told.dim)
+        measure(told)
+
+
+def measure(told: argparse.Namespace) -> None:
+    """Mine what lies in a folder, arrange an epoch, and print what that took."""
     start = time.perf_counter()
     features = {kind: stack(told.folder, kind) for kind in ("image", "text")}
     rows, own = len(features["image"]), np.arange(len(features["image"]))

@@ -26,6 +26,7 @@ RUNS |= {
     "filters": ["filters", "--quick", "--only", "planted"],
     "filters, memory": ["filters", "--quick", "--only", "reduced"],
     "filters, speed": ["filters", "--quick", "--only", "speed"],
+    "hard_negatives": ["hard_negatives", "OUT", "--quick", "--seeds", "0", "1"],
     "loader": ["loader", "PHOTOGRAPHS", "--quick"],
     "embed": ["embed", "PHOTOGRAPHS", "--quick"],
     "emoji": ["emoji", "EMOJI", "OUT", *SHORT],

@@ -44,7 +44,7 @@ PARTS = (
         "zero_shot/groups",
         "geometry/map",
     ),
-    *("matryoshka/prefixes", "main", "figures", "made"),
+    *("matryoshka/prefixes", "main", "retrieval/figures", "made"),
 )
 CHROMIUM = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -194,10 +194,17 @@ def test_features_of_another_model_or_dataset_and_damaged_ones_are_refused(
     (tmp_path / "dataset_type.txt").write_text("retrieval")
     with pytest.raises(UserError, match="has_lines was False, is True"):
         evaluate(str(model), str(tmp_path / "shards"), tasks=["retrieval"], how=how)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("of a person")
+    with pytest.raises(UserError, match="holds files that no vlp command wrote"):
+        evaluate(str(model), shards, tasks=["retrieval"], how=How(features=tmp_path / "mine"))
     path = tmp_path / "features" / "evaluated" / "image.npy"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(UserError, match=r"damaged: image\.npy is not as it was written"):
         evaluate(str(model), shards, tasks=["retrieval"], how=how)
+    anew = replace(how, overwrite=True)
+    assert evaluate(str(other), shards, tasks=["retrieval"], how=anew)
+    assert evaluate(str(other), shards, tasks=["retrieval"], how=how)
 
 
 def test_features_that_are_nan_end_in_one_line(model, evaluated, tmp_path, capsys):

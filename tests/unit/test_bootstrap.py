@@ -54,18 +54,27 @@ def test_a_95_percent_interval_holds_the_truth_about_19_times_in_20():
     for trial in range(100):
         right = (torch.rand(100, generator=generator) < 0.3).double()
         result = Result({"acc": right.mean().item()}, {"acc": per_image(right, num_images=100)})
-        low, high = interval(
-            replicate(result, 100, draws=100, seed=trial)["acc"], right.mean().item()
-        )
+        draws = replicate(result, 100, draws=100, seed=trial)["acc"]
+        low, high = interval(draws, right.mean().item(), num_images=100)
         held += low <= 0.3 <= high
     assert 86 <= held <= 99
 
 
 def test_an_interval_lies_around_its_figure_although_draws_are_biased():
     draws = torch.linspace(2, 3, 101, dtype=torch.float64)
-    assert interval(draws, 1.0, within=(0, 2)) == pytest.approx((0.525, 1.475))
-    assert interval(draws, 1.0) == pytest.approx((0.525, 1))  # of a figure that is 1 at most
-    assert all(bound != bound for bound in interval(draws * torch.nan, 1.0))
+    assert interval(draws, 1.0, num_images=9, within=(0, 2)) == pytest.approx((0.525, 1.475))
+    assert interval(draws, 1.0, num_images=9) == pytest.approx(
+        (0.525, 1)
+    )  # of a figure that is 1 at most
+    assert all(bound != bound for bound in interval(draws * torch.nan, 1.0, num_images=9))
+
+
+def test_no_hit_among_n_images_does_not_mean_that_there_is_none():
+    none, all_of_them = torch.zeros(50).double(), torch.ones(50).double()
+    least = 1 - 0.025 ** (1 / 100)  # Clopper and Pearson's
+    assert interval(none, 0.0, num_images=100) == pytest.approx((0, least))
+    assert interval(all_of_them, 1.0, num_images=100) == pytest.approx((1 - least, 1))
+    assert interval(none + 0.5, 0.5, num_images=100) == (0.5, 0.5)
 
 
 def test_captions_of_an_image_count_together():

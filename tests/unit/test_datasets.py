@@ -17,6 +17,7 @@ from tests_support import COLOURS, picture
 from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import encode_dataset
 from data_pipelines.faults import SampleFault
+from eval.benchmark import read_preset
 from eval.open_dataset import open_dataset
 from eval.prompts import class_of_samples, classes_of, classes_of_samples
 from vlp.errors import UserError
@@ -276,6 +277,35 @@ def test_what_cannot_be_a_dataset_is_told_in_a_line(tmp_path):
     for name, message in cases.items():
         with pytest.raises(UserError, match=message):
             open_dataset(name)
+
+
+def test_what_torchvision_labels_by_more_than_a_class_is_told_in_a_line(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    (root / "JPEGImages" / "a.jpg").write_bytes(picture("red"))
+    (root / "Annotations" / "a.xml").write_text("<annotation><object></object></annotation>")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    with pytest.raises(UserError, match="VOCDetection are no pictures with a class or captions"):
+        open_dataset(f"torchvision:VOCDetection:{tmp_path}")
+
+
+def test_an_arrow_file_of_datacomps_cache_is_a_dataset_with_lines(tmp_path):
+    rows = [
+        {"image": {"bytes": picture(colour), "path": None}, "caption": [f"a {colour}", "a thing"]}
+        for colour in ("red", "green")
+    ]
+    kept = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    place = tmp_path / "hf_cache" / "nlphuji___flickr_1k_test_image_text_retrieval" / "x"
+    kept.save_to_disk(str(place))
+    (file,) = place.glob("*.arrow")
+    file = file.rename(place / "flickr_1k_test_image_text_retrieval-test.arrow")
+    dataset = open_dataset(str(file))
+    assert dataset.has_lines
+    assert dataset.read(1).text == "a green\na thing"
+    assert decode(dataset.read(1).image).size == decode(picture("green")).size
+    member = next(m for m in read_preset("datacomp38") if m.key == "retrieval/flickr30k")
+    assert member.find(tmp_path) == file
 
 
 def test_an_empty_class_and_names_of_other_classes_are_told(tmp_path):

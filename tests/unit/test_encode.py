@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from encoded_support import sample, written
 
 from eval.features import Encode
 from vlp.encode import encode_captions, encode_texts
@@ -29,6 +30,22 @@ def test_one_door_encodes_a_caption_once(encoder):
     assert seen == [len(set(CAPTIONS)), 1]
     assert torch.equal(again[:-1], first)
     assert torch.equal(first, encode_texts(encoder, CAPTIONS))
+
+
+def test_captions_that_a_set_has_are_not_encoded_again_and_their_lines_are_others(
+    encoder, tmp_path
+):
+    texts = ["a red circle", "a dog\nin the sea", "a dog"]
+    dataset = written(tmp_path / "shards", [sample(i, text) for i, text in enumerate(texts)])
+    encode, seen = Encode(encoder), []
+    encode.dataset(dataset)
+    handle = encoder.text.register_forward_hook(lambda *found: seen.append(len(found[2])))
+    found = encode.texts([*texts, "in the sea"])
+    handle.remove()
+    assert seen == [1]
+    torch.testing.assert_close(
+        found, encode_texts(encoder, [*texts, "in the sea"]), atol=1e-6, rtol=0
+    )
 
 
 def test_a_batch_is_as_long_as_the_longest_of_its_captions(encoder):

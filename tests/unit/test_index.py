@@ -179,6 +179,10 @@ def table(tmp_path):
         (["safe=true"], [0]),
         (["safe=false"], [1]),
         (["mixed=3"], [1]),
+        (['language=["en", "de"]'], [0, 1]),
+        (["width=[100, 2000]", "width>100"], [2]),
+        (["safe=[true, false]"], [0, 1]),
+        (["language=[]"], []),
         ([], [0, 1, 2, 3]),
     ],
 )

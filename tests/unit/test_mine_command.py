@@ -102,7 +102,13 @@ def test_the_report_tells_and_shows_what_was_taken_and_what_was_spared(shards, t
     report = json.loads((tmp_path / "hard" / "report.json").read_text())
     assert {**report, "out": told["out"]} == told
     assert report["pairs_apart"] > 10
-    assert report["epoch"] == {"batch_size": 16, "share": 0.5, "batches": 4, "meet": 0}
+    assert report["epoch"] == {
+        "batch_size": 16,
+        "share": 0.5,
+        "batches": 4,
+        "alike": None,
+        "meet": 0,
+    }
     cosines = report["cosines"]
     assert sum(cosines["hard negatives"]) == 4 * 8 * 7
     assert cosines["hardest of each, hard, mean"] > cosines["hardest of each, random, mean"]
@@ -123,6 +129,7 @@ def test_the_report_tells_and_shows_what_was_taken_and_what_was_spared(shards, t
         ({"neighbours": 3, "clusters": 4}, "either --neighbours or --clusters"),
         ({"cap": 0.5}, "--cap is 0.5. Write a factor from 1"),
         ({"apart": ["captions:0.9"]}, "Cannot read the bound 'captions:0.9'"),
+        ({"clusters": 65}, "65 clusters of 64 features: ask for 1 to 64"),
         ({"clusters": 0}, "--clusters is 0. Write 1 or more"),
         ({"neighbours": 65}, "--neighbours is 65. Write 1 to 64"),
         ({"keep": "nothing.npy"}, "Cannot read the keep-list nothing.npy"),
@@ -142,5 +149,10 @@ def test_features_of_other_samples_or_of_one_kind_are_refused(shards, tmp_path):
     (tmp_path / "features" / "text_emb" / "text_emb_0.npy").unlink()
     with pytest.raises(UserError, match=r"holds no features of texts"):
         mine(tmp_path / "features", shards, tmp_path / "hard")
+    of_images = {"by": "image", "apart": ["image:0.9"]}
+    features_of(tmp_path / "images", pairs(64))
+    (tmp_path / "images" / "text_emb" / "text_emb_0.npy").unlink()
+    told = mine(tmp_path / "images", shards, tmp_path / "of_images", **of_images)
+    assert told["cosines"]["between"] == "image to image"
     with pytest.raises(UserError, match="lacks img_emb"):
         mine(shards, shards, tmp_path / "hard")

@@ -92,6 +92,11 @@ def test_the_report_draws_similarities_and_the_furthest_images(encoder, encoded)
     others = (encoded.image @ encoded.text[[*range(10), *range(20, COUNT)]].T).flatten()
     assert torch.isclose(series["of other pairs"][:100, None], others, atol=1e-6).any(1).all()
     assert not torch.isclose(series["of other pairs"].max(), series["of a match"].max())
+    depth = dict(parts["retrieval/depth"].series["text to image"])
+    for k in (1, 5, 10):
+        expected = result.figures[f"retrieval/text_to_image/recall@{k}"]
+        assert depth[k] == pytest.approx(expected)
+    assert depth[COUNT] == 1
     misses = parts["retrieval/misses"]
     hits = result.per_image["retrieval/image_to_text/recall@1"].values
     assert misses.rows

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from eval.run import CHANCE
+from eval.report import CHANCE
 from training.run_folder.log import METRICS
 from training.run_folder.sessions import read_sessions
 from vlp.card import CARD, markdown_table, plain, public_name

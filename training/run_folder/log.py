@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from eval.run import CHANCE
+from eval.report import CHANCE
 from training.config import TrainConfig
 from training.run_folder.trackers import Trackers
 from training.state import TrainState

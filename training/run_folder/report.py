@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eval.run import CHANCE
+from eval.report import CHANCE
 from training.compute.shared_errors import is_lost, reason_elsewhere
 from training.config import TrainConfig
 from training.recipes import RECIPES

@@ -1,5 +1,7 @@
-"""Conditions on what is known of a sample, as ``width>=512`` or ``language=en``."""
+"""Conditions on what is known of a sample, as ``width>=512`` or ``language=["en", "de"]``."""
 
+import functools
+import json
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -37,6 +39,8 @@ class Condition(NamedTuple):
 
 def parse(text: str) -> Condition:
     """Return a condition that is written as ``width>=512``, or with = != < <= > and ~ (contains).
+
+    ``language=["en", "de"]``, a list in JSON, is met by any of it.
 
     Raises:
         UserError: It is not written so.
@@ -80,6 +84,23 @@ def matching(table: pa.Table, conditions: Iterable[Condition]) -> Bool[np.ndarra
 
 
 def _met(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
+    met = [_compared(column, one) for one in _any_of(condition)]
+    return functools.reduce(lambda one, other: pc.call_function("or", [one, other]), met)
+
+
+def _any_of(condition: Condition) -> list[Condition]:
+    """Return the conditions one of which must be met: more than one where ``=`` is of a list."""
+    try:
+        listed = json.loads(condition.value) if condition.sign == "=" else None
+    except ValueError:
+        listed = None
+    if not isinstance(listed, list) or not listed:
+        return [condition]
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in listed]
+    return [condition._replace(value=text) for text in texts]
+
+
+def _compared(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
     value = _value(condition, column.type)
     if condition.sign == "~":
         part = pc.MatchSubstringOptions(condition.value, ignore_case=True)
