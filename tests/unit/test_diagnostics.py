@@ -87,6 +87,8 @@ def test_watching_changes_no_gradient_and_ends_with_its_block():
 @pytest.mark.parametrize("processes", [1, 3])
 def test_hard_captions_above_the_match_are_counted_and_padding_is_not(processes):
     pairs = filled(Softmax(), drawn(12, groups=9))
+    assert pairs.hard_text is not None
+    assert pairs.hard_group is not None
     above = [
         bool(pairs.image[i] @ pairs.hard_text[i, k] >= pairs.image[i] @ pairs.text[i])
         and pairs.hard_group[i, k] not in (PADDING, pairs.group[i])
