@@ -54,7 +54,8 @@ def interval(
     """Return the percentiles of the draws, moved by as much as their mean is off the figure.
 
     They never leave the range that the figure is ``within``. Where all draws are at an end of it,
-    as with no hit among n images, they reach to what n images miss in one of 40 cases: 3.7 / n.
+    as with no hit among n images, they reach to what n images miss in one of 40 cases: 3.7 / n of a
+    range that has another end; a median rank that is 1 in all draws is 1.
 
     A draw lacks a third of the images: figures such as F1 of rare classes or calibration errors are
     others on fewer images (Efron and Tibshirani 1993). NaN where no draw has it.
@@ -64,8 +65,9 @@ def interval(
         return torch.nan, torch.nan
     bounds = torch.quantile(known, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double())
     low, high = (bounds - known.mean() + figure).clamp(*within).tolist()
-    if low == high and low in within:
-        missed = (within[1] - within[0]) * (1 - ((1 - level) / 2) ** (1 / num_images))
+    width = within[1] - within[0]
+    if low == high and low in within and width < torch.inf:
+        missed = width * (1 - ((1 - level) / 2) ** (1 / num_images))
         return (low, low + missed) if low == within[0] else (low - missed, low)
     return low, high
 

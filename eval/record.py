@@ -144,7 +144,9 @@ def write_draws(folder: Path, replicates: Mapping[str, Float64[Tensor, "draws"]]
 def _images(found: Evaluation) -> pa.Table:
     """Return a row for each image: its key, and what it contributes to each mean over images."""
     count = len(found.encoded.samples)
-    columns: dict[str, Any] = {"key": [sample.key for sample in found.encoded.samples]}
+    # A file's name may be no Unicode; a table's text is.
+    keys = (sample.key.encode(errors="backslashreplace") for sample in found.encoded.samples)
+    columns: dict[str, Any] = {"key": [key.decode() for key in keys]}
     for result in found.results.values():
         for name, (values, weights) in result.per_image.items():
             if len(values) == count:

@@ -75,6 +75,8 @@ def test_no_hit_among_n_images_does_not_mean_that_there_is_none():
     assert interval(none, 0.0, num_images=100) == pytest.approx((0, least))
     assert interval(all_of_them, 1.0, num_images=100) == pytest.approx((1 - least, 1))
     assert interval(none + 0.5, 0.5, num_images=100) == (0.5, 0.5)
+    median_ranks = all_of_them
+    assert interval(median_ranks, 1.0, num_images=100, within=(1, torch.inf)) == (1, 1)
 
 
 def test_captions_of_an_image_count_together():

@@ -22,6 +22,7 @@ from eval.benchmark import read_preset
 from eval.features import Encode
 from eval.open_dataset import open_dataset
 from eval.prompts import class_of_samples, classes_of, classes_of_samples
+from eval.run import How, evaluate
 from vlp.errors import UserError
 from vlp.image import decode
 
@@ -256,19 +257,22 @@ def test_splits_are_chosen_behind_a_colon(tmp_path):
         open_dataset(f"{source}:tset")
 
 
-def test_names_and_captions_that_are_no_unicode_are_kept_with_their_features(tmp_path, encoder):
+def test_names_and_captions_that_are_no_unicode_are_evaluated_and_kept(tmp_path, encoder, model):
     name = os.fsdecode(b"caf\xe9.png")  # Latin-1, as old archives hold
     row = {"image": "red.png", "caption": "half of a pair \ud800"}
     (tmp_path / "images" / "class").mkdir(parents=True)
     for path in (tmp_path / "red.png", tmp_path / "images" / "class" / name):
         path.write_bytes(picture("red"))
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
-    for source in (tmp_path / "images", tmp_path / "pairs.jsonl"):
-        dataset, folder = open_dataset(str(source)), tmp_path / f"features of {source.name}"
+    for source, task in (("images", "zero_shot"), ("pairs.jsonl", "retrieval")):
+        dataset, folder = open_dataset(str(tmp_path / source)), tmp_path / f"features of {source}"
         first, again = (Encode(encoder, folder=folder).dataset(dataset) for _ in range(2))
         assert again.samples == first.samples
         assert len(again.samples) == 1
         assert again.image.equal(first.image)
+        out, how = tmp_path / f"{task} of {source}", How(draws=2)
+        evaluate(str(model), str(tmp_path / source), tasks=[task], out=out, how=how)
+        assert len(pq.read_table(out / "images.parquet")) == 1
 
 
 def test_what_cannot_be_a_dataset_is_told_in_a_line(tmp_path):
