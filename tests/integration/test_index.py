@@ -1,5 +1,6 @@
 """An index from its build to what is left of it after kills, changes and damage."""
 
+import itertools
 import json
 import os
 import shutil
@@ -19,7 +20,8 @@ from vlp.errors import UserError
 from vlp.index import build_index, load_index, neighbours
 from vlp.index.candidates import candidates, fill, learn_lists, predicted_bytes, train
 from vlp.index.change import update_index
-from vlp.index.choose import one_thread
+from vlp.index.choose import one_thread, questions, settings
+from vlp.index.plan import Plan
 from vlp.index.segment import Segment
 from vlp.query import Query, find_encoded
 
@@ -276,6 +278,37 @@ def test_every_kind_is_found_through_with_conditions_and_without_what_was_delete
 
 
 @pytest.mark.slow
+def test_the_recall_holds_for_more_hits_and_where_a_part_of_the_rows_may_be_found():
+    rows, texts = clustered(22_000)
+    tune, measure = questions(rows, texts)
+    centroids = learn_lists(rows, 256, None)
+    for kind in ("IVF256,Flat", "IVF256,SQ8", "IVF256,PQ16x4fs", "HNSW32"):
+        plan = Plan(kind=kind)
+        quick = fill(train(plan, rows, centroids), plan, rows)
+        segment = Segment(Path(), rows, pa.table({}), plan, quick, None)
+        tuned, is_enough = next(iter(settings(segment, tune, 0.95)))
+        assert is_enough
+        segment = replace(segment, plan=tuned)
+        for k, share in itertools.product((10, 100), (1, 0.5, 0.15)):
+            allowed = np.random.default_rng(0).random(len(rows)) < share
+            asked = measure.vectors[:200]
+            least = neighbours(asked, rows, k, allowed=allowed)[0][:, -1:]
+            cosines, found = segment.search(asked, k, allowed)
+            assert allowed[found].all()
+            assert (cosines >= least - 1e-5).mean() > 0.94, (kind, k, share)
+
+
+def test_copies_of_a_picture_are_as_good_as_the_picture():
+    rows = np.repeat(unit_rows(9), 40, axis=0)
+    tune, measure = questions(rows, unit_rows(30, seed=1))
+    copies = rows.reshape(9, 40, 16)[:, ::-1].reshape(-1, 16)
+    other_copies = Segment(Path(), copies, pa.table({}), Plan(), None, None)
+    assert tune.recall(other_copies).mean() == 1
+    farther = replace(other_copies, deleted=np.arange(360) % 40 < 35)
+    assert measure.recall(farther).mean() == 0.5
+
+
+@pytest.mark.slow
 def test_more_hits_than_the_lists_looked_into_hold_are_found_all_the_same(tmp_path):
     rows, texts = clustered(22_000)
     write_features(tmp_path / "features", rows, texts=texts)
@@ -322,6 +355,12 @@ def write_nan(index, features):
     write_features(features, rows)
 
 
+def write_zeros(index, features):
+    rows = unit_rows(ROWS)
+    rows[9] = 0
+    write_features(features, rows)
+
+
 def empty(index, features):
     write_features(features, unit_rows(ROWS)[:0])
 
@@ -338,6 +377,7 @@ BROKEN = [
     (cut_state, SEARCH, "state.json"),
     (shorten_metadata, BUILD, "has 40 features but 39 rows of metadata"),
     (write_nan, BUILD, "The feature of 00007 (row 7) has numbers that are not finite, such as NaN"),
+    (write_zeros, BUILD, "The feature of 00009 (row 9) is all zeros. Run `vlp embed` again"),
     (empty, BUILD, "an empty set cannot be searched"),
     (leave, (*BUILD, "--memory", "much"), "The memory 'much' is no size. Write it as 2GB"),
     (leave, (*BUILD, "--recall", "1.5"), "Ask for more than 0 and at most 1"),

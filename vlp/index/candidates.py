@@ -9,15 +9,12 @@ from jaxtyping import Float
 
 from vlp.errors import UserError
 from vlp.index.exact import Matrix, blocks, kmeans
-from vlp.index.plan import EXACT, Plan
+from vlp.index.plan import EXACT, LINKS, Plan
 
 SMALL = 20_000
 """Rows up to which every vector is compared: that takes a few milliseconds."""
 GRAPH = 2_000_000
 """Rows from which no graph is tried: building it takes hours."""
-LINKS = 32
-"""Neighbours of a node of a graph; faiss's name for it is HNSW32, and on the ground twice as many
-(Malkov and Yashunin 2018)."""
 POINTS_PER_LIST = 64
 """Vectors that the centre of a list is learnt from; faiss warns below 39."""
 ITERATIONS = 10

@@ -9,7 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from vlp.console import say
 from vlp.errors import UserError
@@ -23,16 +23,19 @@ from vlp.index.candidates import (
     train,
 )
 from vlp.index.exact import Matrix, neighbours
-from vlp.index.plan import Plan, open_quick
+from vlp.index.plan import K, Plan, open_quick
 from vlp.index.segment import Segment
 
-K = 10
-"""Hits that recall is measured at."""
 QUERIES = 1000
 """At most, to tune with, and as many others to measure with."""
+TIE = 1e-5
+"""Cosines that differ by less are equal: last bits depend on how rows are walked."""
 TIMED = 200
 EFFORTS = sorted({2**power * part // 2 for power in range(1, 13) for part in (2, 3)})
 """2, 3, 4, 6, 8, 12, ... 6144"""
+MOST_NODES = 1024
+"""Of a graph: one that must keep more in view is slower than an inverted file, and takes minutes to
+tune. Where pictures are there many times it is such a one: copies have links to copies only."""
 REFINE = (1, 2, 4, 8, 16, 32)
 CONFIDENCE = 1.64
 """Standard errors above the target that the tuning queries must reach, so that others do, too, 19
@@ -57,15 +60,19 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """Queries and the rows that exact search finds."""
+    """Queries, and how near the rows are that exact search finds."""
 
     vectors: Float[np.ndarray, "queries dim"]
-    nearest: Int64[np.ndarray, "queries k"]
+    cosines: Float[np.ndarray, "queries k"]
+    """Of the nearest rows, falling."""
 
     def recall(self, segment: Segment) -> Float[np.ndarray, "queries"]:
-        """Return for each query the share of its nearest rows that a segment finds."""
-        _, found = segment.search(self.vectors, self.nearest.shape[1])
-        return (found[:, :, None] == self.nearest[:, None, :]).any(1).mean(1)
+        """Return for each query the share of its nearest rows that a segment finds.
+
+        Rows that are as near as the last of them count: of equal pictures, any will do.
+        """
+        found, _ = segment.search(self.vectors, self.cosines.shape[1])
+        return (found >= self.cosines[:, -1:] - TIE).mean(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +118,7 @@ class Exam:
         quick = None if plan.is_exact else open_quick(self.file(plan))
         segment = Segment(Path(), self.rows, pa.table({}), plan, quick, None)
         trials = []
-        for setting, is_enough in _settings(segment, self.tune, self.recall):
+        for setting, is_enough in settings(segment, self.tune, self.recall):
             tuned = replace(segment, plan=setting)
             trials.append(
                 Trial(
@@ -155,7 +162,7 @@ def choose(
     plans = candidates(len(rows), rows[:1].shape[1], memory, prefix)
     if len(plans) == 1 and plans[0].is_exact:
         return Choice(plan=plans[0])
-    tune, measure = _questions(rows, queries)
+    tune, measure = questions(rows, queries)
     exam = Exam(
         rows=rows, tune=tune, measure=measure, recall=recall, memory=memory, scratch=scratch
     )
@@ -182,21 +189,21 @@ def _told(trials: Sequence[Trial], recall: float, memory: int | None) -> str:
     )
 
 
-def _questions(rows: Matrix, queries: Matrix) -> tuple[Questions, Questions]:
+def questions(rows: Matrix, queries: Matrix) -> tuple[Questions, Questions]:
     """Return queries to tune with and others to measure with; no query is in both."""
     drawn = np.random.default_rng(0).permutation(len(queries))[: 4 * QUERIES]
     vectors = np.ascontiguousarray(queries[np.sort(drawn)], np.float32)
     vectors = np.unique(vectors[np.isfinite(vectors).all(1)], axis=0)
     faiss.normalize_L2(vectors)
     vectors = vectors[np.random.default_rng(1).permutation(len(vectors))[: 2 * QUERIES]]
-    _, nearest = neighbours(vectors, rows, K)
+    cosines, _ = neighbours(vectors, rows, K)
     half = (len(vectors) + 1) // 2
-    tune = Questions(vectors=vectors[:half], nearest=nearest[:half])
-    measure = Questions(vectors=vectors[half:], nearest=nearest[half:])
+    tune = Questions(vectors=vectors[:half], cosines=cosines[:half])
+    measure = Questions(vectors=vectors[half:], cosines=cosines[half:])
     return tune, measure if len(measure.vectors) else tune
 
 
-def _settings(segment: Segment, tune: Questions, recall: float) -> Iterator[tuple[Plan, bool]]:
+def settings(segment: Segment, tune: Questions, recall: float) -> Iterator[tuple[Plan, bool]]:
     """Yield for each number of candidates the least effort that reaches the recall.
 
     Where none does, the greatest effort with most candidates, and that it is not enough.
@@ -236,7 +243,7 @@ def _efforts(plan: Plan) -> Sequence[int]:
     if plan.kind.startswith("IVF"):
         lists = lists_of(plan.kind)
         return [1, *(effort for effort in EFFORTS if effort < lists), lists]
-    return [effort for effort in EFFORTS if effort >= K]
+    return [effort for effort in EFFORTS if K <= effort <= MOST_NODES]
 
 
 def _milliseconds(segment: Segment, queries: Float[np.ndarray, "queries dim"]) -> float:

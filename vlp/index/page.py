@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlp.index.choose import Choice, K, Trial
-from vlp.index.plan import Plan
+from vlp.index.choose import Choice, Trial
+from vlp.index.plan import K, Plan
 from vlp.output import write_json
 from vlp.report import page, plot, section, table, tiles, write_page
 

@@ -1,6 +1,7 @@
 """What an index is made of, and how far each search goes: faiss's kinds behind one name."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from jaxtyping import Bool, Float, Int64
 from vlp.index.exact import selector
 
 EXACT = "exact"
+LINKS = 32
+"""Neighbours of a node of a graph; faiss's name for it is HNSW32, and on the ground twice as many
+(Malkov and Yashunin 2018)."""
+K = 10
+"""Hits that recall is measured at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,11 @@ class Plan:
         """Whether the cosines that the kind gives are not those of the full vectors."""
         return self.prefix is not None or "Q" in self.kind
 
+    @property
+    def compared(self) -> int:
+        """Vectors that a walk through a graph compares, about; an inverted file skips others."""
+        return self.effort * LINKS if self.kind.startswith("HNSW") else 0
+
     def cut(self, rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows length"]:
         """Return what the index holds of vectors, or sees of queries: unit-length rows."""
         if self.prefix is None:
@@ -43,6 +54,14 @@ class Plan:
         short = np.array(rows[:, : self.prefix], np.float32, order="C")
         faiss.normalize_L2(short)
         return short
+
+    def reaching(self, k: int, share: float) -> "Plan":
+        """Return the plan with the effort that its recall takes where more, or less, is asked for.
+
+        Effort was tuned for K of all rows. Where a share of them may be found, it meets as many of
+        these; the more hits, the further out they lie, and the root of their number does.
+        """
+        return replace(self, effort=math.ceil(self.effort * math.sqrt(max(1, k / K)) / share))
 
     def ask(
         self,

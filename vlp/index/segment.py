@@ -72,11 +72,14 @@ class Segment:
             allowed: Rows that may be found.
         """
         left = self._left(allowed)
-        is_few = left is not None and left.sum() < FEW * len(self)
-        if self.quick is None or is_few:
+        share = 1.0 if left is None else float(left.mean())
+        if self.quick is None or share < FEW:
             return self.compare(queries, k, allowed)
-        wanted = min(len(self), k * self.plan.refine)
-        cosines, rows = self.plan.ask(self.quick, self.plan.cut(queries), wanted, left)
+        plan = self.plan.reaching(k, share)
+        if plan.compared > share * len(self):
+            return self.compare(queries, k, allowed)
+        wanted = min(len(self), k * plan.refine)
+        cosines, rows = plan.ask(self.quick, plan.cut(queries), wanted, left)
         if self.plan.reranks:
             cosines = self._cosines(queries, rows)
         order = np.lexsort((rows, -cosines), axis=1)[:, :k]  # [queries, k]
@@ -128,20 +131,21 @@ def write_rows(
     One block is in memory at a time.
 
     Raises:
-        UserError: A vector has numbers that are not finite.
+        UserError: A vector has numbers that are not finite, or no direction.
     """
     width = rows[:1].shape[1]
     vectors = np.lib.format.open_memmap(
         folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), width)
     )
     for start, block in blocks(rows):
-        is_bad = ~np.isfinite(block).all(1)
+        is_bad = ~(np.isfinite(block).all(1) & block.any(1))
         if is_bad.any():
             row = int(np.flatnonzero(is_bad)[0]) + start
-            key = metadata["key"][row].as_py()
+            is_zero = not block[row - start].any()
+            told = "is all zeros" if is_zero else "has numbers that are not finite, such as NaN"
             raise UserError(
-                f"The feature of {key} (row {row}) has numbers that are not finite, such as NaN. "
-                f"Run `vlp embed` again, with a model whose weights are finite."
+                f"The feature of {metadata['key'][row]} (row {row}) {told}. Run `vlp embed` again, "
+                f"with a model whose weights are finite."
             )
         block = block.copy()  # it may be the caller's
         faiss.normalize_L2(block)  # fp16 has rounded them
