@@ -14,6 +14,7 @@ from jaxtyping import Float
 from vlp.console import say
 from vlp.errors import UserError
 from vlp.index.candidates import (
+    Family,
     candidates,
     fill,
     learn_lists,
@@ -142,6 +143,7 @@ def choose(
     recall: float,
     memory: int | None,
     prefix: int | None,
+    family: Family | None = None,
     share: float = 1.0,
 ) -> Choice:
     """Return the fastest index of some rows that reaches a recall within a memory.
@@ -153,13 +155,14 @@ def choose(
         recall: In (0, 1].
         memory: Bytes that the index may take; None: no limit.
         prefix: Coordinates that it holds, the rest ranks again; None: all.
+        family: The only kinds to try; None: all.
         share: Of all rows that these are, and of the memory that they may take.
 
     Raises:
         UserError: No index does.
     """
     memory = None if memory is None else int(memory * share)
-    plans = candidates(len(rows), rows[:1].shape[1], memory, prefix)
+    plans = candidates(len(rows), rows[:1].shape[1], memory, prefix, family)
     if len(plans) == 1 and plans[0].is_exact:
         return Choice(plan=plans[0])
     tune, measure = questions(rows, queries)
