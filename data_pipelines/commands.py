@@ -206,6 +206,7 @@ def embed(
     only: Literal["images", "texts"] | None = None,
     pooled: bool = False,
     dtype: Literal["fp32", "fp16"] = "fp32",
+    precision: Literal["fp32", "bf16"] = "fp32",
     image: str = "image",
     caption: str = "caption",
     batch_size: int = 256,
@@ -224,6 +225,7 @@ def embed(
         only: Embed one of the two; of a folder or table it need not have the other.
         pooled: Write ``image_pooled/`` and ``text_pooled/``, too: rows before the projections.
         dtype: Of the numbers on disk.
+        precision: Of matrix products: bf16 is faster where the hardware has it, and rounds.
         image: Column of a table that names the image.
         caption: Column of the caption, or field of a ``.json`` beside an image.
         batch_size: Samples encoded at once.
@@ -243,6 +245,7 @@ def embed(
         only=only,
         pooled=pooled,
         dtype=dtype,
+        precision=precision,
         image=image,
         caption=caption,
         batch_size=batch_size,

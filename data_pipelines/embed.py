@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from data_pipelines.dataset import Dataset
@@ -35,6 +36,7 @@ from vlp.output import output_folder, take_over, whole_file, write_json
 from vlp.sample import Sample
 
 Dtype = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
 METADATA = "metadata"
 FOLDERS = ("img_emb", "text_emb", "image_pooled", "text_pooled", METADATA)
@@ -50,6 +52,7 @@ def embed(
     only: Only = None,
     pooled: bool = False,
     dtype: Dtype = "fp32",
+    precision: Precision = "fp32",
     image: str = "image",
     caption: str = "caption",
     batch_size: int = 256,
@@ -66,6 +69,7 @@ def embed(
         only: Of what there are to be features, where not of both.
         pooled: Write ``image_pooled/`` and ``text_pooled/``, too: rows before the projections.
         dtype: Of the numbers on disk.
+        precision: Of matrix products: bf16 is faster where the hardware has it, and rounds.
         image: Column of a table that names the picture.
         caption: Column of the caption, or field of a ``.json`` beside a picture.
         batch_size: Samples encoded at once; another one changes last bits.
@@ -81,7 +85,7 @@ def embed(
     encoder = load_encoder(model)
     model = str(Path(model).resolve()) if Path(model).is_dir() else model  # as seen from anywhere
     made = {"model": model, "model_hash": encoder_hash(encoder), "only": only, "pooled": pooled}
-    made |= {"dtype": dtype, "batch_size": batch_size}
+    made |= {"dtype": dtype, "batch_size": batch_size, "precision": precision}
     scale = encoder.logit_scale.exp().item()  # for who learns from these features
     config = {**made, "scale": scale, "shards": source, "samples_per_part": samples_per_part}
     inputs = [*found.files, *paths_of(model, source)]
@@ -140,6 +144,7 @@ class EmbedPart:
     pooled: bool
     dtype: Dtype
     batch_size: int
+    precision: Precision
 
     def __call__(self, task: Task) -> Written:
         """Write what is not there yet, the metadata last: where it is, all is."""
@@ -174,9 +179,12 @@ class EmbedPart:
         return told if files == told["arrays"] else None
 
     def _encode(self, dataset: Dataset) -> EncodedSet:
-        with speaking("quiet"):  # the run has a bar of its own
+        encoder = worker_encoder(self.model, self.model_hash)
+        kind, is_bf16 = encoder.logit_scale.device.type, self.precision == "bf16"
+        # The run has a bar of its own.
+        with speaking("quiet"), torch.autocast(kind, torch.bfloat16, enabled=is_bf16):
             return encode_dataset(
-                worker_encoder(self.model, self.model_hash),
+                encoder,
                 dataset,
                 pooled=self.pooled,
                 only=self.only,

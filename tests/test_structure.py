@@ -45,6 +45,9 @@ DOORS = {
     "ahocorasick": ("data_pipelines/filters/metaclip_balance.py",),
     "ray": ("data_pipelines/engine.py",),
     "fastapi": ("vlp/serve/",),
+    "starlette": ("vlp/serve/",),
+    "uvicorn": ("vlp/serve/",),
+    "prometheus_client": ("vlp/serve/",),
     "tyro": ("vlp/cli.py", "commands.py"),
 }
 

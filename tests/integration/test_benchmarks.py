@@ -28,6 +28,7 @@ RUNS |= {
     "filters, speed": ["filters", "--quick", "--only", "speed"],
     "hard_negatives": ["hard_negatives", "OUT", "--quick", "--seeds", "0", "1"],
     "loader": ["loader", "PHOTOGRAPHS", "--quick"],
+    "embed": ["embed", "PHOTOGRAPHS", "--quick"],
     "emoji": ["emoji", "EMOJI", "OUT", *SHORT],
     "emoji, selection": ["emoji", "EMOJI", "OUT", "--select", *SHORT],
     "emoji, kills": ["emoji", "EMOJI", "OUT", "--kill-every", "600", *SHORT],  # kills none

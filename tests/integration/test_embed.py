@@ -284,6 +284,19 @@ def test_clip_retrieval_finds_rows_where_it_looks_for_them(source, inputs, model
         assert all(told["image_path"] == told["key"] for told in metadata)
 
 
+def test_features_in_bf16_are_those_of_fp32_to_its_rounding(inputs, model, tmp_path):
+    source, rows = str(inputs / "shards"), {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        embed(str(model), source, out, precision=precision, engine=INLINE)
+        rows[precision] = np.load(out / "img_emb" / "img_emb_0.npy")
+        np.testing.assert_allclose(np.linalg.norm(rows[precision], axis=1), 1, atol=1e-5)
+    assert not np.array_equal(rows["fp32"], rows["bf16"])
+    assert (rows["fp32"] * rows["bf16"]).sum(axis=1).min() > 0.999
+    with pytest.raises(UserError, match="precision was 'fp32', is 'bf16'"):
+        embed(str(model), source, tmp_path / "fp32", precision="bf16", engine=INLINE)
+
+
 def test_features_in_parts_are_one_matrix(inputs, model, tmp_path):
     options = {"engine": INLINE, "samples_per_part": 7}
     embed(str(model), str(inputs / "files"), tmp_path / "out", **options)

@@ -9,15 +9,19 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torchvision.transforms.functional import center_crop
 from training_support import VIT
 from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers.image_transforms import center_crop as np_center_crop
 
 from vlp import cli
 from vlp.checkpoint import load_encoder, save_encoder
 from vlp.encode import encode_images, encode_texts
 from vlp.encoder import create_encoder
 from vlp.errors import UserError
-from vlp.exports import parity
+from vlp.exports import parity, transformers_folder
+from vlp.exports.transformers_folder import _is_cropped_alike
+from vlp.image import open_image
 
 CAPTIONS = ["a red circle", "two dogs, on a mat", "x"]
 ALONE = """
@@ -27,7 +31,8 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 assert "vlp" not in sys.modules and "open_clip" not in sys.modules
 folder, picture, *captions = sys.argv[1:]
-model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder).eval()
+processor = AutoProcessor.from_pretrained(folder, backend="pil")
 length = model.config.text_config.max_position_embeddings
 inputs = processor(images=Image.open(picture), return_tensors="pt")
 texts = processor(
@@ -73,7 +78,7 @@ def export(model, out, to, *words):
 @pytest.fixture
 def picture(tmp_path):
     draws = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "picture.jpg"
     Image.fromarray(draws).resize((71, 90), Image.Resampling.BICUBIC).save(path)
     return path
 
@@ -92,9 +97,24 @@ def test_transformers_alone_gives_the_features_of_the_encoder(clip, picture, tmp
     image, text = (torch.tensor(rows) for rows in json.loads(done.stdout))
     encoder = load_encoder(clip)
     torch.testing.assert_close(text, encode_texts(encoder, CAPTIONS), atol=1e-5, rtol=0)
-    # Its processor resizes with torch and not with Pillow: a level of 255 more or less.
-    expected = encode_images(encoder, [Image.open(picture)])
-    torch.testing.assert_close(image, expected, atol=5e-3, rtol=0)
+    expected = encode_images(encoder, [open_image(str(picture))])
+    torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(71, 90), (97, 41), (41, 97), (50, 51), (300, 201), (32, 32)])
+def test_crops_that_differ_between_transformers_and_torchvision_are_known(size):
+    rest = int(32 * max(size) / min(size)) - 32
+    numbered = torch.arange(32 + rest).expand(1, 1, 32, -1)  # a row of a picture, each column named
+    ours = center_crop(numbered, [32, 32])[0, 0, 0, 0].item()
+    theirs = np_center_crop(numbered[0].numpy(), (32, 32))[0, 0, 0]
+    assert _is_cropped_alike(size, 32) == (ours == theirs)
+
+
+def test_a_processor_of_other_options_is_refused(clip, tmp_path, monkeypatch):
+    monkeypatch.setitem(transformers_folder.RESAMPLE, "bicubic", 2)  # bilinear
+    with pytest.raises(UserError, match="processor's pictures differ from the encoder's"):
+        export(clip, tmp_path / "out", "transformers")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

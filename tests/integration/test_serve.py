@@ -282,6 +282,8 @@ def test_every_field_that_is_wrong_is_named(client):
         ("/classify", {"classes": ["a"]}, "give one of"),
         ("/classify", {"key": "00001", "classes": ["a"] * 513}, "classes"),
         ("/embed", {"texts": [""]}, "empty"),
+        ("/embed", {"images": [""]}, "images.0"),
+        ("/classify", {"image": "", "classes": ["a"]}, "image"),
         ("/download", {"ids": [1000]}, "1000"),
     ):
         content = json.dumps(body)

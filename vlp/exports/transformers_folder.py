@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from tokenizers import Regex, normalizers
@@ -28,7 +29,7 @@ from transformers.utils import logging
 from vlp.console import say, warn
 from vlp.encoder import DualEncoder, open_clip_weights
 from vlp.errors import UserError
-from vlp.exports.parity import Probe, difference, normalised, probe
+from vlp.exports.parity import BOUND, Probe, difference, normalised, probe
 from vlp.exports.weight_names import State, open_clip_blocks, renamed, text_state, timm_blocks
 
 ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELUTanh": "gelu_pytorch_tanh"}
@@ -78,7 +79,8 @@ def write_transformers(encoder: DualEncoder, folder: Path) -> float:
     pixels = normalised(encoder, probed.pixels)
     found = loaded(pixel_values=pixels, input_ids=probed.tokens.long())
     worst = difference(probed, found.image_embeds, found.text_embeds)
-    _compare_inputs(loaded, AutoProcessor.from_pretrained(folder), probed)
+    worst = max(worst, _compare_pictures(loaded, folder, encoder, probed))
+    _compare_captions(loaded, AutoProcessor.from_pretrained(folder).tokenizer, probed)
     if encoder.is_sigmoid and make is _clip:
         warn(
             "CLIPModel has no logit bias: it is left out. Cosines are the same, not probabilities."
@@ -86,18 +88,59 @@ def write_transformers(encoder: DualEncoder, folder: Path) -> float:
     return worst
 
 
-def _compare_inputs(model: Any, processor: Any, probed: Probe) -> None:
-    """Say how far features differ where transformers prepares pictures and captions itself."""
+def _compare_pictures(model: Any, folder: Path, encoder: DualEncoder, probed: Probe) -> float:
+    """Return how far features of pictures differ where the folder's own processor prepares them.
+
+    With Pillow it gives the encoder's pixels, but for crops that lie one pixel to the side. With
+    torch, which is its default, it resizes otherwise; how far off that is is said.
+
+    Raises:
+        UserError: With Pillow it gives others, so that its options are wrong.
+    """
+    off = {}
+    for backend in ("torchvision", "pil"):
+        processor = AutoProcessor.from_pretrained(folder, backend=backend).image_processor
+        pixels = processor(probed.pictures, return_tensors="pt")["pixel_values"]
+        image = model.get_image_features(pixel_values=pixels)
+        image = F.normalize(getattr(image, "pooler_output", image), dim=-1)
+        off[backend] = (image - probed.image).abs().amax(dim=1)
+    mode = encoder.config["preprocess_cfg"].get("resize_mode", "shortest")
+    is_alike = [
+        mode != "shortest" or _is_cropped_alike(picture.size, encoder.image_size[0])
+        for picture in probed.pictures
+    ]
+    worst = off["pil"][is_alike].max().item()
+    if not worst <= BOUND:
+        raise UserError(
+            f"The exported processor's pictures differ from the encoder's: features are off by "
+            f"{worst:.1e}, more than {BOUND:g}. Write --to open_clip or --to onnx."
+        )
+    say(
+        f'From pictures, AutoProcessor.from_pretrained(..., backend="pil") is off by {worst:.1e}, '
+        f"with its default, torch's resizing, by {off['torchvision'].max():.1e}."
+    )
+    return worst
+
+
+def _is_cropped_alike(size: tuple[int, int], side: int) -> bool:
+    """Return whether transformers and torchvision cut the same centre out of a picture.
+
+    Half of what is left over is rounded down there, and to the even number here.
+    """
+    rest = int(side * max(size) / min(size)) - side
+    return rest // 2 == round(rest / 2)
+
+
+def _compare_captions(model: Any, tokenizer: Any, probed: Probe) -> None:
+    """Say which captions transformers' tokenizer reads otherwise."""
     options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     length = probed.tokens.shape[1]
-    ids = processor.tokenizer(probed.captions, max_length=length, **options)["input_ids"]
-    pixels = processor.image_processor(probed.pictures, return_tensors="pt")["pixel_values"]
-    found = model(pixel_values=pixels, input_ids=ids)
-    image = (found.image_embeds - probed.image).abs().max().item()
-    text = (found.text_embeds - probed.text).abs().amax(1)
-    say(f"From picture files, its processor included, features differ by at most {image:.1e}.")
-    for caption, apart in zip(probed.captions, text.tolist(), strict=True):
-        if apart > 1e-3:
+    ids = tokenizer(probed.captions, max_length=length, **options)["input_ids"]
+    text = model.get_text_features(input_ids=ids)
+    text = F.normalize(getattr(text, "pooler_output", text), dim=-1)
+    differs = (text - probed.text).abs().amax(dim=1).tolist()
+    for caption, apart in zip(probed.captions, differs, strict=True):
+        if apart > BOUND:
             warn(f"transformers reads the caption {caption[:40]!r} otherwise: off by {apart:.1e}.")
 
 

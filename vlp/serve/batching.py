@@ -52,11 +52,7 @@ class Batcher(Generic[Item]):
         self._waiting += zip(items, futures, strict=True)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
-        try:
-            return [await future for future in futures]
-        finally:  # a request that is given up takes all its items with it
-            for future in futures:
-                future.cancel()
+        return await asyncio.gather(*futures)  # a request that is given up takes all of them along
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

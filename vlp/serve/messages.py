@@ -14,7 +14,8 @@ MOST_CAPTIONS = 512
 Text = Annotated[str, Field(max_length=1000)]
 Key = Annotated[str, Field(max_length=1000)]
 Image = Annotated[
-    str, Field(description="The bytes of a picture file in base64; never a path or a URL.")
+    str,
+    Field(min_length=1, description="A picture file's bytes in base64; never a path or a URL."),
 ]
 Vector = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=8192)]
 Weight = Annotated[float, Field(ge=-100, le=100)]

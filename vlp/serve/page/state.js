@@ -120,11 +120,13 @@ function conditions(written) {
   }
 }
 
-/** Return a feature as signed bytes in base64url: its direction is all that counts. */
+const STEPS = 32767;
+
+/** Return a feature as 16-bit numbers in base64url: its direction is all that counts. */
 function packed(vector) {
   const largest = Math.max(...vector.map(Math.abs)) || 1;
-  const bytes = Int8Array.from(vector, (value) => Math.round((127 * value) / largest));
-  const text = String.fromCharCode(...new Uint8Array(bytes.buffer));
+  const numbers = Int16Array.from(vector, (value) => Math.round((STEPS * value) / largest));
+  const text = String.fromCharCode(...new Uint8Array(numbers.buffer));
   return btoa(text).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 }
 
@@ -132,7 +134,7 @@ function unpacked(text) {
   try {
     const binary = atob(text.replace(/-/g, "+").replace(/_/g, "/"));
     const bytes = Uint8Array.from(binary, (sign) => sign.charCodeAt(0));
-    return Array.from(new Int8Array(bytes.buffer), (value) => value / 127);
+    return Array.from(new Int16Array(bytes.buffer), (value) => value / STEPS);
   } catch {
     return null;
   }
