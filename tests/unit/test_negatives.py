@@ -208,6 +208,19 @@ def test_a_closed_vocabulary_gives_exactly_what_its_words_allow(name, options, c
     assert found == wanted
 
 
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("cafe\u0301 bleu", ["cafe\u0301", "bleu"]),
+        ("हिन्दी, है", ["हिन्दी", ",", "है"]),
+        ("👩\u200d🚀 and ❤\ufe0f", ["👩\u200d🚀", "and", "❤\ufe0f"]),
+        ("“red”—a man's, 狗。", ["“", "red", "”", "—", "a", "man's", ",", "狗", "。"]),
+    ],
+)
+def test_marks_and_pictographs_are_not_torn_from_their_words(caption, words):
+    assert list(Words.of(caption).words) == words
+
+
 def test_articles_follow_the_word_behind_them():
     words = Words.of("A pear on an old table near an uncle")
     assert words.changed({Span(1, 2, "x"): "apple"}) == "An apple on an old table near an uncle"
