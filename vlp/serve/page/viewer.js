@@ -1,7 +1,7 @@
 // One picture, large, with all that is known of it.
 
 import { ask, pictureUrl, whyHidden } from "./api.js";
-import { nameThis } from "./classify.js";
+import { isNaming, nameThis, toggleClassify } from "./classify.js";
 import { byId, element, icon, meter, say } from "./element.js";
 import { hits, more, percent, tiles } from "./results.js";
 import { choose, isChosen } from "./selection.js";
@@ -14,8 +14,11 @@ let shown = null; // id
 export function startViewer() {
   viewer.addEventListener("cancel", (event) => {
     event.preventDefault();
-    close();
+    if (isNaming()) toggleClassify(false);
+    else close();
   });
+  // A second Escape in a row is not asked about: the browser closes by itself.
+  viewer.addEventListener("close", () => state.open !== null && close());
   viewer.addEventListener("keydown", onKey);
   onChange(refresh);
 }
@@ -26,6 +29,7 @@ async function refresh() {
   if (state.open === shown) return;
   const before = shown;
   shown = state.open;
+  if (shown === null || !viewer.open) toggleClassify(false); // it names what one looks at
   if (shown === null) {
     viewer.close();
     tiles()[placeOf(before)]?.focus();
@@ -84,6 +88,7 @@ function show(hit, place) {
   const stage = element("div", { class: "stage" }, shut, large(hit, name), arrow("left", -1, "Previous"), arrow("right", 1, "Next"));
   viewer.replaceChildren(stage, facts(hit, place, name));
   shut.focus();
+  if (isNaming()) nameThis({ key: hit.key, id: hit.id }); // the panel, too, follows to the next picture
 }
 
 function large(hit, name) {
