@@ -27,7 +27,9 @@ def write_words(source: str, path: Path, *, pipeline: str) -> dict[str, Any]:
             occurs often enough.
     """
     if path.suffix != ".json" or path.is_dir():
-        raise UserError(f"The words go to a JSON file, and not to {path}. Write --words words.json.")
+        raise UserError(
+            f"The words go to a JSON file, and not to {path}. Write --words words.json."
+        )
     shards = open_shards(source)
     load(pipeline)
     with progress(len(shards), "tag") as advance:
