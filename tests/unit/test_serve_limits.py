@@ -273,7 +273,7 @@ def test_what_tells_nothing_about_the_pictures_needs_no_token(path):
 
 def test_fewer_than_no_texts_cannot_be_remembered(tmp_path):
     options = {"host": "127.0.0.1", "port": 0, "token": None, "model": None}
-    with pytest.raises(UserError, match="--remember -1 .* Give 0 or more"):
+    with pytest.raises(UserError, match=r"--remember -1 .* Give 0 or more"):
         serve(tmp_path, remembered=-1, limits=Limits(), **options)
 
 
