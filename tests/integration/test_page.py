@@ -271,6 +271,27 @@ def test_a_picture_is_looked_at_closely_and_more_like_it_are_found(page):
     assert page.locator(".term img").count() == 1
 
 
+def test_a_finger_need_not_hit_the_small_mark_to_select(page):
+    if not is_phone(page):
+        pytest.skip("without a finger")
+    mark = page.locator(".select").nth(1).bounding_box()
+    page.touchscreen.tap(mark["x"] + mark["width"] + 7, mark["y"] + mark["height"] + 7)
+    assert page.locator("#selected-count").inner_text() == "1 selected"
+    assert page.locator("#viewer").is_hidden()
+
+
+def test_a_swipe_turns_to_the_next_picture(page):
+    if not is_phone(page):
+        pytest.skip("without a finger")
+    page.locator(".open").nth(2).click()
+    touch = page.context.new_cdp_session(page)
+    for start, end, number in ((300, 80, 3), (80, 300, 2), (200, 190, 2)):
+        for kind, x in (("touchStart", start), ("touchMove", end), ("touchEnd", None)):
+            points = [] if x is None else [{"x": x, "y": 300}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        page.locator(f"#viewer h2:has-text('number {number}')").wait_for()
+
+
 def test_names_are_given_to_a_picture_as_they_are_written(page):
     page.click("#classify-button")
     image = {"name": "x.png", "mimeType": "image/png", "buffer": picture("green")}

@@ -53,6 +53,17 @@ function turn(steps) {
   if (placeOf(shown) > hits.length - 6) more();
 }
 
+const SWIPE = 50; // pixels
+let finger = null; // where it came down
+
+const onTouch = ({ touches }) => (finger = touches.length === 1 ? touches[0].clientX : null);
+
+function onLift({ changedTouches }) {
+  const moved = finger === null ? 0 : changedTouches[0].clientX - finger;
+  finger = null;
+  if (Math.abs(moved) > SWIPE) turn(moved < 0 ? 1 : -1);
+}
+
 function onKey(event) {
   if (event.target.matches("input, textarea, select")) return;
   const act = {
@@ -85,7 +96,8 @@ function show(hit, place) {
       icon(side),
     );
   const shut = element("button", { type: "button", class: "round close", "aria-label": "Close", onclick: close }, icon("close"));
-  const stage = element("div", { class: "stage" }, shut, large(hit, name), arrow("left", -1, "Previous"), arrow("right", 1, "Next"));
+  const touched = { class: "stage", ontouchstart: onTouch, ontouchend: onLift };
+  const stage = element("div", touched, shut, large(hit, name), arrow("left", -1, "Previous"), arrow("right", 1, "Next"));
   viewer.replaceChildren(stage, facts(hit, place, name));
   shut.focus();
   if (isNaming()) nameThis({ key: hit.key, id: hit.id }); // the panel, too, follows to the next picture
