@@ -364,6 +364,15 @@ def test_the_words_of_a_corpus_by_tag_are_a_vocabulary(tmp_path):
     assert set(found) == {"a green cat runs", "a red cat sits"}
 
 
+def test_words_are_not_written_over_a_shard(tmp_path):
+    write_shards([Sample("0", picture(), "a dog", {})], tmp_path)
+    shard = tmp_path / "000000.tar"
+    before = shard.read_bytes()
+    with pytest.raises(UserError, match=r"Write --words words.json"):
+        cli.run(["inspect", str(tmp_path), "--words", str(shard)])
+    assert shard.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
