@@ -74,5 +74,6 @@ def identity_of(rows: Iterable[str], files: Iterable[Path]) -> str:
         digest.update(row.encode(errors="surrogatepass") + b"\0")
     for file in files:
         found = file.stat()
-        digest.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+        told = f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0"
+        digest.update(told.encode(errors="surrogatepass"))
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ each model its 95 % intervals hold the truth in 85 of 100 simulated cases, these
 
 import json
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -128,7 +129,7 @@ def read_run(folder: Path) -> Run:
         summary = json.loads((folder / METRICS).read_text())
         with np.load(folder / REPLICATES) as arrays:
             replicates = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # not there, or cut off
         raise UserError(
             f"{folder} holds no evaluation. Give what `vlp eval MODEL DATASET --out FOLDER` wrote."
         ) from None

@@ -31,6 +31,8 @@ from vlp.processes import ALONE, Processes
 
 EVALUATED = "evaluated"
 """What the evaluated dataset is called in the folder; others have their evaluators' names."""
+OF_CAPTIONS = "captions"
+"""What the folder of all captions is called."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Encode:
     @property
     def _captions_folder(self) -> Path:
         assert self.folder
-        return self.folder / "captions"
+        return self.folder / OF_CAPTIONS
 
     def _is_kept(
         self, place: Path, config: dict[str, Any], file: str, inputs: Sequence[Path] = ()

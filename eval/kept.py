@@ -77,8 +77,8 @@ def write_set(folder: Path, config: dict[str, Any], encoded: EncodedSet) -> None
         samples = [asdict(sample) for sample in encoded.samples]
         table = {
             "row": encoded.rows,
-            "key": [sample["key"] for sample in samples],
-            "text": [sample["text"] for sample in samples],
+            "key": _as_bytes([sample["key"] for sample in samples]),
+            "text": _as_bytes([sample["text"] for sample in samples]),
             "metadata": [json.dumps(sample["metadata"]) for sample in samples],
         }
         pq.write_table(pa.table(table), part / SAMPLES)
@@ -88,8 +88,8 @@ def write_set(folder: Path, config: dict[str, Any], encoded: EncodedSet) -> None
 
 def read_set(folder: Path, dataset: Dataset) -> EncodedSet:
     """Return the features of a dataset."""
-    table = pq.read_table(folder / SAMPLES).to_pydict()
-    columns = (table["key"], table["text"], table["metadata"])
+    table = pq.read_table(folder / SAMPLES)
+    columns = (_as_text(table["key"]), _as_text(table["text"]), table["metadata"].to_pylist())
     samples = [
         Sample(key, b"", text, json.loads(about)) for key, text, about in zip(*columns, strict=True)
     ]
@@ -100,9 +100,8 @@ def read_set(folder: Path, dataset: Dataset) -> EncodedSet:
     assert text is not None
     faults = Faults()
     faults.merge(json.loads((folder / FAULTS).read_text()))
-    return EncodedSet(
-        dataset, table["row"], samples, image, text, faults, image_pooled, text_pooled
-    )
+    rows_of = table["row"].to_pylist()
+    return EncodedSet(dataset, rows_of, samples, image, text, faults, image_pooled, text_pooled)
 
 
 def write_captions(folder: Path, config: dict[str, Any], rows: Mapping[str, Tensor]) -> None:
@@ -117,3 +116,12 @@ def read_captions(folder: Path) -> dict[str, Tensor]:
     """Return captions and their features."""
     captions = json.loads((folder / CAPTIONS).read_text())
     return dict(zip(captions, torch.from_numpy(np.load(folder / ROWS)), strict=True))
+
+
+def _as_bytes(texts: Sequence[str]) -> pa.Array:
+    """Return texts as bytes: JSON and names of files may hold half of a pair of surrogates."""
+    return pa.array([text.encode(errors="surrogatepass") for text in texts], pa.binary())
+
+
+def _as_text(column: pa.ChunkedArray) -> list[str]:
+    return [data.decode(errors="surrogatepass") for data in column.cast(pa.binary()).to_pylist()]

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import EncodedSet
 from eval.bootstrap import DRAWS, SEED, replicate
-from eval.features import Encode
+from eval.features import EVALUATED, OF_CAPTIONS, Encode
 from eval.open_dataset import open_dataset
 from eval.record import Evaluation, summarise, write_evaluation
 from eval.report import rows_of
@@ -142,17 +142,18 @@ def build_evaluators(tasks: Sequence[str]) -> list[Evaluator]:
     """Return the evaluators that tasks such as ``"zero_shot(classes='classes.json')"`` name.
 
     Raises:
-        UserError: There is no task, no such evaluator, or two have the same name.
+        UserError: There is no task, no such evaluator, or a name is taken.
     """
     if not tasks:
         raise UserError(f"There is no task. Known: {', '.join(spec.names('eval.evaluators'))}.")
     evaluators = [spec.build("eval.evaluators", task) for task in tasks]
-    seen: dict[str, str] = {}
+    # Features of other datasets are kept in folders of these names, beside those two.
+    seen = dict.fromkeys((EVALUATED, OF_CAPTIONS), "--features")
     for task, evaluator in zip(tasks, evaluators, strict=True):
         if evaluator.name in seen:
             raise UserError(
-                f"The tasks {seen[evaluator.name]!r} and {task!r} are both called "
-                f"{evaluator.name!r}. Give one another name=."
+                f"{seen[evaluator.name]!r} and the task {task!r} are both called "
+                f"{evaluator.name!r}. Give the task another name=."
             )
         seen[evaluator.name] = task
     return evaluators

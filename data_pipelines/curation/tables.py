@@ -16,6 +16,9 @@ from vlp.errors import UserError, first_line
 
 KEYS = ("key", "uid", "id")
 """Columns that may name a row."""
+STRINGS = (pa.string(), pa.large_string())
+BYTES = (pa.binary(), pa.large_binary(), pa.string_view(), pa.binary_view())
+"""What writers that do not say that it is text, and newer ones, give text as."""
 
 
 class DamagedTable(UserError):
@@ -65,10 +68,11 @@ def table_keys(path: Path) -> list[str]:
 
     Raises:
         DamagedTable: The file cannot be read.
-        UserError: A row has no key.
+        UserError: A row has no key, or two columns have one name.
     """
     with reading(path):
         file = pq.ParquetFile(path)
+        _check_names(path, file.schema_arrow.names)
         name = next((name for name in KEYS if name in file.schema_arrow.names), None)
         if name is None:
             return [str(place) for place in range(file.metadata.num_rows)]
@@ -82,6 +86,13 @@ def table_keys(path: Path) -> list[str]:
         )
     keys = column.to_pylist()
     return keys if pa.types.is_string(column.type) else [str(key) for key in keys]
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise UserError where columns have one name: which of them is meant, nothing tells."""
+    if len(set(names)) < len(names):
+        ((name, times),) = Counter(names).most_common(1)
+        raise UserError(f"{times} columns of {path} are called {name!r}. Rename all but one.")
 
 
 def _check_keys(path: Path, keys: Sequence[str]) -> None:
@@ -100,12 +111,13 @@ def _and_others(count: int) -> str:
 
 
 def decoded(column: pa.Array) -> pa.Array:
-    """Return a column, null where it holds text that is not UTF-8."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    """Return a column; bytes as the text that they are, null where that is not UTF-8."""
+    if column.type not in (*STRINGS, *BYTES):
         return column
     try:
-        column.validate(full=True)
-        return column
+        text = column if column.type in STRINGS else column.cast(pa.large_string())
+        text.validate(full=True)
+        return text
     except pa.ArrowInvalid:
         found = []
         for data in column.cast(pa.large_binary()).to_pylist():

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from eval.bootstrap import replicate
 from eval.compare import Difference, Model, Run, compare, differ, group, holm, two_sided
-from eval.record import METRICS, training_of, write_draws
+from eval.record import METRICS, REPLICATES, training_of, write_draws
 from eval.result import Result, per_image
 from vlp.checkpoint import save_encoder
 from vlp.errors import UserError
@@ -227,6 +227,10 @@ def test_what_cannot_be_compared_is_told_in_a_line(tmp_path):
         compare([a, b])
     with pytest.raises(UserError, match=r"holds no evaluation. Give what `vlp eval"):
         compare([a, tmp_path])
+    for rest in (b"", b"PK\x03\x04 cut off"):
+        (b / REPLICATES).write_bytes(rest)
+        with pytest.raises(UserError, match="holds no evaluation"):
+            compare([a, b])
     c = written(tmp_path / "c", own)
     with pytest.raises(UserError, match=r"No figure is called wrong. There are: z/acc@1"):
         compare([a, c], figures=["wrong"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import tarfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.encoded import encode_dataset
 from data_pipelines.faults import SampleFault
 from eval.benchmark import read_preset
+from eval.features import Encode
 from eval.open_dataset import open_dataset
 from eval.prompts import class_of_samples, classes_of, classes_of_samples
 from vlp.errors import UserError
@@ -252,6 +254,21 @@ def test_splits_are_chosen_behind_a_colon(tmp_path):
     assert open_dataset(f"{source}:train").keys == ["elsewhere"]
     with pytest.raises(UserError, match=r"no split 'tset'. Did you mean test"):
         open_dataset(f"{source}:tset")
+
+
+def test_names_and_captions_that_are_no_unicode_are_kept_with_their_features(tmp_path, encoder):
+    name = os.fsdecode(b"caf\xe9.png")  # Latin-1, as old archives hold
+    row = {"image": "red.png", "caption": "half of a pair \ud800"}
+    (tmp_path / "images" / "class").mkdir(parents=True)
+    for path in (tmp_path / "red.png", tmp_path / "images" / "class" / name):
+        path.write_bytes(picture("red"))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    for source in (tmp_path / "images", tmp_path / "pairs.jsonl"):
+        dataset, folder = open_dataset(str(source)), tmp_path / f"features of {source.name}"
+        first, again = (Encode(encoder, folder=folder).dataset(dataset) for _ in range(2))
+        assert again.samples == first.samples
+        assert len(again.samples) == 1
+        assert again.image.equal(first.image)
 
 
 def test_what_cannot_be_a_dataset_is_told_in_a_line(tmp_path):

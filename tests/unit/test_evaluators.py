@@ -218,6 +218,8 @@ def test_every_evaluator_is_built_by_its_name_and_carries_it(name):
         (("retrieval(k=(5, -1))",), "whole numbers from 1"),
         (("retrieval(k=())",), "whole numbers from 1"),
         (("retrieval", "retrieval(k=(1,))"), "both called 'retrieval'"),
+        (("retrieval(name='captions')",), "'--features' and the task .* both called 'captions'"),
+        (("retrieval(name='evaluated')",), "both called 'evaluated'"),
         (("zero_shot(classes='none.json')",), r"Cannot read none\.json"),
         (("zero_shot(classes=['cat'], templates=['a photo'])",), "'a photo' has no place"),
         (("zero_shot(part='concept')",), "part= and no file"),

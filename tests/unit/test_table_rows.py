@@ -136,6 +136,26 @@ def test_captions_that_are_not_utf8_fail_alone(tmp_path):
     assert status.to_pylist() == ["ok", "failed: no caption", "ok"]
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string_view()])
+def test_text_that_a_writer_stores_as_bytes_is_text(tmp_path, kind):
+    columns = {"uid": ["a", "b", "c"], "text": ["a dog runs", None, "größer"]}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({n: pa.array(of).cast(kind) for n, of in columns.items()}), path)
+    assert table_keys(path) == columns["uid"]
+    ((_, ((_, part),)),) = read_rules(["caption_characters"])
+    for together in (True, False):
+        values, status = said(part, path, range(3), together=together)
+        assert values[:3] == [10, None, 6]
+        assert status[:3] == ["ok", "failed: no caption", "ok"]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a b c"])] * 2, ["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"2 columns of .*a.parquet are called 'text'. Rename"):
+        table_keys(tmp_path / "a.parquet")
+
+
 def test_a_row_without_a_key_is_named(tmp_path):
     pq.write_table(pa.table({"uid": ["a", None, None]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"Rows of .*a.parquet have no uid: 2, the first is row 1"):
