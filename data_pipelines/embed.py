@@ -97,9 +97,7 @@ def embed(
         tasks = [Task(number, one) for number, one in enumerate(found.parts)]
         work, engine = EmbedPart(part, **made), engine or Engine()
         written = list(engine.run(work, tasks, what="embed", on_gpu=True))
-        told["samples"], faults = _count(written, found.faults)
-        if not told["samples"]:
-            raise UserError(f"No sample of {source} could be read ({faults.summary()}).")
+        told["samples"], faults = _count(written, found.faults, source)
         told |= _faults(faults)
         _seal(part, written, told)
     show(f"Embedded {told['samples']} samples of {source} into {out} ({encoder.dim} dimensions).")
@@ -255,12 +253,19 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _count(written: Sequence[Written], found: Faults) -> tuple[int, Faults]:
-    """Return how many samples have features, and what was wrong with others."""
+def _count(written: Sequence[Written], found: Faults, source: str) -> tuple[int, Faults]:
+    """Return how many samples have features, and what was wrong with others.
+
+    Raises:
+        UserError: None has any.
+    """
     faults = Faults()
     for one in (found.as_dict(), *(part.faults for part in written)):
         faults.merge(one)
-    return sum(part.samples for part in written), faults
+    samples = sum(part.samples for part in written)
+    if not samples:
+        raise UserError(f"No sample of {source} could be read ({faults.summary()}).")
+    return samples, faults
 
 
 def _seal(folder: Path, written: Sequence[Written], told: dict[str, Any]) -> None:

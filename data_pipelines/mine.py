@@ -71,6 +71,11 @@ def mine(
         f"{report['pairs_apart']} pairs kept apart. See {out / PAGE}."
     )
     _show_shortage(report["epoch"])
+    if report["clusters"] == 1:
+        show(
+            "All samples are of one cluster, so no batch is harder than one drawn at random: write "
+            "the --batch-size of the run, or --clusters 2 or more."
+        )
     return {**report, "out": str(out)}
 
 

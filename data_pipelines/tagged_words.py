@@ -16,7 +16,10 @@ COORDINATORS = ("and", "or", ",", ";", "/", "&", "+")
 """Words whose two sides may change places."""
 KEPT = 16_384
 """Parsed captions that a process remembers: some 30 MB."""
-_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+_LETTER = r"(?:\w|[^\s\x00-\xbf\u2010-\u206f\u3000-\u303f\uff00-\uffef])"
+"""Whatever is no punctuation: with marks that Python takes for no letters, such as accents on their
+own and the vowels of Hindi, and pictographs of several signs."""
+_WORD = re.compile(rf"{_LETTER}+(?:['’-]{_LETTER}+)*|[^\w\s]")
 _VOWEL = re.compile(r"(?!uni|use|eu|one)[aeiou]|hour|hono|heir", re.IGNORECASE)
 
 

@@ -23,8 +23,13 @@ def write_words(source: str, path: Path, *, pipeline: str) -> dict[str, Any]:
     """Write the words of all captions by tag, each with how often it occurs; return their numbers.
 
     Raises:
-        UserError: spaCy or the pipeline is not installed, or no word occurs often enough.
+        UserError: The file is no JSON file, spaCy or the pipeline is not installed, or no word
+            occurs often enough.
     """
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(
+            f"The words go to a JSON file, and not to {path}. Write --words words.json."
+        )
     shards = open_shards(source)
     load(pipeline)
     with progress(len(shards), "tag") as advance:

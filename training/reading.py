@@ -1,6 +1,7 @@
 """From the data's options to a plan of the samples and what reads them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -100,15 +101,23 @@ def _mined_plan(config: TrainConfig, shards: ShardSet, copies: Copies | None) ->
     """Return the plan of mined batches of the samples of one source."""
     data = config.data
     assert data.mined is not None
-    mined = read_mined(Path(data.mined))
+    # A plan that another run mined within an epoch holds for all of an epoch here.
+    mined = replace(read_mined(Path(data.mined)), read=None)
     mined.check(shards, copies)
-    if data.group not in ("none", mined.told["group"]):
+    apart = _grouped(mined.told["group"], mined.told["label_key"])
+    matches = _grouped(data.group, data.label_key)
+    if data.group != "none" and apart != matches:
         raise UserError(
-            f"{data.mined} keeps samples of the same {mined.told['group']} apart, and the run's "
-            f"matches are by {data.group}. Run `vlp mine --group {data.group}`."
+            f"{data.mined} was mined with --group {apart}, and the run's matches are by "
+            f"{data.group}. Run `vlp mine --group {matches}`."
         )
     num_samples = sum(int(own.sum()) for own in copies or [shards.counts])
     share = Curriculum.parse(data.hard, "data.hard").of(config.run_length(num_samples))
     seed = hash63(f"{config.seed} 0")
     row = MinedRow(shards.counts, seed, data.batch_size, mined, share, copies)
     return Plan([row], data.batch_size, lanes=data.lanes)
+
+
+def _grouped(group: str, label_key: str) -> str:
+    """Return what samples are grouped by, as the options of `vlp mine --group` say it."""
+    return f"{group} --label-key {label_key}" if group == "label" else group

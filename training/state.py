@@ -124,8 +124,9 @@ def restore(state: TrainState, run: Path, *, until: float = math.inf) -> bool:
     if content["data"] != state.data:
         raise UserError(
             f"The training shards are no longer those that {run} began with: their names may be "
-            f"the same, their samples are not (nor what --negatives go by, where there are any: a "
-            f"vocabulary, a parser). Bring the old ones back, or use --overwrite."
+            f"the same, their samples are not (nor what --data.mined or --negatives go by, where "
+            f"there are any: a plan, a vocabulary, a parser). Bring the old ones back, or use "
+            f"--overwrite."
         )
     held_out = content.get("validation", "")
     if held_out and state.validation not in ("", held_out):

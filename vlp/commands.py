@@ -11,6 +11,7 @@ def index(
     recall: float = 0.95,
     memory: str | None = None,
     prefix: int | None = None,
+    kind: Literal["exact", "ivf_flat", "ivf_sq", "ivf_pq", "hnsw", "hnsw_sq"] | None = None,
     rows_per_part: int = 10_000_000,
     model: str | None = None,
     overwrite: bool = False,
@@ -26,6 +27,7 @@ def index(
         recall: Share of the 10 nearest that must be found, above 0 and at most 1.
         memory: Most that the index may take, as 2GB or 500MB.
         prefix: Hold the first so many coordinates of Matryoshka features; all of them rank again.
+        kind: The only one to try: an inverted file or a graph, of vectors as they are or of codes.
         rows_per_part: Rows of each of the files that are searched as one.
         model: The model that made the features, where that is not written beside them.
         overwrite: Replace what another command or config wrote.
@@ -39,6 +41,7 @@ def index(
         recall=recall,
         memory=None if memory is None else bytes_of(memory),
         prefix=prefix,
+        kind=kind,
         rows_per_part=rows_per_part,
         model=model,
         overwrite=overwrite,

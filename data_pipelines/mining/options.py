@@ -94,6 +94,9 @@ class MineOptions:
             raise UserError(f"--cap is {self.cap}. Write a factor from 1 (equal sizes) up.")
         if not 0 <= self.neighbours <= 64:
             raise UserError(f"--neighbours is {self.neighbours}. Write 1 to 64, or 0 for none.")
+        for name in ("exact", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} is {getattr(self, name)}. Write 0 or more.")
         if self.neighbours and (self.clusters or self.cap):
             raise UserError("Mine either --neighbours or --clusters with their --cap.")
         for bound in self.apart:

@@ -138,6 +138,11 @@ def _groups(
         group(told[found] or "") if found >= 0 else _unread(entry_of(shards, sample), options)
         for sample, found in enumerate(row.tolist())
     ]
+    if not any(one is not None for one in hashes):
+        raise UserError(
+            f"No sample has {options.label_key} in its metadata. Write after --label-key which "
+            f"field holds the class."
+        )
     return dense(hashes)
 
 

@@ -145,8 +145,9 @@ def main() -> None:
                 break
             found = one_run(world, arm, seed)
             write_json(world.figures(arm, seed), found)
-            took = max(took, time.monotonic() - start)
-            note(f"{world.recipe}, {arm}, seed {seed}, {took:.0f} s: {found}")
+            seconds = time.monotonic() - start
+            took = max(took, seconds)
+            note(f"{world.recipe}, {arm}, seed {seed}, {seconds:.0f} s: {found}")
         for table in tables(world, options.seeds):
             show(table)
 

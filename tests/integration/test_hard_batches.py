@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from fork_server import ForkServer
 from tests_support import pairs
 from training_support import VIT, differences, launch, one_thread, rows, train
 
-from data_pipelines.mining.mined import read_mined
+from data_pipelines.mining.mined import read_mined, write_mined
+from data_pipelines.mining.row import MinedRow
 from data_pipelines.shards import write_shards
 from training import step
+from training.config import TrainConfig
 from training.options import DataConfig
+from training.reading import open_sources
 from vlp import cli
 from vlp.checkpoint import list_checkpoints, step_of
 from vlp.errors import Stopped, UserError
@@ -116,6 +120,10 @@ def test_what_does_not_go_with_mined_batches_is_refused_in_a_line(asked, said):
     ("argv", "said"),
     [
         (["--data.mined", "MINED", "--data.group", "image"], "Run `vlp mine --group image`"),
+        (
+            ["--data.mined", "MINED", "--data.group", "label"],
+            "with --group caption, .* Run `vlp mine --group label --label-key cls`",
+        ),
         (["--data.mined", "DATA"], "Cannot read the mined plan"),
     ],
 )
@@ -123,6 +131,25 @@ def test_a_plan_that_does_not_fit_the_run_is_refused(argv, said, data, mined, tm
     names = {"MINED": str(mined), "DATA": str(data)}
     with pytest.raises(UserError, match=said):
         train(tmp_path / "run", data, *[names.get(word, word) for word in argv], "--steps", "2")
+
+
+def test_a_plan_of_another_class_is_refused(data, mined, tmp_path):
+    plan = read_mined(mined)
+    path = write_mined(replace(plan, told={**plan.told, "group": "label"}), tmp_path)
+    argv = ["--data.mined", str(path), "--data.group", "label", "--data.label-key", "colour"]
+    with pytest.raises(UserError, match="Run `vlp mine --group label --label-key colour`"):
+        train(tmp_path / "run", data, *argv, "--steps", "2")
+
+
+def test_a_plan_that_a_run_mined_within_an_epoch_is_one_of_whole_epochs_to_another(
+    data, mined, tmp_path
+):
+    read = np.packbits(np.arange(SAMPLES) < 20)
+    path = write_mined(replace(read_mined(mined), read=read), tmp_path, "000000000120")
+    plan = DataConfig(shards=(str(data),), mined=str(path), batch_size=24)
+    row = open_sources(TrainConfig(data=plan, samples=200))[1].rows[0]
+    assert isinstance(row, MinedRow)
+    assert sorted(row.arrangement(0).order) == list(range(SAMPLES))
 
 
 def test_a_plan_of_other_shards_is_refused(data, mined, tmp_path):

@@ -174,7 +174,7 @@ def test_a_run_does_not_go_on_with_another_vocabulary_of_the_same_name(data, tmp
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_0000002")
     words.write_text('{"colour": ["red", "green"]}')
     forget()
-    with pytest.raises(UserError, match="nor what --negatives go by"):
+    with pytest.raises(UserError, match=r"nor what --data\.mined or --negatives go by"):
         train(tmp_path / "run", data, *options, "--save-every", "1")
 
 

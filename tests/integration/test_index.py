@@ -326,6 +326,42 @@ def test_memory_that_nothing_fits_into_is_refused_before_anything_is_built(tmp_p
     assert [plan.kind for plan in candidates(500, 16, 32_000, None)] == ["exact"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("exact", "exact"),
+        ("ivf_flat", "IVF64,Flat"),
+        ("ivf_sq", "IVF64,SQ8"),
+        ("ivf_pq", "IVF64,PQ"),
+        ("hnsw", "HNSW32"),
+        ("hnsw_sq", "HNSW32_SQ8"),
+    ],
+)
+def test_a_kind_that_is_named_is_built_whatever_would_be_faster(kind, made, tmp_path):
+    write_features(tmp_path / "features", unit_rows(300), texts=unit_rows(40, seed=1))
+    build_index(tmp_path / "features", tmp_path / "index", kind=kind, recall=0.9)
+    opened = load_index(tmp_path / "index")
+    assert opened.segments[0].plan.kind.startswith(made)
+    exact, _ = neighbours(unit_rows(20, seed=2), unit_rows(300), 10)
+    found, rows = opened.neighbours(unit_rows(20, seed=2), 10)
+    true = (unit_rows(20, seed=2)[:, None] * unit_rows(300)[rows]).sum(2)
+    np.testing.assert_allclose(found, true, atol=1e-5)
+    assert (found >= exact[:, -1:] - 1e-5).mean() >= 0.9
+
+
+def test_an_index_that_outgrows_what_it_was_built_for_says_so(tmp_path, capsys):
+    write_features(tmp_path / "features", unit_rows(100))
+    build_index(tmp_path / "features", tmp_path / "index", memory=8000)
+    write_features(tmp_path / "more", unit_rows(100, seed=1), first=100)
+    update_index(tmp_path / "index", add=tmp_path / "more")
+    assert "takes 12,800 bytes, more than the 8,000" in capsys.readouterr().err
+    update_index(tmp_path / "index", delete=["00000"], check=True)
+    write_features(tmp_path / "many", unit_rows(40_001, dim=4))
+    build_index(tmp_path / "many", tmp_path / "large", kind="exact")
+    update_index(tmp_path / "large", check=True)
+    assert "40,001 rows" in capsys.readouterr().err
+
+
 def cut_vectors(index, features):
     path = index / "segments" / "000001" / "vectors.npy"
     path.write_bytes(path.read_bytes()[:-100])

@@ -98,6 +98,25 @@ def test_it_opens_on_pictures_and_fetches_more_as_one_scrolls(page):
     assert len(shown(page)) == 200
 
 
+def test_a_screen_that_shows_more_than_the_first_pictures_gets_more(page):
+    page.set_viewport_size({"width": 2560, "height": 1440})
+    page.reload()
+    page.locator(".tile").nth(150).wait_for(state="attached")
+    page.set_viewport_size(PHONE)
+
+
+def test_what_did_not_work_can_be_tried_again(browser, served):
+    page = browser.new_page(viewport=DESKTOP)
+    for path in ("about", "search"):
+        page.route(f"**/{path}", lambda route: route.abort(), times=1)
+        page.goto(served.url)
+        page.get_by_text("The service does not answer").wait_for()
+        page.get_by_role("button", name="Try again").click()
+        page.locator(".tile").nth(10).wait_for()
+        assert page.locator("#empty").is_hidden()
+    page.close()
+
+
 def test_results_follow_as_words_are_typed_and_the_address_holds_them(page):
     before = shown(page)
     page.fill("#text", "a red field")
@@ -252,6 +271,27 @@ def test_a_picture_is_looked_at_closely_and_more_like_it_are_found(page):
     assert page.locator(".term img").count() == 1
 
 
+def test_a_finger_need_not_hit_the_small_mark_to_select(page):
+    if not is_phone(page):
+        pytest.skip("without a finger")
+    mark = page.locator(".select").nth(1).bounding_box()
+    page.touchscreen.tap(mark["x"] + mark["width"] + 7, mark["y"] + mark["height"] + 7)
+    assert page.locator("#selected-count").inner_text() == "1 selected"
+    assert page.locator("#viewer").is_hidden()
+
+
+def test_a_swipe_turns_to_the_next_picture(page):
+    if not is_phone(page):
+        pytest.skip("without a finger")
+    page.locator(".open").nth(2).click()
+    touch = page.context.new_cdp_session(page)
+    for start, end, number in ((300, 80, 3), (80, 300, 2), (200, 190, 2)):
+        for kind, x in (("touchStart", start), ("touchMove", end), ("touchEnd", None)):
+            points = [] if x is None else [{"x": x, "y": 300}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        page.locator(f"#viewer h2:has-text('number {number}')").wait_for()
+
+
 def test_names_are_given_to_a_picture_as_they_are_written(page):
     page.click("#classify-button")
     image = {"name": "x.png", "mimeType": "image/png", "buffer": picture("green")}
@@ -267,6 +307,28 @@ def test_names_are_given_to_a_picture_as_they_are_written(page):
     assert "Write a name" in page.locator("#classify .error").inner_text()
     page.keyboard.press("Escape")
     assert page.locator("#classify").is_hidden()
+
+
+def test_naming_follows_from_picture_to_picture_and_ends_with_the_viewer(page):
+    page.locator(".open").nth(2).click()
+    page.keyboard.press("n")
+    panel = page.locator("#classify")
+    assert panel.is_visible()
+    page.keyboard.press("ArrowRight")
+    assert panel.is_visible()
+    assert page.locator("#classify-subject img").get_attribute("src") == "/pictures/3/thumbnail"
+    page.locator("#names").focus()
+    page.keyboard.press("Escape")
+    assert panel.is_hidden()
+    assert page.locator("#viewer").is_visible()
+    assert page.evaluate("document.activeElement.id") == "name-this"
+    page.keyboard.press("n")
+    page.keyboard.press("Escape")
+    assert panel.is_hidden()
+    page.keyboard.press("n")
+    page.go_back()
+    assert page.locator("#viewer").is_hidden()
+    assert page.get_attribute("#classify-button", "aria-expanded") == "false"
 
 
 def test_nothing_in_captions_and_metadata_runs(page):

@@ -289,8 +289,27 @@ def test_every_field_that_is_wrong_is_named(client):
         content = json.dumps(body)
         answer = client.post(path, content=content, headers={"content-type": "application/json"})
         refusal(answer, 404 if path == "/download" else 422, said)
+    for options in ({}, {"content": "{k: 1}"}, {"data": {"k": "1"}}, {"json": [1]}):
+        refusal(client.post("/search", **options), 422, "must be a JSON object")
     refusal(client.get("/nothing"), 404)
     refusal(client.get("/search"), 405)
+
+
+def test_the_examples_of_the_schema_are_bodies_that_are_taken(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("search", "classify", "embed", "download"):
+        [example] = schemas[f"{name.title()}Request"]["examples"]
+        assert client.post(f"/{name}", json=example).status_code == 200
+
+
+def test_a_browser_keeps_a_picture_until_the_next_start(client, index):
+    url = "/pictures/1/thumbnail"
+    first = client.get(url)
+    assert "no-cache" in first.headers["cache-control"]
+    kept = {"If-None-Match": first.headers["etag"]}
+    assert client.get(url, headers=kept).status_code == 304
+    with serving(index) as other, other.client() as later:
+        assert later.get(url, headers=kept).content == first.content
 
 
 def test_a_burst_of_ten_thousand_requests_is_answered_or_told_to_wait(client, served):

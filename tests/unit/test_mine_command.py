@@ -132,6 +132,9 @@ def test_the_report_tells_and_shows_what_was_taken_and_what_was_spared(shards, t
         ({"clusters": 65}, "65 clusters of 64 features: ask for 1 to 64"),
         ({"clusters": 0}, "--clusters is 0. Write 1 or more"),
         ({"neighbours": 65}, "--neighbours is 65. Write 1 to 64"),
+        ({"seed": -1}, "--seed is -1. Write 0 or more"),
+        ({"exact": -1}, "--exact is -1. Write 0 or more"),
+        ({"group": "label", "label_key": "kind"}, "No sample has kind in its metadata"),
         ({"keep": "nothing.npy"}, "Cannot read the keep-list nothing.npy"),
     ],
 )
@@ -140,6 +143,14 @@ def test_an_option_that_makes_no_sense_says_what_to_write(options, said, shards,
     with pytest.raises(UserError, match=said):
         mine(tmp_path / "features", shards, tmp_path / "hard", **options)
     assert not (tmp_path / "hard").exists()
+
+
+def test_it_is_said_when_one_cluster_holds_all(shards, tmp_path, capsys):
+    features_of(tmp_path / "features", pairs(64))
+    mine(tmp_path / "features", shards, tmp_path / "one", clusters=1)
+    assert "no batch is harder than one drawn at random" in capsys.readouterr().out
+    mine(tmp_path / "features", shards, tmp_path / "two", clusters=2)
+    assert "at random" not in capsys.readouterr().out
 
 
 def test_features_of_other_samples_or_of_one_kind_are_refused(shards, tmp_path):

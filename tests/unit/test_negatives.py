@@ -208,6 +208,19 @@ def test_a_closed_vocabulary_gives_exactly_what_its_words_allow(name, options, c
     assert found == wanted
 
 
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("cafe\u0301 bleu", ["cafe\u0301", "bleu"]),
+        ("हिन्दी, है", ["हिन्दी", ",", "है"]),
+        ("👩\u200d🚀 and ❤\ufe0f", ["👩\u200d🚀", "and", "❤\ufe0f"]),
+        ("“red”—a man's, 狗。", ["“", "red", "”", "—", "a", "man's", ",", "狗", "。"]),
+    ],
+)
+def test_marks_and_pictographs_are_not_torn_from_their_words(caption, words):
+    assert list(Words.of(caption).words) == words
+
+
 def test_articles_follow_the_word_behind_them():
     words = Words.of("A pear on an old table near an uncle")
     assert words.changed({Span(1, 2, "x"): "apple"}) == "An apple on an old table near an uncle"
@@ -349,6 +362,15 @@ def test_the_words_of_a_corpus_by_tag_are_a_vocabulary(tmp_path):
     }
     found = made("replace_words", "a red cat runs", k=9, vocabulary=str(words))
     assert set(found) == {"a green cat runs", "a red cat sits"}
+
+
+def test_words_are_not_written_over_a_shard(tmp_path):
+    write_shards([Sample("0", picture(), "a dog", {})], tmp_path)
+    shard = tmp_path / "000000.tar"
+    before = shard.read_bytes()
+    with pytest.raises(UserError, match=r"Write --words words.json"):
+        cli.run(["inspect", str(tmp_path), "--words", str(shard)])
+    assert shard.read_bytes() == before
 
 
 @pytest.mark.parametrize(

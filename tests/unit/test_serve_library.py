@@ -10,6 +10,7 @@ from data_pipelines.shards import write_shards
 from vlp.errors import UserError
 from vlp.index import build_index, load_index
 from vlp.index.change import compact_index, delete_keys
+from vlp.serve.download import packed
 from vlp.serve.library import Library
 from vlp.serve.limits import Refused
 from vlp.serve.messages import SearchRequest
@@ -92,6 +93,14 @@ def test_a_picture_whose_shard_is_gone_has_a_reason_that_names_no_folder(folder,
     ) as refused:
         library.encoded(3)
     assert str(shards) not in refused.value.reason
+    assert refused.value.status == 404
+
+
+def test_a_picture_whose_shard_has_changed_is_told_by_its_number(folder, shards):
+    for shard in shards.glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(Refused, match="Picture 3 is none any more") as refused:
+        packed(Library(load_index(folder)), [3], "pictures")
     assert refused.value.status == 404
 
 

@@ -21,7 +21,7 @@ from vlp.serve.access import Access, choose_token
 from vlp.serve.batching import Batcher, Texts
 from vlp.serve.fields import fields_about
 from vlp.serve.limits import Guard, Limits, Refused
-from vlp.serve.server import open_port
+from vlp.serve.server import open_port, serve
 
 SCOPE = {"type": "http", "path": "/search", "headers": []}
 
@@ -262,12 +262,19 @@ def test_a_request_without_the_token_is_refused_and_one_with_it_is_not(path):
             door.check(scope(path, **wrong))
         assert refused.value.status == 401
     door.check(scope(path, authorization=f"Bearer {TOKEN}"))
-    door.check(scope(path, cookie=f"other=1; {access.COOKIE}={TOKEN}"))
+    for beside in ("other=1", '{"of": ["another", "service"]}', "odd[]=x"):
+        door.check(scope(path, cookie=f"{beside}; {access.COOKIE}={TOKEN}"))
 
 
 @pytest.mark.parametrize("path", access.OPEN)
 def test_what_tells_nothing_about_the_pictures_needs_no_token(path):
     Access("0.0.0.0", TOKEN).check(scope(path))
+
+
+def test_fewer_than_no_texts_cannot_be_remembered(tmp_path):
+    options = {"host": "127.0.0.1", "port": 0, "token": None, "model": None}
+    with pytest.raises(UserError, match=r"--remember -1 .* Give 0 or more"):
+        serve(tmp_path, remembered=-1, limits=Limits(), **options)
 
 
 def test_a_web_site_that_calls_itself_by_this_address_is_refused():

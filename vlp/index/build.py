@@ -12,6 +12,7 @@ import pyarrow as pa
 from vlp.console import show
 from vlp.errors import UserError
 from vlp.features import FOLDERS, Stacked, numbered, read_metadata, stack
+from vlp.index.candidates import Family
 from vlp.index.choose import choose
 from vlp.index.exact import Matrix, Window
 from vlp.index.folder import SEGMENTS, STATE, State, load_index, read_state, write_state
@@ -32,6 +33,7 @@ def build_index(
     recall: float = 0.95,
     memory: int | None = None,
     prefix: int | None = None,
+    kind: Family | None = None,
     rows_per_part: int = ROWS_PER_PART,
     model: str | None = None,
     overwrite: bool = False,
@@ -46,6 +48,7 @@ def build_index(
         recall: Share of the exact 10 nearest that is found, of queries like the text features.
         memory: Bytes that the index may take; None: no limit.
         prefix: Coordinates of Matryoshka features that it holds; None: all.
+        kind: The only one to try; None: all that fit.
         rows_per_part: Rows of each of the files that are searched as one.
         model: That made the features, where it is not written beside them.
         overwrite: Replace what another command or config wrote.
@@ -56,7 +59,8 @@ def build_index(
     """
     rows, metadata = read_source(features)
     _check(recall, prefix, rows.dim, rows_per_part)
-    asked = {"recall": recall, "memory": memory, "prefix": prefix, "rows_per_part": rows_per_part}
+    asked = {"recall": recall, "memory": memory, "prefix": prefix, "kind": kind}
+    asked |= {"rows_per_part": rows_per_part}
     made = maker(features, model)
     config = {**made, "features": str(features), **asked}
     check_output(out, "index", config, inputs=[features], overwrite=overwrite)
@@ -94,7 +98,12 @@ def _write(
             if choice is None:
                 options = {name: config[name] for name in ("recall", "memory", "prefix")}
                 choice = choose(
-                    vectors, queries[0], scratch, **options, share=len(some) / len(rows)
+                    vectors,
+                    queries[0],
+                    scratch,
+                    **options,
+                    family=config["kind"],
+                    share=len(some) / len(rows),
                 )
                 told = {"features": config["features"], "rows": len(rows), **options}
                 write_pages(folder, choice, {**told, "queries": queries[1]})

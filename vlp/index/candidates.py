@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -22,7 +23,13 @@ CODEBOOK_POINTS = 20_000
 """Vectors that the codes of quantised kinds are learnt from."""
 
 
-def candidates(count: int, dim: int, memory: int | None, prefix: int | None) -> list[Plan]:
+Family = Literal["exact", "ivf_flat", "ivf_sq", "ivf_pq", "hnsw", "hnsw_sq"]
+"""Kinds by how they reach rows (inverted file, graph) and hold them (scalar, product codes)."""
+
+
+def candidates(
+    count: int, dim: int, memory: int | None, prefix: int | None, family: Family | None = None
+) -> list[Plan]:
     """Return the kinds that fit, untuned; a small set is exact where that fits.
 
     Args:
@@ -30,20 +37,24 @@ def candidates(count: int, dim: int, memory: int | None, prefix: int | None) -> 
         dim: Length of a vector.
         memory: Bytes; None: no limit.
         prefix: Coordinates that the index holds; None: all.
+        family: The only kinds to try; None: those that may be the fastest.
 
     Raises:
         UserError: None fits.
     """
     width = prefix or dim
-    lists = num_lists(count)
+    lists, graph = num_lists(count), f"HNSW{LINKS}"
     kinds = [EXACT if prefix is None else "Flat"]
-    if count > SMALL or (memory is not None and count * width * 4 > memory):
+    if family or count > SMALL or (memory is not None and count * width * 4 > memory):
         kinds += [f"IVF{lists},Flat", f"IVF{lists},SQ8"]
         kinds += [f"IVF{lists},PQ{width // part}x4fs" for part in (2, 4, 8) if width % part == 0]
-        if count <= GRAPH:
-            flat = f"HNSW{LINKS}"
-            is_tight = memory is not None and predicted_bytes(flat, count, width) > memory
-            kinds.append(f"{flat}_SQ8" if is_tight else flat)
+        is_tight = memory is not None and predicted_bytes(graph, count, width) > memory
+        if family:
+            kinds = [kind for kind in (*kinds, graph, f"{graph}_SQ8") if family_of(kind) == family]
+        elif count <= GRAPH:
+            kinds.append(f"{graph}_SQ8" if is_tight else graph)
+    if not kinds:
+        raise UserError(f"ivf_pq needs an even number of coordinates, got {width}. Try ivf_sq.")
     taken = {kind: predicted_bytes(kind, count, width) for kind in kinds}
     plans = [
         Plan(kind=kind, prefix=prefix) for kind in kinds if memory is None or taken[kind] <= memory
@@ -54,6 +65,12 @@ def candidates(count: int, dim: int, memory: int | None, prefix: int | None) -> 
             f"{min(taken.values()):,}. Give more --memory."
         )
     return plans
+
+
+def family_of(kind: str) -> str:
+    """Return ``ivf_sq`` of ``IVF1024,SQ8``."""
+    name = re.sub(r"\d+(x4fs)?", "", kind).replace(",", "_").lower()
+    return EXACT if name == "flat" else name
 
 
 def bytes_of(text: str) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
-from vlp.console import show
+from vlp.console import show, warn
 from vlp.errors import UserError, first_line
 from vlp.index.build import maker, read_source
 from vlp.index.candidates import SMALL
@@ -41,7 +41,7 @@ from vlp.index.segment import (
     write_quick,
     write_rows,
 )
-from vlp.output import lock_folder, whole_file
+from vlp.output import lock_folder, read_record, whole_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,7 @@ def update_index(
     if export is not None:
         export_rows(index, export)
     rows, parts = len(index), len(index.segments)
+    _advise(folder, index)
     show(f"{folder} holds {rows:,} samples in {parts} part{'s' * (parts != 1)}.")
     return {"rows": rows, "parts": parts, "generation": index.state.generation}
 
@@ -146,6 +147,17 @@ def alive_rows(index: Index) -> tuple[Alive, pa.Table]:
     """Return the vectors and the metadata of what an index holds, in the order of its rows."""
     tables = [_alive(segment) for segment in index.segments]
     return Alive(index, np.flatnonzero(index.alive)), pa.concat_tables(tables)
+
+
+def _advise(folder: Path, index: Index) -> None:
+    """Say where an index has outgrown what it was built to be."""
+    compared = sum(len(one) for one in index.segments if one.plan.is_exact)
+    memory = ((read_record(folder) or {}).get("config") or {}).get("memory")
+    walked = sum(one.bytes for one in index.segments)
+    if memory is not None and walked > memory:
+        warn(f"{folder} takes {walked:,} bytes, more than the {memory:,} that it was built for.")
+    if compared > 2 * SMALL:
+        warn(f"{compared:,} rows of {folder} are compared one by one: build it again to be faster.")
 
 
 def _source(folder: Path, source: Path, model: str | None) -> tuple[Matrix, pa.Table]:

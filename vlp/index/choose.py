@@ -14,6 +14,7 @@ from jaxtyping import Float
 from vlp.console import say
 from vlp.errors import UserError
 from vlp.index.candidates import (
+    Family,
     candidates,
     fill,
     learn_lists,
@@ -33,10 +34,9 @@ TIE = 1e-5
 TIMED = 200
 EFFORTS = sorted({2**power * part // 2 for power in range(1, 13) for part in (2, 3)})
 """2, 3, 4, 6, 8, 12, ... 6144"""
-MOST_NODES = 1024
-"""Of a graph: one that must keep more in view is slower than an inverted file, and takes minutes to
-tune. Where pictures are there many times it is such a one: copies have links to copies only."""
 REFINE = (1, 2, 4, 8, 16, 32)
+FIRST = 100
+"""Queries that a setting which is far from the target is left after."""
 CONFIDENCE = 1.64
 """Standard errors above the target that the tuning queries must reach, so that others do, too, 19
 times of 20."""
@@ -73,6 +73,10 @@ class Questions:
         """
         found, _ = segment.search(self.vectors, self.cosines.shape[1])
         return (found >= self.cosines[:, -1:] - TIE).mean(1)
+
+    def first(self, count: int) -> "Questions":
+        """Return so many of the queries."""
+        return Questions(vectors=self.vectors[:count], cosines=self.cosines[:count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,7 @@ def choose(
     recall: float,
     memory: int | None,
     prefix: int | None,
+    family: Family | None = None,
     share: float = 1.0,
 ) -> Choice:
     """Return the fastest index of some rows that reaches a recall within a memory.
@@ -153,13 +158,14 @@ def choose(
         recall: In (0, 1].
         memory: Bytes that the index may take; None: no limit.
         prefix: Coordinates that it holds, the rest ranks again; None: all.
+        family: The only kinds to try; None: all.
         share: Of all rows that these are, and of the memory that they may take.
 
     Raises:
         UserError: No index does.
     """
     memory = None if memory is None else int(memory * share)
-    plans = candidates(len(rows), rows[:1].shape[1], memory, prefix)
+    plans = candidates(len(rows), rows[:1].shape[1], memory, prefix, family)
     if len(plans) == 1 and plans[0].is_exact:
         return Choice(plan=plans[0])
     tune, measure = questions(rows, queries)
@@ -219,13 +225,21 @@ def settings(segment: Segment, tune: Questions, recall: float) -> Iterator[tuple
         while low < high:
             middle = (low + high) // 2
             tried = replace(segment, plan=replace(plan, effort=efforts[middle], refine=refine))
-            is_enough = _reaches(tune.recall(tried), recall)
+            is_enough = _is_enough(tried, tune, recall)
             low, high = (low, middle) if is_enough else (middle + 1, high)
         if low < least:  # more candidates for no less effort are no gain
             least = low
             yield replace(plan, effort=efforts[low], refine=refine), True
     if least == len(efforts):
         yield replace(plan, effort=efforts[-1], refine=REFINE[-1] if plan.reranks else 1), False
+
+
+def _is_enough(segment: Segment, tune: Questions, recall: float) -> bool:
+    """Return whether a setting reaches the recall; far from it, few queries say so."""
+    shares = tune.first(FIRST).recall(segment)
+    if shares.mean() + 2 * CONFIDENCE * shares.std() / np.sqrt(len(shares)) < recall:
+        return False
+    return _reaches(tune.recall(segment), recall)
 
 
 def _reaches(shares: Float[np.ndarray, "queries"], recall: float) -> bool:
@@ -243,7 +257,7 @@ def _efforts(plan: Plan) -> Sequence[int]:
     if plan.kind.startswith("IVF"):
         lists = lists_of(plan.kind)
         return [1, *(effort for effort in EFFORTS if effort < lists), lists]
-    return [effort for effort in EFFORTS if K <= effort <= MOST_NODES]
+    return [effort for effort in EFFORTS if effort >= K]
 
 
 def _milliseconds(segment: Segment, queries: Float[np.ndarray, "queries dim"]) -> float:

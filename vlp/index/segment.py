@@ -48,6 +48,12 @@ class Segment:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    @property
+    def bytes(self) -> int:
+        """What a search walks through; full vectors that only rank candidates are not counted."""
+        is_exact = self.plan.is_exact
+        return self.vectors.nbytes if is_exact else os.path.getsize(self.folder / QUICK)
+
     @cached_property
     def ids(self) -> Int64[np.ndarray, "rows"]:
         """Numbers of the rows, ascending."""

@@ -4,10 +4,10 @@ import hmac
 import ipaddress
 import os
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlp.errors import UserError
@@ -144,8 +144,6 @@ def _bearer(headers: Headers) -> str:
 
 
 def _cookie(headers: Headers) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    # Cookies are a host's, whatever the port: what other services left there is as it is, and
+    # Python's own parser gives up on all of them where one is odd.
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")

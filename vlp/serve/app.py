@@ -1,6 +1,7 @@
 """The routes: what is asked becomes a call of the service, what it says becomes an answer."""
 
 import mimetypes
+import secrets
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,6 @@ from vlp.serve.metrics import Metrics
 from vlp.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
-DAY_SECONDS = 86_400
 MOST_SIGNS = 300
 """Of a reason: it may name what was sent."""
 
@@ -79,16 +79,24 @@ def _json(answer: BaseModel) -> Response:
 
 
 def _add_pictures(app: FastAPI, service: Service) -> None:
+    # A browser keeps pictures and asks whether they hold: after the next start, the same address
+    # may be another index's.
+    stamp = f'"{secrets.token_hex(8)}"'
+
     @app.get("/pictures/{number}")
     async def picture(number: Number) -> FoundPicture:
         """Return what is known of a picture of the index."""
         return service.about_picture(number)
 
     @app.get("/pictures/{number}/{size}", response_class=Response)
-    async def pixels(number: Number, size: Literal["thumbnail", "large"]) -> Response:
+    async def pixels(
+        request: Request, number: Number, size: Literal["thumbnail", "large"]
+    ) -> Response:
         """Return a picture of the index as a JPEG, made small."""
+        headers = {"Cache-Control": "private, no-cache", "ETag": stamp}
+        if request.headers.get("if-none-match") == stamp:
+            return Response(status_code=304, headers=headers)
         encoded = await service.picture(number, size)
-        headers = {"Cache-Control": f"private, max-age={DAY_SECONDS}"}
         return Response(encoded, media_type="image/jpeg", headers=headers)
 
     @app.post("/download", response_class=Response)
@@ -180,6 +188,9 @@ def _add_reasons(app: FastAPI) -> None:
 def _what_is_wrong(error: RequestValidationError) -> str:
     """Return the first thing that is wrong with a body, without what was sent."""
     first = error.errors()[0]
+    is_whole = first["loc"] == ("body",) and first["type"] != "value_error"
+    if is_whole or first["type"] == "json_invalid":
+        return "The body must be a JSON object. Send it with `Content-Type: application/json`."
     place = one_line(".".join(str(part) for part in first["loc"] if part != "body"))
     said = first["msg"].removeprefix("Value error, ")
     return f"{place}: {said}." if place else f"{said}."

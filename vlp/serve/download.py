@@ -45,13 +45,19 @@ def _zipped(library: Library, numbers: Sequence[int]) -> bytes:
                 raise Refused(
                     413, f"The pictures have more than {ZIP_BYTES:,} bytes. Select fewer."
                 )
-            file.writestr(f"{number}.{_suffix(encoded)}", encoded)
+            suffix = _suffix(encoded)
+            if suffix is None:
+                raise Refused(404, f"Picture {number} is none any more: its shard has changed.")
+            file.writestr(f"{number}.{suffix}", encoded)
     return buffer.getvalue()
 
 
-def _suffix(encoded: bytes) -> str:
-    kind = (Image.open(io.BytesIO(encoded), formats=FORMATS).format or "jpeg").lower()
-    return "jpg" if kind == "jpeg" else kind
+def _suffix(encoded: bytes) -> str | None:
+    try:
+        kind = Image.open(io.BytesIO(encoded), formats=FORMATS).format
+    except Exception:  # a damaged header makes decoders raise anything
+        return None
+    return "jpg" if kind == "JPEG" else str(kind).lower()
 
 
 def _listed(library: Library, numbers: Sequence[int]) -> bytes:

@@ -28,6 +28,11 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _example(**fields: Any) -> ConfigDict:
+    """Return what lays a body beside its route in /docs, to be copied."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class Term(Asked):
     """A text, an image, a picture of the index or a feature, and how much it weighs."""
 
@@ -48,6 +53,9 @@ class Term(Asked):
 class SearchRequest(Asked):
     """What is searched for. Without terms, every picture in its order."""
 
+    model_config = _example(
+        terms=[{"text": "a red heart"}, {"text": "a face", "weight": -0.5}], k=20, min_percentile=95
+    )
     terms: Annotated[list[Term], Field(max_length=MOST_TERMS)] = []
     where: Annotated[list[Annotated[str, Field(max_length=5000)]], Field(max_length=32)] = Field(
         default=[],
@@ -92,6 +100,7 @@ class SearchAnswer(BaseModel):
 class ClassifyRequest(Asked):
     """A picture and the names to choose from."""
 
+    model_config = _example(key="00042", classes=["cat", "dog"], templates=["a photo of a {}"])
     image: Image | None = None
     key: Key | None = None
     vector: Vector | None = None
@@ -127,6 +136,7 @@ class ClassifyAnswer(BaseModel):
 class EmbedRequest(Asked):
     """Texts and images to embed."""
 
+    model_config = _example(texts=["a red heart", "a face"])
     texts: Annotated[list[Text], Field(max_length=256)] = []
     images: Annotated[list[Image], Field(max_length=32)] = []
 
@@ -141,6 +151,7 @@ class EmbedAnswer(BaseModel):
 class DownloadRequest(Asked):
     """Pictures of the index, and as what they are wanted."""
 
+    model_config = _example(ids=[0, 1, 2], kind="json")
     ids: Annotated[list[Number], Field(min_length=1, max_length=MOST_HITS)]
     kind: Literal["pictures", "json", "keep_list"] = "json"
 

@@ -34,12 +34,13 @@ def serve(
     """Answer requests until SIGTERM or Ctrl-C; what is under way then is finished.
 
     Raises:
-        UserError: There is no such index or model, or the port cannot be had.
+        UserError: There is no such index or model, the port cannot be had, or fewer than no texts
+            are to be remembered.
     """
+    if remembered < 0:
+        raise UserError(f"--remember {remembered} is no number of texts. Give 0 or more.")
     token = choose_token(host, token)
-    listening = open_port(
-        host, port
-    )  # before the model is loaded: a port that is taken is said soon
+    listening = open_port(host, port)  # before the model: a port that is taken is said soon
     index = load_index(folder)
     encoder = open_encoder(index, model)
     metrics = Metrics()

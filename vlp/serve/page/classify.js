@@ -5,8 +5,8 @@ import { byId, element, icon, meter, settled } from "./element.js";
 
 const panel = byId("classify");
 const SHOWN = 12;
+const SUGGESTED = ["person", "animal", "food", "plant", "vehicle", "building", "landscape", "text"];
 let subject = null; // {key, id} or {image, preview}
-const SUGGESTED = ["a person", "an animal", "food", "a plant", "a vehicle", "a building", "a landscape", "text"];
 let asked = null;
 let names, template, answers, frame, told;
 
@@ -27,6 +27,7 @@ export async function nameThis(picture) {
 
 export function toggleClassify(isOpen = panel.hidden) {
   if (isOpen && !names) build();
+  const hadFocus = panel.contains(document.activeElement);
   const host = isOpen ? byId("viewer") : null;
   // A modal dialog makes all outside it inert, so the panel moves into the one that is open.
   if (host?.open) host.append(panel);
@@ -34,6 +35,7 @@ export function toggleClassify(isOpen = panel.hidden) {
   panel.hidden = !isOpen;
   byId("classify-button").setAttribute("aria-expanded", String(isOpen));
   if (isOpen && !host?.open) names.focus();
+  if (!isOpen && hadFocus) byId(byId("viewer").open ? "name-this" : "classify-button").focus();
 }
 
 export const isNaming = () => !panel.hidden;
@@ -65,7 +67,9 @@ function build() {
   );
   panel.addEventListener("keydown", (event) => {
     event.stopPropagation();
-    if (event.key === "Escape") toggleClassify(false);
+    if (event.key !== "Escape") return;
+    event.preventDefault(); // what it lies over stays open
+    toggleClassify(false);
   });
   showSubject();
 }

@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 import { isNaming, nameThis, startClassify, toggleClassify } from "./classify.js";
 import { byId, say } from "./element.js";
 import { startFilters, toggleFilters } from "./filters.js";
-import { hits, startResults, tiles } from "./results.js";
+import { hits, notice, startResults, tiles } from "./results.js";
 import { choose, clearSelection, hasSelection, isChosen, startSelection } from "./selection.js";
 import { AWAY, readAddress } from "./state.js";
 import { addFile, addPicture, startTerms } from "./terms.js";
@@ -15,7 +15,7 @@ async function start() {
   try {
     about = await ask("/about");
   } catch (error) {
-    if (error.status !== 401) say(error.message);
+    if (error.status !== 401) notice("That did not work", error.message, { "Try again": () => location.reload() });
     return;
   }
   document.title = `${about.name} · pictures`;

@@ -1,7 +1,7 @@
 // The pictures that were found: fetched a screen ahead, drawn as they come.
 
 import { pictureUrl, send, whyHidden } from "./api.js";
-import { byId, element, icon, say } from "./element.js";
+import { byId, element, icon } from "./element.js";
 import { addPicture } from "./terms.js";
 import { choose, isChosen } from "./selection.js";
 import { change, onChange, state, toQuery } from "./state.js";
@@ -14,13 +14,13 @@ let total = 0; // pictures of the index
 let asked = ""; // the query that the pictures answer
 let hasMore = false;
 let loading = null;
+const watcher = new IntersectionObserver((seen) => seen.some(({ isIntersecting }) => isIntersecting) && more(), {
+  rootMargin: "1200px",
+});
 
 export function startResults(pictures) {
   total = pictures;
   onChange(refresh);
-  new IntersectionObserver((seen) => seen.some(({ isIntersecting }) => isIntersecting) && more(), {
-    rootMargin: "1200px",
-  }).observe(byId("end"));
 }
 
 /** Return the tiles' buttons in their order. */
@@ -50,8 +50,8 @@ async function load(offset) {
     show(found, offset);
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (offset === 0) show({ hits: [], more: false, refused: error.message }, 0);
-    say(error.message);
+    if (offset === 0) show({ hits: [], more: false }, 0);
+    notice("That did not work", error.message, { "Try again": () => load(offset), ...showAll });
   } finally {
     if (loading === own) {
       loading = null;
@@ -70,8 +70,12 @@ function show(found, offset) {
   hits.push(...found.hits);
   grid.append(...found.hits.map((hit, place) => tile(hit, offset + place)));
   hasMore = found.more;
-  byId("summary").textContent = found.refused ? "" : summary();
-  showEmpty(found.refused);
+  byId("summary").textContent = summary();
+  byId("empty").hidden = true;
+  if (!hits.length) notice("Nothing found", "Try other words, fewer filters, or move the slider to the left.", showAll);
+  // A watcher tells changes only: on a large screen the end is in reach before and after.
+  watcher.unobserve(byId("end"));
+  watcher.observe(byId("end"));
 }
 
 function summary() {
@@ -79,17 +83,15 @@ function summary() {
   return `${count} of ${total.toLocaleString()} pictures`;
 }
 
-function showEmpty(refused) {
-  const empty = byId("empty");
-  empty.hidden = hits.length > 0;
-  if (hits.length) return;
-  const all = element("button", {
-    type: "button",
-    text: "Show all pictures",
-    onclick: () => change({ terms: [], text: "", where: {}, best: 100, sort: "", fold: false }),
-  });
-  const why = refused ?? "Try other words, fewer filters, or move the slider to the left.";
-  empty.replaceChildren(element("b", { text: refused ? "That did not work" : "Nothing found" }), why, element("br"), all);
+const showAll = {
+  "Show all pictures": () => change({ terms: [], text: "", where: {}, best: 100, sort: "", fold: false }),
+};
+
+/** Say below the pictures why there are none, or no more, with what a person can do by its name. */
+export function notice(title, why, actions) {
+  const buttons = Object.entries(actions).map(([text, onclick]) => element("button", { type: "button", text, onclick }));
+  byId("empty").replaceChildren(element("b", { text: title }), why, element("br"), ...buttons);
+  byId("empty").hidden = false;
 }
 
 function tile(hit, place) {

@@ -1,7 +1,7 @@
 // One picture, large, with all that is known of it.
 
 import { ask, pictureUrl, whyHidden } from "./api.js";
-import { nameThis } from "./classify.js";
+import { isNaming, nameThis, toggleClassify } from "./classify.js";
 import { byId, element, icon, meter, say } from "./element.js";
 import { hits, more, percent, tiles } from "./results.js";
 import { choose, isChosen } from "./selection.js";
@@ -14,8 +14,11 @@ let shown = null; // id
 export function startViewer() {
   viewer.addEventListener("cancel", (event) => {
     event.preventDefault();
-    close();
+    if (isNaming()) toggleClassify(false);
+    else close();
   });
+  // A second Escape in a row is not asked about: the browser closes by itself.
+  viewer.addEventListener("close", () => state.open !== null && close());
   viewer.addEventListener("keydown", onKey);
   onChange(refresh);
 }
@@ -26,6 +29,7 @@ async function refresh() {
   if (state.open === shown) return;
   const before = shown;
   shown = state.open;
+  if (shown === null || !viewer.open) toggleClassify(false); // it names what one looks at
   if (shown === null) {
     viewer.close();
     tiles()[placeOf(before)]?.focus();
@@ -47,6 +51,17 @@ function turn(steps) {
   const next = hits[placeOf(shown) + steps];
   if (next) change({ open: next.id }, { step: false });
   if (placeOf(shown) > hits.length - 6) more();
+}
+
+const SWIPE = 50; // pixels
+let finger = null; // where it came down
+
+const onTouch = ({ touches }) => (finger = touches.length === 1 ? touches[0].clientX : null);
+
+function onLift({ changedTouches }) {
+  const moved = finger === null ? 0 : changedTouches[0].clientX - finger;
+  finger = null;
+  if (Math.abs(moved) > SWIPE) turn(moved < 0 ? 1 : -1);
 }
 
 function onKey(event) {
@@ -81,9 +96,11 @@ function show(hit, place) {
       icon(side),
     );
   const shut = element("button", { type: "button", class: "round close", "aria-label": "Close", onclick: close }, icon("close"));
-  const stage = element("div", { class: "stage" }, shut, large(hit, name), arrow("left", -1, "Previous"), arrow("right", 1, "Next"));
+  const touched = { class: "stage", ontouchstart: onTouch, ontouchend: onLift };
+  const stage = element("div", touched, shut, large(hit, name), arrow("left", -1, "Previous"), arrow("right", 1, "Next"));
   viewer.replaceChildren(stage, facts(hit, place, name));
   shut.focus();
+  if (isNaming()) nameThis({ key: hit.key, id: hit.id }); // the panel, too, follows to the next picture
 }
 
 function large(hit, name) {
