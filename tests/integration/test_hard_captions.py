@@ -126,6 +126,7 @@ def test_the_share_of_samples_with_hard_captions_changes_and_may_come_to_none(da
     assert torch.equal(tokens[group != PADDING], whole[group != PADDING])
 
 
+@pytest.mark.slow
 def test_a_run_with_hard_captions_that_was_stopped_equals_one_that_was_not(
     data, tmp_path, monkeypatch
 ):
