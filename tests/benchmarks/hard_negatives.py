@@ -154,7 +154,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, nargs="?", default=Path("hard_negatives"))
+    parser.add_argument("out", type=Path, nargs="?", default=Path(".bench/hard_negatives"))
     parser.add_argument("--emoji", type=Path, metavar="DATA")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--seconds", type=float, default=float("inf"))
