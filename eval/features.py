@@ -80,8 +80,8 @@ class Encode:
         for known in self._sets:
             if known.dataset.identity == dataset.identity and _holds(known, pooled, only):
                 return known
-        config = self._describe(dataset) | {"only": only or "images and texts"}
         place = self.folder / name.replace("/", "-") if self.folder else None
+        config = self._describe(dataset) | {"only": only or "images and texts"} if place else {}
         file = "image_pooled.npy" if pooled else "image.npy"
         if place and self._is_kept(place, config, file, dataset.files):
             say(f"The features of {dataset.name} are those in {place}.")

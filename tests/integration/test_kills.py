@@ -131,7 +131,7 @@ def test_runs_that_are_killed_at_random_moments_end_in_the_same_bytes(
         print(f"{name}, {workers} workers: killed {killed}")
         if run.poll() is None or out.exists():  # it goes on, or has ended: begin again
             said = run.communicate(timeout=600)[0]
-            assert run.returncode == 0, said
+            assert run.returncode == 0 or killed.startswith("the run"), said
             assert contents(out) == whole[name]
             subprocess.run(["rm", "-r", str(out)], check=True)
         kills += not killed.startswith("nobody")

@@ -9,6 +9,8 @@ import pytest
 from serve_support import HOSTILE, make_index, serving
 from tests_support import picture
 
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +27,6 @@ def served(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as made:
         options = ["--no-sandbox", "--disable-gpu"]
         yield made.chromium.launch(executable_path=CHROMIUM, args=options)
@@ -90,7 +91,7 @@ def test_it_opens_on_pictures_and_fetches_more_as_one_scrolls(page):
         "#help-button",
         "#sort",
     ):
-        assert page.locator(name).is_visible(), name
+        expect(page.locator(name)).to_be_visible()
     assert page.locator("#grid img.here").count() > 5
     for _ in range(12):
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
@@ -113,7 +114,7 @@ def test_what_did_not_work_can_be_tried_again(browser, served):
         page.get_by_text("The service does not answer").wait_for()
         page.get_by_role("button", name="Try again").click()
         page.locator(".tile").nth(10).wait_for()
-        assert page.locator("#empty").is_hidden()
+        expect(page.locator("#empty")).to_be_hidden()
     page.close()
 
 
@@ -238,7 +239,7 @@ def test_a_selection_is_downloaded(page, kind, tmp_path):
     assert page.locator("#selected-count").inner_text() == "4 selected"
     page.fill("#text", "blue")  # a selection outlives the query
     shown(page)
-    assert page.locator("#selection").is_visible()
+    expect(page.locator("#selection")).to_be_visible()
     with page.expect_download() as waiting:
         page.click("#download summary")
         page.click(f"#download [data-kind={kind}]")
@@ -250,23 +251,23 @@ def test_a_selection_is_downloaded(page, kind, tmp_path):
     else:
         assert [one["id"] for one in json.loads(path.read_text())] == [1, 2, 3, 4]
     page.click("#clear")
-    assert page.locator("#selection").is_hidden()
+    expect(page.locator("#selection")).to_be_hidden()
 
 
 def test_a_picture_is_looked_at_closely_and_more_like_it_are_found(page):
     page.locator(".open").nth(2).click()
     viewer = page.locator("#viewer")
-    assert viewer.is_visible()
+    expect(viewer).to_be_visible()
     assert "number 2" in viewer.locator("h2").inner_text()
     assert "lot" in viewer.inner_text()
     page.keyboard.press("ArrowRight")
     assert "number 3" in viewer.locator("h2").inner_text()
     page.keyboard.press("Escape")
-    assert viewer.is_hidden()
+    expect(viewer).to_be_hidden()
     page.go_back()
-    assert viewer.is_visible()
+    expect(viewer).to_be_visible()
     viewer.get_by_role("button", name="More like this").click()
-    assert viewer.is_hidden()
+    expect(viewer).to_be_hidden()
     assert shown(page)[0].startswith("a ")
     assert page.locator(".term img").count() == 1
 
@@ -277,7 +278,7 @@ def test_a_finger_need_not_hit_the_small_mark_to_select(page):
     mark = page.locator(".select").nth(1).bounding_box()
     page.touchscreen.tap(mark["x"] + mark["width"] + 7, mark["y"] + mark["height"] + 7)
     assert page.locator("#selected-count").inner_text() == "1 selected"
-    assert page.locator("#viewer").is_hidden()
+    expect(page.locator("#viewer")).to_be_hidden()
 
 
 def test_a_swipe_turns_to_the_next_picture(page):
@@ -306,28 +307,28 @@ def test_names_are_given_to_a_picture_as_they_are_written(page):
     page.wait_for_selector("#classify .error")
     assert "Write a name" in page.locator("#classify .error").inner_text()
     page.keyboard.press("Escape")
-    assert page.locator("#classify").is_hidden()
+    expect(page.locator("#classify")).to_be_hidden()
 
 
 def test_naming_follows_from_picture_to_picture_and_ends_with_the_viewer(page):
     page.locator(".open").nth(2).click()
     page.keyboard.press("n")
     panel = page.locator("#classify")
-    assert panel.is_visible()
+    expect(panel).to_be_visible()
     page.keyboard.press("ArrowRight")
-    assert panel.is_visible()
+    expect(panel).to_be_visible()
     assert page.locator("#classify-subject img").get_attribute("src") == "/pictures/3/thumbnail"
     page.locator("#names").focus()
     page.keyboard.press("Escape")
-    assert panel.is_hidden()
-    assert page.locator("#viewer").is_visible()
+    expect(panel).to_be_hidden()
+    expect(page.locator("#viewer")).to_be_visible()
     assert page.evaluate("document.activeElement.id") == "name-this"
     page.keyboard.press("n")
     page.keyboard.press("Escape")
-    assert panel.is_hidden()
+    expect(panel).to_be_hidden()
     page.keyboard.press("n")
     page.go_back()
-    assert page.locator("#viewer").is_hidden()
+    expect(page.locator("#viewer")).to_be_hidden()
     assert page.get_attribute("#classify-button", "aria-expanded") == "false"
 
 
@@ -359,18 +360,18 @@ def test_everything_can_be_done_with_the_keyboard(page):
     )
     assert page.locator("#selected-count").inner_text() == f"{columns + 1} selected"
     page.keyboard.press("Escape")
-    assert page.locator("#selection").is_hidden()
+    expect(page.locator("#selection")).to_be_hidden()
     page.keyboard.press("Enter")
-    assert page.locator("#viewer").is_visible()
+    expect(page.locator("#viewer")).to_be_visible()
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.className") == "open"  # where one was
     page.keyboard.press("f")
-    assert page.locator("#filters").is_visible()
+    expect(page.locator("#filters")).to_be_visible()
     page.keyboard.press("?")
-    assert page.locator("#help").is_visible()
+    expect(page.locator("#help")).to_be_visible()
     page.keyboard.press("Escape")
     page.keyboard.press("n")
-    assert page.locator("#classify").is_visible()
+    expect(page.locator("#classify")).to_be_visible()
 
 
 def test_axe_finds_no_serious_fault(page):
