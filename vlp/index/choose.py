@@ -32,8 +32,8 @@ QUERIES = 1000
 TIE = 1e-5
 """Cosines that differ by less are equal: last bits depend on how rows are walked."""
 TIMED = 200
-EFFORTS = sorted({2**power * part // 2 for power in range(1, 13) for part in (2, 3)})
-"""2, 3, 4, 6, 8, 12, ... 6144"""
+EFFORTS = sorted({2**power * part // 4 for power in range(1, 13) for part in (4, 5, 6, 7)})
+"""2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, ... 7168"""
 REFINE = (1, 2, 4, 8, 16, 32)
 FIRST = 100
 """Queries that a setting which is far from the target is left after."""
@@ -222,6 +222,9 @@ def settings(segment: Segment, tune: Questions, recall: float) -> Iterator[tuple
     least = len(efforts)
     for refine in REFINE if plan.reranks else (1,):
         low, high = 0, least  # the least that is enough lies in [low, high]
+        most = replace(plan, effort=efforts[min(least, len(efforts) - 1)], refine=refine)
+        if _is_far(replace(segment, plan=most), tune, recall):
+            continue
         while low < high:
             middle = (low + high) // 2
             tried = replace(segment, plan=replace(plan, effort=efforts[middle], refine=refine))
@@ -236,10 +239,14 @@ def settings(segment: Segment, tune: Questions, recall: float) -> Iterator[tuple
 
 def _is_enough(segment: Segment, tune: Questions, recall: float) -> bool:
     """Return whether a setting reaches the recall; far from it, few queries say so."""
+    return not _is_far(segment, tune, recall) and _reaches(tune.recall(segment), recall)
+
+
+def _is_far(segment: Segment, tune: Questions, recall: float) -> bool:
+    """Return whether few queries show already that a setting does not reach the recall."""
     shares = tune.first(FIRST).recall(segment)
-    if shares.mean() + 2 * CONFIDENCE * shares.std() / np.sqrt(len(shares)) < recall:
-        return False
-    return _reaches(tune.recall(segment), recall)
+    chance = CONFIDENCE * shares.std() / np.sqrt(len(shares))
+    return bool(shares.mean() + 2 * chance < recall)
 
 
 def _reaches(shares: Float[np.ndarray, "queries"], recall: float) -> bool:
