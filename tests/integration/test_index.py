@@ -282,7 +282,7 @@ def test_the_recall_holds_for_more_hits_and_where_a_part_of_the_rows_may_be_foun
     rows, texts = clustered(22_000)
     tune, measure = questions(rows, texts)
     centroids = learn_lists(rows, 256, None)
-    for kind in ("IVF256,Flat", "IVF256,SQ8", "IVF256,PQ16x4fs", "HNSW32"):
+    for kind in ("IVF256,Flat", "IVF256,SQ8", "IVF256,PQ16x4fsr", "HNSW32"):
         plan = Plan(kind=kind)
         quick = fill(train(plan, rows, centroids), plan, rows)
         segment = Segment(Path(), rows, pa.table({}), plan, quick, None)

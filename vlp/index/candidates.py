@@ -22,8 +22,7 @@ ITERATIONS = 10
 CODEBOOK_POINTS = 20_000
 """Vectors that the codes of quantised kinds are learnt from."""
 PARTS = (1, 2, 4, 8)
-"""Coordinates that a code of 4 bits stands for. A code for each is 1/8 of fp32, and enough for a
-recall of 0.99 once full vectors rank again; the others are for less memory."""
+"""Coordinates that a code of 4 bits stands for: fewer need fewer full vectors to rank again."""
 
 
 Family = Literal["exact", "ivf_flat", "ivf_sq", "ivf_pq", "hnsw", "hnsw_sq"]
@@ -50,7 +49,7 @@ def candidates(
     kinds = [EXACT if prefix is None else "Flat"]
     if family or count > SMALL or (memory is not None and count * width * 4 > memory):
         kinds += [f"IVF{lists},Flat", f"IVF{lists},SQ8"]
-        kinds += [f"IVF{lists},PQ{width // part}x4fs" for part in PARTS if width % part == 0]
+        kinds += [f"IVF{lists},{_codes(width // part)}" for part in PARTS if width % part == 0]
         is_tight = memory is not None and predicted_bytes(graph, count, width) > memory
         if family:
             kinds = [kind for kind in (*kinds, graph, f"{graph}_SQ8") if family_of(kind) == family]
@@ -68,9 +67,18 @@ def candidates(
     return plans
 
 
+def _codes(parts: int) -> str:
+    """Return faiss's name of 4-bit product codes (fast scan) of what a list's centre leaves.
+
+    The final ``r``, for residuals, is what makes them fine enough: without it, the codes must also
+    tell where the vectors lie, and 4 times the candidates have to be ranked again.
+    """
+    return f"PQ{parts}x4fsr"
+
+
 def family_of(kind: str) -> str:
     """Return ``ivf_sq`` of ``IVF1024,SQ8``."""
-    name = re.sub(r"\d+(x4fs)?", "", kind).replace(",", "_").lower()
+    name = re.sub(r"\d+(x4fsr?)?", "", kind).replace(",", "_").lower()
     return EXACT if name == "flat" else name
 
 
@@ -117,7 +125,7 @@ def predicted_bytes(kind: str, count: int, width: int) -> int:
         return int(count * (row + 4 * (2 * LINKS + above * LINKS) + 12))
     lists, ids = lists_of(kind), 8 * count
     if code.startswith("PQ"):
-        parts = int(code.removeprefix("PQ").removesuffix("x4fs"))
+        parts = int(code.removeprefix("PQ").partition("x")[0])
         padded = count + 16 * lists  # a list is a number of blocks of 32 codes
         return padded * math.ceil(parts / 2) + ids + 4 * width * (lists + 16)
     return count * row + ids + 4 * width * lists

@@ -34,7 +34,7 @@ TIE = 1e-5
 TIMED = 200
 EFFORTS = sorted({2**power * part // 4 for power in range(1, 13) for part in (4, 5, 6, 7)})
 """2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, ... 7168"""
-REFINE = (1, 2, 4, 8, 16, 32)
+REFINE = (1, 2, 4, 8, 16, 32, 64)
 FIRST = 100
 """Queries that a setting which is far from the target is left after."""
 CONFIDENCE = 1.64
