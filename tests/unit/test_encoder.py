@@ -157,11 +157,8 @@ def test_a_hub_model_brings_its_own_preprocessing(monkeypatch):
     assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
 
 
-@pytest.mark.parametrize("architecture", ["tiny", "ViT-B-32"])
-def test_an_encoder_that_is_loaded_draws_no_random_numbers(architecture, tmp_path):
-    config = read_config(architecture)
-    config["model_cfg"]["vision_cfg"]["layers"] = config["model_cfg"]["text_cfg"]["layers"] = 1
-    made = create_encoder(config)
+def test_an_encoder_that_is_loaded_draws_no_random_numbers(tmp_path):
+    made = create_encoder(read_config("tiny"))
     save_encoder(made, tmp_path)
     before = torch.get_rng_state()
     loaded = load_encoder(tmp_path)
