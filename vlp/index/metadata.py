@@ -54,7 +54,8 @@ def row_of(table: pa.Table, row: int) -> dict[str, Any]:
     """Return what a row says, its fields as a dictionary."""
     # Column by column: a slice of the table takes five times as long.
     said = {name: table[name][row].as_py() for name in ("id", *COLUMNS)}
-    return {**said, "fields": json.loads(said.pop("metadata") or "{}")}
+    fields = json.loads(said.pop("metadata") or "{}")
+    return {**said, "fields": fields}
 
 
 def _kinds(metadata: pa.Table) -> dict[str, pa.DataType]:
