@@ -33,7 +33,7 @@ from peers.environment import environment
 from vlp.checkpoint import save_encoder
 from vlp.encoder import create_encoder, read_config
 from vlp.index import build_index, load_index, neighbours
-from vlp.index.choose import one_thread
+from vlp.index.tune import one_thread
 
 CACHE = Path.home() / ".cache" / "vlp" / "benchmarks"
 PACKAGES = (

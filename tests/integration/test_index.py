@@ -20,9 +20,10 @@ from vlp.errors import UserError
 from vlp.index import build_index, load_index, neighbours
 from vlp.index.candidates import candidates, fill, learn_lists, predicted_bytes, train
 from vlp.index.change import update_index
-from vlp.index.choose import one_thread, questions, settings
+from vlp.index.choose import questions
 from vlp.index.plan import Plan
 from vlp.index.segment import Segment
+from vlp.index.tune import one_thread, settings
 from vlp.query import Query, find_encoded
 
 ROWS = 40

@@ -1,5 +1,7 @@
 """Nearest neighbours, clusters and near-duplicate codes, against naive second implementations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,7 +10,15 @@ from index_support import unit_rows
 from vlp.errors import UserError
 from vlp.index import assign, hamming_pairs, kmeans, neighbours
 from vlp.index import exact as index
-from vlp.index.candidates import bytes_of, num_lists
+from vlp.index.candidates import (
+    bytes_of,
+    candidates,
+    family_of,
+    fill,
+    learn_lists,
+    num_lists,
+    train,
+)
 from vlp.index.metadata import open_metadata, row_of, write_metadata
 from vlp.index.where import check_names, matching, parse
 
@@ -254,3 +264,15 @@ def test_lists_grow_with_the_root_of_the_rows():
         4096,
         32768,
     ]
+
+
+def test_vectors_of_any_length_have_product_codes_and_these_tell_their_cosines():
+    rows, queries = unit_rows(1000, dim=15), unit_rows(20, dim=15, seed=1)
+    [plan] = candidates(len(rows), 15, None, None, "ivf_pq")
+    assert family_of(plan.kind) == "ivf_pq"
+    lists = num_lists(len(rows))
+    quick = fill(train(plan, rows, learn_lists(rows, lists, None)), plan, rows)
+    told, found = replace(plan, effort=lists).ask(quick, queries, len(rows))
+    assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(len(rows)), (20, 1)))
+    errors = told - np.take_along_axis(queries @ rows.T, found, 1)
+    assert errors.std() < 0.022  # codes of whole vectors: 0.025

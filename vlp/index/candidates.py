@@ -32,7 +32,7 @@ Family = Literal["exact", "ivf_flat", "ivf_sq", "ivf_pq", "hnsw", "hnsw_sq"]
 def candidates(
     count: int, dim: int, memory: int | None, prefix: int | None, family: Family | None = None
 ) -> list[Plan]:
-    """Return the kinds that fit, untuned; a small set is exact where that fits.
+    """Return the kinds that fit, untuned, the smallest first; a small set is exact where that fits.
 
     Args:
         count: Rows.
@@ -57,7 +57,9 @@ def candidates(
             kinds.append(f"{graph}_SQ8" if is_tight else graph)
     taken = {kind: predicted_bytes(kind, count, width) for kind in kinds}
     plans = [
-        Plan(kind=kind, prefix=prefix) for kind in kinds if memory is None or taken[kind] <= memory
+        Plan(kind=kind, prefix=prefix)
+        for kind in sorted(kinds, key=taken.__getitem__)
+        if memory is None or taken[kind] <= memory
     ]
     if not plans:
         raise UserError(

@@ -1,8 +1,8 @@
 """The fastest index that finds what exact search finds: tried, tuned and measured."""
 
+import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from vlp.index.candidates import (
     candidates,
     fill,
     learn_lists,
-    lists_of,
     num_lists,
     predicted_bytes,
     train,
@@ -26,20 +25,14 @@ from vlp.index.candidates import (
 from vlp.index.exact import Matrix, neighbours
 from vlp.index.plan import K, Plan, open_quick
 from vlp.index.segment import Segment
+from vlp.index.tune import Questions, milliseconds, settings
 
 QUERIES = 1000
 """At most, to tune with, and as many others to measure with."""
-TIE = 1e-5
-"""Cosines that differ by less are equal: last bits depend on how rows are walked."""
 TIMED = 200
-EFFORTS = sorted({2**power * part // 4 for power in range(1, 13) for part in (4, 5, 6, 7)})
-"""2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, ... 7168"""
-REFINE = (1, 2, 4, 8, 16, 32, 64)
-FIRST = 100
-"""Queries that a setting which is far from the target is left after."""
-CONFIDENCE = 1.64
-"""Standard errors above the target that the tuning queries must reach, so that others do, too, 19
-times of 20."""
+"""Queries whose time is taken."""
+SLOWER = 1.5
+"""Times the fastest so far that a setting may take to be tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +49,6 @@ class Trial:
     predicted_bytes: int
     bytes: int
     build_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Questions:
-    """Queries, and how near the rows are that exact search finds."""
-
-    vectors: Float[np.ndarray, "queries dim"]
-    cosines: Float[np.ndarray, "queries k"]
-    """Of the nearest rows, falling."""
-
-    def recall(self, segment: Segment) -> Float[np.ndarray, "queries"]:
-        """Return for each query the share of its nearest rows that a segment finds.
-
-        Rows that are as near as the last of them count: of equal pictures, any will do.
-        """
-        found, _ = segment.search(self.vectors, self.cosines.shape[1])
-        return (found >= self.cosines[:, -1:] - TIE).mean(1)
-
-    def first(self, count: int) -> "Questions":
-        """Return so many of the queries."""
-        return Questions(vectors=self.vectors[:count], cosines=self.cosines[:count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +77,16 @@ class Exam:
         """Return where an index of a kind lies."""
         return self.scratch / f"{plan.kind}.faiss"
 
-    def trials(self, plan: Plan, centroids: Float[np.ndarray, "lists width"] | None) -> list[Trial]:
-        """Return what came of a kind, once for each setting that is worth a look."""
+    def trials(
+        self, plan: Plan, centroids: Float[np.ndarray, "lists width"] | None, limit: float
+    ) -> list[Trial]:
+        """Return what came of a kind, once for each setting that is worth a look.
+
+        Args:
+            plan: The kind.
+            centroids: Of the lists of an inverted file.
+            limit: Milliseconds of a query beyond which no setting is.
+        """
         began = time.perf_counter()
         if not plan.is_exact:
             quick = fill(train(plan, self.rows, centroids), plan, self.rows)
@@ -122,14 +102,14 @@ class Exam:
         quick = None if plan.is_exact else open_quick(self.file(plan))
         segment = Segment(Path(), self.rows, pa.table({}), plan, quick, None)
         trials = []
-        for setting, is_enough in settings(segment, self.tune, self.recall):
+        for setting, is_enough in settings(segment, self.tune, self.recall, limit):
             tuned = replace(segment, plan=setting)
             trials.append(
                 Trial(
                     plan=setting,
                     is_enough=is_enough,
                     recall=float(self.measure.recall(tuned).mean()),
-                    milliseconds=_milliseconds(tuned, self.measure.vectors[:TIMED]),
+                    milliseconds=milliseconds(tuned, self.measure.vectors[:TIMED]),
                     predicted_bytes=predicted_bytes(plan.kind, len(self.rows), width),
                     bytes=size,
                     build_seconds=seconds,
@@ -176,7 +156,8 @@ def choose(
     for plan in plans:
         if plan.kind.startswith("IVF") and centroids is None:
             centroids = learn_lists(rows, num_lists(len(rows)), prefix)
-        trials += exam.trials(plan, centroids)
+        times = [trial.milliseconds for trial in trials if trial.is_enough]
+        trials += exam.trials(plan, centroids, SLOWER * min(times, default=math.inf))
     enough = [trial for trial in trials if trial.is_enough]
     if not enough:
         raise UserError(_told(trials, recall, memory))
@@ -207,84 +188,3 @@ def questions(rows: Matrix, queries: Matrix) -> tuple[Questions, Questions]:
     tune = Questions(vectors=vectors[:half], cosines=cosines[:half])
     measure = Questions(vectors=vectors[half:], cosines=cosines[half:])
     return tune, measure if len(measure.vectors) else tune
-
-
-def settings(segment: Segment, tune: Questions, recall: float) -> Iterator[tuple[Plan, bool]]:
-    """Yield for each number of candidates the least effort that reaches the recall.
-
-    Where none does, the greatest effort with most candidates, and that it is not enough.
-    """
-    plan = segment.plan
-    if plan.is_exact:
-        yield plan, True
-        return
-    efforts = _efforts(plan)
-    least = len(efforts)
-    for refine in REFINE if plan.reranks else (1,):
-        low, high = 0, least  # the least that is enough lies in [low, high]
-        most = replace(plan, effort=efforts[min(least, len(efforts) - 1)], refine=refine)
-        if _is_far(replace(segment, plan=most), tune, recall):
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            tried = replace(segment, plan=replace(plan, effort=efforts[middle], refine=refine))
-            is_enough = _is_enough(tried, tune, recall)
-            low, high = (low, middle) if is_enough else (middle + 1, high)
-        if low < least:  # more candidates for no less effort are no gain
-            least = low
-            yield replace(plan, effort=efforts[low], refine=refine), True
-    if least == len(efforts):
-        yield replace(plan, effort=efforts[-1], refine=REFINE[-1] if plan.reranks else 1), False
-
-
-def _is_enough(segment: Segment, tune: Questions, recall: float) -> bool:
-    """Return whether a setting reaches the recall; far from it, few queries say so."""
-    return not _is_far(segment, tune, recall) and _reaches(tune.recall(segment), recall)
-
-
-def _is_far(segment: Segment, tune: Questions, recall: float) -> bool:
-    """Return whether few queries show already that a setting does not reach the recall."""
-    shares = tune.first(FIRST).recall(segment)
-    chance = CONFIDENCE * shares.std() / np.sqrt(len(shares))
-    return bool(shares.mean() + 2 * chance < recall)
-
-
-def _reaches(shares: Float[np.ndarray, "queries"], recall: float) -> bool:
-    """Return whether the mean is above the target by more than chance.
-
-    Near 1, where chance may be more than there is room for, half of the room must do.
-    """
-    chance = CONFIDENCE * shares.std() / np.sqrt(len(shares))
-    return bool(shares.mean() >= recall + min(chance, (1 - recall) / 2))
-
-
-def _efforts(plan: Plan) -> Sequence[int]:
-    if plan.kind == "Flat":
-        return [0]
-    if plan.kind.startswith("IVF"):
-        lists = lists_of(plan.kind)
-        return [1, *(effort for effort in EFFORTS if effort < lists), lists]
-    return [effort for effort in EFFORTS if effort >= K]
-
-
-def _milliseconds(segment: Segment, queries: Float[np.ndarray, "queries dim"]) -> float:
-    """Return the time of a query alone, on one thread: the better of two rounds."""
-    rounds = []
-    with one_thread():
-        for _ in range(2):
-            began = time.perf_counter()
-            for query in queries:
-                segment.search(query[None], K)
-            rounds.append(time.perf_counter() - began)
-    return 1000 * min(rounds) / len(queries)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let faiss use one thread: figures then say the same on every machine of a kind."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
