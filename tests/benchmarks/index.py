@@ -50,7 +50,7 @@ PACKAGES = (
 )
 PEER = Path(__file__).parent / "peers" / "autofaiss_index.py"
 DIM, LATENT, TOPICS, FEW = 256, 128, 1000, 25_000
-ASKED, K, ROUNDS = 1000, 10, 3
+ASKED, K, ROUNDS = 1000, 10, 5
 ENOUGH, FASTER, LATER = 0.95, 3.0, 1.5
 
 
@@ -155,7 +155,8 @@ class Ours:
 
 def line(name: str, built: dict, sizes: str, found: float, speed: float) -> None:
     """Print a row of the table."""
-    kind = f"{built['kind']} {built.get('setting') or built.get('effort')}"
+    own = "effort={effort},refine={refine}"
+    kind = f"{built['kind']} {built.get('setting') or own.format(**built)}"
     print(f"{name:<16} {kind:<44} {built['seconds']:>8.0f} {sizes:>16} {found:>9.4f} {speed:>9.0f}")
 
 

@@ -112,6 +112,8 @@ class Index:
                 score, row = segment.compare(queries, count, some)
             cosines.append(score)
             rows.append(np.where(row < 0, -1, row + start))
+        if len(rows) == 1:
+            return cosines[0], rows[0]  # which is in order
         cosine, found = np.concatenate(cosines, axis=1), np.concatenate(rows, axis=1)
         order = np.lexsort((found, -cosine), axis=1)[:, :k]  # [queries, k]
         return np.take_along_axis(cosine, order, 1), np.take_along_axis(found, order, 1)

@@ -112,7 +112,8 @@ class Segment:
         """Return the cosines of full vectors, of each query its own."""
         found = np.empty(rows.shape, np.float32)
         for place, own in enumerate(rows):
-            found[place] = self.vectors[own] @ queries[place]  # [k, dim] @ [dim]
+            # No product of matrices: BLAS wakes its other threads for so few rows.
+            found[place] = np.einsum("kd,d->k", self.vectors[own], queries[place])
         found[rows < 0] = -np.inf
         return found
 
@@ -187,7 +188,8 @@ def open_segment(folder: Path, deleted: Int64[np.ndarray, "ids"]) -> Segment:
     try:
         check_sizes(folder)
         plan = Plan(**json.loads((folder / PLAN).read_text()))
-        vectors = np.load(folder / VECTORS, mmap_mode="r")
+        # Rows of a plain array are taken in half the time of a memmap's.
+        vectors = np.load(folder / VECTORS, mmap_mode="r").view(np.ndarray)
         metadata = open_metadata(folder / METADATA)
         quick = None if plan.is_exact else open_quick(folder / QUICK)
     except (OSError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
