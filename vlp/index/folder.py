@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 
 from vlp.errors import UserError, first_line
 from vlp.index.metadata import row_of
-from vlp.index.segment import Segment, open_segment
+from vlp.index.segment import Segment, damaged, open_segment
 from vlp.index.where import check_names, matching, parse
 from vlp.manifest import flush
 from vlp.output import write_json
@@ -233,9 +233,7 @@ def read_state(folder: Path) -> State:
             f"{folder} holds no index. Give the folder that `vlp index` wrote."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The index is damaged: {folder / STATE}: {first_line(error)}. Build it again."
-        ) from None
+        raise damaged(folder / STATE, first_line(error)) from None
 
 
 def read_deleted(folder: Path, state: State) -> Int64[np.ndarray, "ids"]:
@@ -245,9 +243,7 @@ def read_deleted(folder: Path, state: State) -> Int64[np.ndarray, "ids"]:
     try:
         return np.load(folder / state.deleted)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"The index is damaged: {folder / state.deleted}: {first_line(error)}."
-        ) from None
+        raise damaged(folder / state.deleted, first_line(error)) from None
 
 
 def write_state(folder: Path, state: State) -> State:
