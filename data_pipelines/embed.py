@@ -226,6 +226,8 @@ def worker_encoder(model: str, model_hash: str) -> DualEncoder:
 def _metadata(encoded: EncodedSet, picture: Callable[[int], Picture]) -> pa.Table:
     samples, pictures = encoded.samples, [picture(row) for row in encoded.rows]
     said = [json.dumps(sample.metadata, ensure_ascii=False) for sample in samples]
+    # Half of a pair of surrogates stays as JSON spells it.
+    said = [text.encode(errors="backslashreplace").decode() for text in said]
     return pa.table(
         {
             "key": pa.array([sample.key for sample in samples], pa.string()),
