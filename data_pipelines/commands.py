@@ -235,8 +235,11 @@ def embed(
         address: Of the Ray cluster; by default one is started here.
         overwrite: Replace what another command or config wrote.
     """
-    from data_pipelines.embed import embed as run
     from data_pipelines.engine import Engine
+
+    own = Engine(kind=engine, workers=workers, address=address)
+    own.begin_early("data_pipelines.embed")
+    from data_pipelines.embed import embed as run
 
     return run(
         model,
@@ -250,6 +253,6 @@ def embed(
         caption=caption,
         batch_size=batch_size,
         samples_per_part=samples_per_part,
-        engine=Engine(kind=engine, workers=workers, address=address),
+        engine=own,
         overwrite=overwrite,
     )

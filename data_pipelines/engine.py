@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
-from data_pipelines.workers import Crew, Done, Failed, Here, Lost, Processes, Worker
+from data_pipelines.workers import (
+    MODEL,
+    Crew,
+    Done,
+    Failed,
+    Here,
+    Lost,
+    Processes,
+    Worker,
+    preload,
+)
 from vlp.console import progress, warn
 from vlp.errors import UserError, first_line
 
@@ -42,6 +52,11 @@ class Engine:
             raise UserError(f"workers={self.workers} does no work. Give 1 or more.")
         if self.address and self.kind != "ray":
             raise UserError(f"--address {self.address} goes with --engine ray.")
+
+    def begin_early(self, module: str) -> None:
+        """Let a pool that runs a model import the work's module while this process does."""
+        if self.kind == "pool" and self.workers != 1:
+            preload(module, *MODEL)
 
     def run(
         self,

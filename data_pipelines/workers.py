@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -136,12 +137,21 @@ class Worker:
         self._work = pickle.loads(self._pickled)
 
 
+def preload(*modules: str) -> None:
+    """Let the process that workers are forked from import modules while this one goes on.
+
+    It imports those of the first call, and workers the others.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
+    forkserver.ensure_running()
+
+
 class Processes(Crew):
     """A crew of processes of this machine, forked from one that has imported what they need."""
 
     def __init__(self, work: Callable[[Any], Any], *, on_gpu: bool, gpus: int) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([type(work).__module__, *(MODEL if on_gpu else [])])
+        preload(type(work).__module__, *(MODEL if on_gpu else []))
         self._pickled, self._on_gpu, self._gpus = pickle.dumps(work), on_gpu, gpus
         self._workers: dict[Connection, tuple[int, BaseProcess]] = {}
 

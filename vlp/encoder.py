@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from vlp.patch_dropout import drop_patches
 from vlp.picture_size import encode_at_any_size
 from vlp.projection import encode_with_pooled
 from vlp.tokenizer import Tokenizer, create_tokenizer
-from vlp.weights import load_both, load_tower, or_user_error
+from vlp.weights import BIG_VISION, Undrawn, load_both, load_tower, or_user_error
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 LENGTH_MULTIPLE = 8
@@ -249,7 +250,9 @@ def create_encoder(
         vision["timm_model_pretrained"] = image_weights == "timm"
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = text_weights == "hf"
-    model = _build(config["model_cfg"], folder)
+    loads_all = weights is not None and Path(weights).suffix not in BIG_VISION
+    with Undrawn() if loads_all else nullcontext():
+        model = _build(config["model_cfg"], folder)
     if "timm_model_name" in vision:
         size = vision.get("image_size", 224)
         visual: Any = model.visual

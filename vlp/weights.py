@@ -22,10 +22,26 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from timm.layers import resample_abs_pos_embed
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vlp.errors import UserError, first_line, nearest
 
 TIMM_POSITIONS = "visual.trunk.pos_embed"
+BIG_VISION = (".npz", ".npy")
+"""How big_vision's own files of SigLIP end; open_clip copies what it finds there."""
+
+
+class Undrawn(TorchFunctionMode):
+    """Draws no random numbers: weights that are about to be loaded take half the time to load."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Leave a tensor as it is where ``normal_``, ``trunc_normal_`` and others would fill it."""
+        kwargs = kwargs or {}
+        if func.__name__.endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def fetch_weights(
@@ -65,7 +81,7 @@ def load_both(model: open_clip.CustomTextCLIP, weights: str | Path) -> None:
     Raises:
         UserError: The file cannot be read, or is of another architecture.
     """
-    if Path(weights).suffix in (".npz", ".npy"):  # big_vision's own form of SigLIP
+    if Path(weights).suffix in BIG_VISION:
         or_user_error(lambda: load_checkpoint(model, str(weights)), f"the weights {weights}")
         return
     state = convert_state_dict(model, _read(weights))

@@ -157,6 +157,15 @@ def test_a_hub_model_brings_its_own_preprocessing(monkeypatch):
     assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
 
 
+def test_an_encoder_that_is_loaded_draws_no_random_numbers(tmp_path):
+    made = create_encoder(read_config("tiny"))
+    save_encoder(made, tmp_path)
+    before = torch.get_rng_state()
+    loaded = load_encoder(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert encoder_hash(loaded) == encoder_hash(made)
+
+
 def test_weights_with_a_bias_load_into_an_encoder_without_and_the_other_way(tmp_path):
     encoder = create_encoder({"model_cfg": VIT})
     encoder.set_logits(10.0, -10.0)
