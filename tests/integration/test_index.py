@@ -392,6 +392,8 @@ def test_a_kind_that_is_named_is_built_whatever_would_be_faster(kind, made, tmp_
     true = (unit_rows(20, seed=2)[:, None] * unit_rows(300)[rows]).sum(2)
     np.testing.assert_allclose(found, true, atol=1e-5)
     assert (found >= exact[:, -1:] - 1e-5).mean() >= 0.9
+    page = (tmp_path / "index" / "report.html").read_text()
+    assert ('<div class="beside"><figure>' in page) == (kind != "exact")  # as other pages' plots
 
 
 def test_an_index_that_outgrows_what_it_was_built_for_says_so(tmp_path, capsys):
