@@ -17,6 +17,7 @@ from vlp.checkpoint import load_encoder, save_encoder
 from vlp.errors import UserError
 from vlp.image import decode
 from vlp.index import build_index, load_index
+from vlp.index.change import add_rows
 from vlp.search import search
 
 
@@ -175,10 +176,15 @@ def test_nothing_that_is_found_is_said_once(built, tmp_path, capsys):
     assert "were asked for" not in capsys.readouterr().out
 
 
-def test_pictures_of_no_shard_are_in_no_keep_list(model, tmp_path):
+def test_pictures_of_no_shard_are_in_no_keep_list_and_do_not_change_that_of_others(
+    built, model, tmp_path
+):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(picture("red", (40, 32)))
-    embed(str(model), str(tmp_path / "photos"), tmp_path / "features", only="images")
-    build_index(tmp_path / "features", tmp_path / "index")
+    embed(str(model), str(tmp_path / "photos"), tmp_path / "more", only="images")
+    add_rows(built[1], tmp_path / "more")
+    search(built[1], ["x"], where=("colour=red",), export=tmp_path / "keep.parquet")
+    names = pq.read_table(tmp_path / "keep.parquet")["shard"].to_pylist()
+    assert all("/" not in name for name in names)  # from the folder of all shards, not of all files
     with pytest.raises(UserError, match="a lies in no shard"):
-        search(tmp_path / "index", ["x"], export=tmp_path / "keep.parquet")
+        search(built[1], ["x"], where=("key=a",), export=tmp_path / "keep.parquet")

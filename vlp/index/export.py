@@ -62,7 +62,7 @@ def write_keep_list(index: Index, hits: Sequence[Hit], path: Path) -> None:
     """
     if path.suffix != ".parquet":
         raise UserError(f"The keep-list {path} is Parquet. Write --export keep.parquet.")
-    if lost := [hit.key for hit in hits if not (hit.metadata["shard"] or "").endswith(".tar")]:
+    if lost := [hit.key for hit in hits if not _is_shard(hit.metadata["shard"])]:
         raise UserError(
             f"{lost[0]} lies in no shard, or it is not known in which. `vlp pack` a folder or a "
             f"table, and embed its shards, to export hits."
@@ -71,7 +71,7 @@ def write_keep_list(index: Index, hits: Sequence[Hit], path: Path) -> None:
         os.path.dirname(os.path.abspath(shard))
         for segment in index.segments
         for shard in pc.call_function("unique", [segment.metadata["shard"]]).to_pylist()
-        if shard is not None
+        if _is_shard(shard)
     }
     root = os.path.commonpath(folders) if folders else ""
     shards = [os.path.relpath(hit.metadata["shard"], root) for hit in hits]
@@ -82,6 +82,11 @@ def write_keep_list(index: Index, hits: Sequence[Hit], path: Path) -> None:
     )
     with whole_file(path) as file:
         pq.write_table(table, file)
+
+
+def _is_shard(file: str | None) -> bool:
+    """Return whether a picture lies in a shard, and not in a file of its own."""
+    return file is not None and file.endswith(".tar")
 
 
 def _schema(index: Index) -> pa.Schema:
