@@ -246,6 +246,15 @@ def test_a_number_that_is_whole_in_one_part_only_stays_a_number_in_the_export(in
     assert pq.read_table(tmp_path / "rows.parquet")["width"].to_pylist()[-4:] == [39, 0.5, 0.5, 0.5]
 
 
+def test_a_condition_holds_in_the_parts_whose_field_is_of_its_type(index, tmp_path):
+    write_features(tmp_path / "more", unit_rows(3), first=100, fields=lambda n: {"width": "wide"})
+    update_index(index, add=tmp_path / "more")
+    opened = load_index(index)
+    assert opened.matching(("width=wide",)).sum() == 3
+    with pytest.raises(UserError, match="width is a number, and 'narrow' is none"):
+        opened.matching(("width=narrow",))
+
+
 def clustered(count, dim=32, seed=0):
     """Return rows of 50 topics, and texts about them that lie elsewhere."""
     rng = np.random.default_rng(seed)

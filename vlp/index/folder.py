@@ -167,7 +167,16 @@ class Index:
         conditions = [parse(text) for text in where]
         tables = [segment.metadata for segment in self.segments]
         check_names(conditions, tables)
-        return self.alive & np.concatenate([matching(table, conditions) for table in tables])
+        found, refused = [], []
+        for table in tables:
+            try:
+                found.append(matching(table, conditions))
+            except UserError as error:  # the field is of another type than in other segments
+                found.append(np.zeros(len(table), bool))
+                refused.append(error)
+        if refused and not any(some.any() for some in found):
+            raise refused[0]
+        return self.alive & np.concatenate(found)
 
     @cached_property
     def background(self) -> Float[np.ndarray, "background dim"]:
