@@ -62,7 +62,7 @@ def search(
         if len(hits) < query.k:
             show(f"{len(hits)} hits, and {query.k} were asked for: there are no more.")
     else:
-        show("Nothing was found: the conditions or the percentile leave nothing.")
+        show("Nothing was found: the conditions, the percentile or the offset leave nothing.")
     if sheet:
         rows = list(batches([(_picture(index, hit), _label(hit)) for hit in hits], COLUMNS))
         title = " + ".join([*queries, *like])
