@@ -255,6 +255,13 @@ def test_a_condition_holds_in_the_parts_whose_field_is_of_its_type(index, tmp_pa
         opened.matching(("width=narrow",))
 
 
+def test_product_codes_of_fewer_rows_than_codes_are_refused(tmp_path):
+    write_features(tmp_path / "features", unit_rows(16))
+    with pytest.raises(UserError, match=r"learnt from 16 rows or more\. Leave out --kind"):
+        build_index(tmp_path / "features", tmp_path / "index", kind="ivf_pq", rows_per_part=15)
+    build_index(tmp_path / "features", tmp_path / "index", kind="ivf_pq")
+
+
 def clustered(count, dim=32, seed=0):
     """Return rows of 50 topics, and texts about them that lie elsewhere."""
     rng = np.random.default_rng(seed)

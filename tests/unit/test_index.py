@@ -11,7 +11,7 @@ from index_support import unit_rows
 from vlp.errors import UserError
 from vlp.index import assign, hamming_pairs, kmeans, neighbours
 from vlp.index import exact as index
-from vlp.index.candidates import bytes_of, candidates, num_lists
+from vlp.index.candidates import bytes_of, num_lists
 from vlp.index.metadata import open_metadata, row_of, write_metadata
 from vlp.index.plan import save_quick
 from vlp.index.where import check_names, matching, parse
@@ -288,12 +288,6 @@ def test_lists_grow_with_the_root_of_the_rows():
         4096,
         32768,
     ]
-
-
-def test_product_codes_of_fewer_rows_than_codes_are_refused():
-    assert len(candidates(16, 32, None, None, "ivf_pq")) == 3
-    with pytest.raises(UserError, match="needs 16 rows and an even number of coordinates, got 15"):
-        candidates(15, 32, None, None, "ivf_pq")
 
 
 def test_a_full_disk_is_no_error_of_faiss():

@@ -24,6 +24,8 @@ from vlp.output import check_output, output_folder, read_record
 
 PROBED = 256
 """Rows, evenly spread, whose numbers tell features from others of the same folder."""
+CODES = 16
+"""Different product codes of 4 bits."""
 ROWS_PER_PART = 10_000_000
 
 
@@ -60,6 +62,8 @@ def build_index(
     """
     rows, metadata = read_source(features)
     _check(recall, prefix, rows.dim, rows_per_part)
+    if kind == "ivf_pq" and min(len(rows), rows_per_part) < CODES:
+        raise UserError(f"Product codes are learnt from {CODES} rows or more. Leave out --kind.")
     asked = {"recall": recall, "memory": memory, "prefix": prefix, "kind": kind}
     asked |= {"rows_per_part": rows_per_part}
     made = maker(features, model)

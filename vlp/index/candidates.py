@@ -19,8 +19,6 @@ GRAPH = 2_000_000
 POINTS_PER_LIST = 64
 """Vectors that the centre of a list is learnt from; faiss warns below 39."""
 ITERATIONS = 10
-CODES = 16
-"""Different product codes of 4 bits: so many vectors at least are learnt from."""
 CODEBOOK_POINTS = 20_000
 """Vectors that the codes of quantised kinds are learnt from."""
 
@@ -49,18 +47,14 @@ def candidates(
     kinds = [EXACT if prefix is None else "Flat"]
     if family or count > SMALL or (memory is not None and count * width * 4 > memory):
         kinds += [f"IVF{lists},Flat", f"IVF{lists},SQ8"]
-        parts = [part for part in (2, 4, 8) if width % part == 0 and count >= CODES]
-        kinds += [f"IVF{lists},PQ{width // part}x4fs" for part in parts]
+        kinds += [f"IVF{lists},PQ{width // part}x4fs" for part in (2, 4, 8) if width % part == 0]
         is_tight = memory is not None and predicted_bytes(graph, count, width) > memory
         if family:
             kinds = [kind for kind in (*kinds, graph, f"{graph}_SQ8") if family_of(kind) == family]
         elif count <= GRAPH:
             kinds.append(f"{graph}_SQ8" if is_tight else graph)
     if not kinds:
-        raise UserError(
-            f"ivf_pq needs {CODES} rows and an even number of coordinates, got {count} of {width}. "
-            f"Try ivf_sq."
-        )
+        raise UserError(f"ivf_pq needs an even number of coordinates, got {width}. Try ivf_sq.")
     taken = {kind: predicted_bytes(kind, count, width) for kind in kinds}
     plans = [
         Plan(kind=kind, prefix=prefix) for kind in kinds if memory is None or taken[kind] <= memory
