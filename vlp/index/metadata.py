@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlp.features import COLUMNS
+
 FIELD = "field:"
 """Prefix of the columns that hold what the JSON of the samples says, by its names."""
 ROWS = 65_536
@@ -51,10 +53,10 @@ def open_metadata(path: Path) -> pa.Table:
 
 def row_of(table: pa.Table, row: int) -> dict[str, Any]:
     """Return what a row says, its fields as a dictionary."""
-    names = [name for name in table.column_names if not name.startswith(FIELD)]
-    columns = table.select(names).slice(row, 1).to_pylist()[0]
-    fields = json.loads(columns.pop("metadata") or "{}")
-    return {**columns, "fields": fields}
+    # Column by column: a slice of the table takes five times as long.
+    said = {name: table[name][row].as_py() for name in ("id", *COLUMNS)}
+    fields = json.loads(said.pop("metadata") or "{}")
+    return {**said, "fields": fields}
 
 
 def _kinds(metadata: pa.Table) -> dict[str, pa.DataType]:
