@@ -249,6 +249,7 @@ def test_captions_and_metadata_are_data_whatever_they_hold(client):
     policy = client.get("/").headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert client.head("/").status_code == 200
     page = client.get("/").text
     assert not re.search(
         r"<script(?! type=\"module\" src=\"/page/)|\son\w+=|style=|https?://", page
