@@ -201,6 +201,7 @@ def test_conditions_find_the_rows_that_meet_them_all(conditions, rows, table):
         ("width~1", "width is no text"),
         ("safe=maybe", "safe is true or false, got 'maybe'"),
         ("tags=a", "has a field 'tags'"),
+        ('language=["en", "de', "The list in the condition .* is none. Write it in JSON"),
     ],
 )
 def test_a_condition_that_cannot_be_met_says_what_to_write(condition, told, table):

@@ -144,9 +144,17 @@ def test_a_classifier_is_that_of_the_library(encoder):
     torch.testing.assert_close(asyncio.run(run()), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("wrong", [{"pixels": 0}, {"concurrent": 0}, {"seconds": float("nan")}])
-def test_limits_that_leave_nothing_are_refused(wrong):
-    with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* answers nothing"):
+@pytest.mark.parametrize(
+    ("wrong", "option"),
+    [
+        ({"pixels": 0}, "--max-megapixels 0"),
+        ({"concurrent": 0}, "--concurrent 0"),
+        ({"seconds": 0}, "--timeout 0"),
+        ({"seconds": float("nan")}, "--timeout nan"),
+    ],
+)
+def test_limits_that_leave_nothing_are_refused_under_their_option(wrong, option):
+    with pytest.raises(UserError, match=f"{option} .* answers nothing"):
         Limits(**wrong)
 
 

@@ -140,7 +140,7 @@ def _add_page(app: FastAPI, access: Access) -> None:
         headers = {"Cache-Control": "no-cache"}
         return Response(files[name], media_type=media_type, headers=headers)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(token: str | None = None) -> Response:
         if token is None:
             return file("index.html")
