@@ -256,6 +256,11 @@ def test_captions_and_metadata_are_data_whatever_they_hold(client):
     )
 
 
+def test_the_head_of_the_page_is_answered(client):
+    answer = client.head("/")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_every_field_that_is_wrong_is_named(client):
     for path, body, said in (
         ("/search", {"terms": [{}]}, "terms.0"),

@@ -12,7 +12,7 @@ from vlp.errors import UserError
 from vlp.index import assign, hamming_pairs, kmeans, neighbours
 from vlp.index import exact as index
 from vlp.index.candidates import bytes_of, num_lists
-from vlp.index.metadata import open_metadata, row_of, write_metadata
+from vlp.index.metadata import open_metadata, read_rows, write_metadata
 from vlp.index.plan import save_quick
 from vlp.index.where import check_names, matching, parse
 
@@ -223,7 +223,7 @@ def test_a_field_of_texts_and_others_is_spelt_as_json_spells_it(tmp_path):
     said = ['{"safe": true}', '{"safe": "x"}', '{"safe": 1.5}', '{"safe": "half \\ud800"}']
     table = written(tmp_path, said)
     assert table["field:safe"].to_pylist() == ["true", "x", "1.5", "half \\ud800"]
-    assert row_of(table, 3)["fields"] == {"safe": "half \ud800"}
+    assert read_rows(table, [3])[0]["fields"] == {"safe": "half \ud800"}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +235,7 @@ def test_a_field_of_texts_and_others_is_spelt_as_json_spells_it(tmp_path):
         ("width~1", "width is no text"),
         ("safe=maybe", "safe is true or false, got 'maybe'"),
         ("tags=a", "has a field 'tags'"),
+        ('language=["en", "de', "The list in the condition .* is none. Write it in JSON"),
     ],
 )
 def test_a_condition_that_cannot_be_met_says_what_to_write(condition, told, table):
@@ -249,14 +250,14 @@ def test_a_condition_that_cannot_be_met_says_what_to_write(condition, told, tabl
 
 def test_metadata_comes_back_as_it_was_with_its_number(table):
     assert table["id"].to_pylist() == [7, 8, 9, 10]
-    assert row_of(table, 1)["fields"] == {
+    assert read_rows(table, [1])[0]["fields"] == {
         "width": 100,
         "language": "de",
         "score": 0.5,
         "safe": False,
         "mixed": 3,
     }
-    assert row_of(table, 3) == {
+    assert read_rows(table, [3])[0] == {
         "id": 10,
         "key": "k3",
         "caption": "",

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,17 @@ def parse(text: str) -> Condition:
             f"The condition {text!r} is none. Write a field, a sign (= != < <= > >= or ~ for "
             f'contains) and a value, as "width>=512".'
         )
-    return Condition(*found.groups())
+    condition = Condition(*found.groups())
+    if (
+        condition.sign == "="
+        and condition.value.startswith("[")
+        and _listed(condition.value) is None
+    ):
+        raise UserError(
+            f"The list in the condition {text!r} is none. Write it in JSON, as "
+            f'language=["en", "de"]; a text that begins so, too, as name=["[draft"].'
+        )
+    return condition
 
 
 def fields_of(table: pa.Table) -> list[str]:
@@ -89,14 +99,20 @@ def _met(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
 
 def _any_of(condition: Condition) -> list[Condition]:
     """Return the conditions one of which must be met: more than one where ``=`` is of a list."""
-    try:
-        listed = json.loads(condition.value) if condition.sign == "=" else None
-    except ValueError:
-        listed = None
-    if not isinstance(listed, list) or not listed:
+    listed = _listed(condition.value) if condition.sign == "=" else None
+    if not listed:
         return [condition]
     texts = [one if isinstance(one, str) else json.dumps(one) for one in listed]
     return [condition._replace(value=text) for text in texts]
+
+
+def _listed(value: str) -> list[Any] | None:
+    """Return a list that is written in JSON; None of what is no list."""
+    try:
+        listed = json.loads(value)
+    except ValueError:
+        return None
+    return listed if isinstance(listed, list) else None
 
 
 def _compared(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:

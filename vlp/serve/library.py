@@ -113,7 +113,8 @@ class Library:
             rows = rows[self._order(rows, request.sort)]
         end = request.offset + request.k
         some = rows[request.offset : end].tolist()
-        return [_found(self.index.hit(row, 0.0)) for row in some], end < len(rows)
+        hits = self.index.hits_of(some, [0.0] * len(some))
+        return [_found(hit) for hit in hits], end < len(rows)
 
     def _row(self, number: int) -> int:
         place = int(np.searchsorted(self._ids, number, sorter=self._rows_by_id))
