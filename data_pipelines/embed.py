@@ -80,7 +80,7 @@ def embed(
     Raises:
         UserError: There is no such model or source, or no sample can be read.
     """
-    _check(batch_size=batch_size, samples_per_part=samples_per_part)
+    check_sizes(batch_size=batch_size, samples_per_part=samples_per_part)
     found = cut(source, size=samples_per_part, only=only, image=image, caption=caption)
     encoder = load_encoder(model)
     model = str(Path(model).resolve()) if Path(model).is_dir() else model  # as seen from anywhere
@@ -106,7 +106,8 @@ def embed(
     return {"samples": told["samples"], "dim": encoder.dim, "out": str(out), **_faults(faults)}
 
 
-def _check(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
+    """Raise UserError for the first size that is below 1, by its name."""
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"{name} is {size}. Give at least 1.")
@@ -226,6 +227,8 @@ def worker_encoder(model: str, model_hash: str) -> DualEncoder:
 def _metadata(encoded: EncodedSet, picture: Callable[[int], Picture]) -> pa.Table:
     samples, pictures = encoded.samples, [picture(row) for row in encoded.rows]
     said = [json.dumps(sample.metadata, ensure_ascii=False) for sample in samples]
+    # Half of a pair of surrogates stays as JSON spells it.
+    said = [text.encode(errors="backslashreplace").decode() for text in said]
     return pa.table(
         {
             "key": pa.array([sample.key for sample in samples], pa.string()),

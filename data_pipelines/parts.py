@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.dataset import Dataset, dataset_of, identity_of
 from data_pipelines.encoded import Only
-from data_pipelines.faults import Faults
+from data_pipelines.faults import Faults, SampleFault
 from data_pipelines.pack import (
     Columns,
     folder_sample,
@@ -27,6 +27,7 @@ from data_pipelines.pack import (
 from data_pipelines.shards import ShardSet, open_shards, read
 from data_pipelines.tables import TABLES
 from vlp.batches import batches
+from vlp.types import Sample
 
 
 class Picture(NamedTuple):
@@ -106,7 +107,7 @@ class Shards(Part):
             return Picture(str(entry.shard.resolve()), *entry.members[entry.extension() or ""])
 
         dataset = dataset_of(found, "shards")
-        return Opened(replace(dataset, read=lambda row: read(entries[row], **needs)), picture)
+        return _opened(replace(dataset, read=lambda row: read(entries[row], **needs)), picture)
 
     def __str__(self) -> str:
         return " and ".join(map(str, {self.shards[0]: 0, self.shards[-1]: 0}))
@@ -133,7 +134,7 @@ class Files(Part):
             files=self.images,
             identity=identity_of([self.caption, *keys], _there([*self.images, *beside])),
         )
-        return Opened(dataset, lambda row: _whole(self.images[row]))
+        return _opened(dataset, lambda row: _whole(self.images[row]))
 
     def __str__(self) -> str:
         return f"{self.images[0]} and {len(self.images) - 1} more"
@@ -161,10 +162,29 @@ class Rows(Part):
             identity=identity_of([repr(self), *keys], [self.table, *_there(images)]),
             place=lambda row: self.table.name,
         )
-        return Opened(dataset, lambda row: _whole(images[row]))
+        return _opened(dataset, lambda row: _whole(images[row]))
 
     def __str__(self) -> str:
         return f"{self.table}, rows {self.start} to {self.end - 1}"
+
+
+def _opened(dataset: Dataset, picture: Callable[[int], Picture]) -> Opened:
+    """Return the samples that a table can hold; others are counted where they are read."""
+    return Opened(replace(dataset, read=lambda row: _told(dataset.read(row))), picture)
+
+
+def _told(sample: Sample) -> Sample:
+    """Return a sample that a table can hold.
+
+    Raises:
+        SampleFault: Its key or its caption is no UTF-8, as names of files may be.
+    """
+    for what, text in (("key", sample.key), ("caption", sample.text)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise SampleFault(f"{what} is no UTF-8") from None
+    return sample
 
 
 def _shard_parts(shards: ShardSet, size: int) -> list[Part]:

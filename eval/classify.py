@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from pyarrow.csv import CSVWriter
 
-from data_pipelines.embed import worker_encoder
+from data_pipelines.embed import check_sizes, worker_encoder
 from data_pipelines.encoded import encode_dataset
 from data_pipelines.engine import Engine
 from data_pipelines.faults import Faults
@@ -63,14 +63,22 @@ class Labels:
             )
 
 
-def read_labels(classes: Sequence[str], templates: Sequence[str], **options: Any) -> Labels:
+def read_labels(
+    classes: Sequence[str], templates: Sequence[str], *, part: str | None = None, **options: Any
+) -> Labels:
     """Return what class names and templates stand for: themselves, or one file each.
+
+    Args:
+        classes: Names, or a file of them.
+        templates: Captions, or a file of them; none: those of the file of classes, or else ours.
+        part: Which of the class lists of a file.
+        options: What else ``Labels`` takes.
 
     Raises:
         UserError: A file cannot be read, or an option is out of its range.
     """
     is_file = len(classes) == 1 and classes[0].endswith((".json", ".txt"))
-    found = read_classes(classes[0] if is_file else classes)
+    found = read_classes(classes[0] if is_file else classes, part=part)
     own = TEMPLATES if found.templates == BARE else found.templates
     given = read_templates(templates[0] if len(templates) == 1 else templates)
     return Labels(names=found.names, templates=given if templates else own, **options)
@@ -122,6 +130,7 @@ def classify_all(
     """
     if out.suffix.lower() not in TABLES:
         raise UserError(f"{out} is no table. Write --out labels.csv or labels.parquet.")
+    check_sizes(batch_size=batch_size, samples_per_part=samples_per_part)
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there. Write another --out, or --overwrite.")
     found = cut(source, size=samples_per_part, only="images", image=image, caption="caption")

@@ -65,6 +65,7 @@ def classify(
     /,
     classes: tuple[str, ...],
     templates: tuple[str, ...] = (),
+    part: str | None = None,
     out: Path | None = None,
     abstain: float = 0.0,
     all_classes: bool = False,
@@ -87,6 +88,7 @@ def classify(
         templates: Captions around a name, whose features are averaged, such as ``"a photo of a
             {}"``; or a file of them, or ``imagenet`` for CLIP's 80. None: those of the file of
             classes, or else ``"a photo of a {}"`` and ``"{}"``.
+        part: Which of the class lists of a nested ``classes.json``, such as ``concept.train``.
         out: ``.csv`` or ``.parquet`` file for the key, label and probability of each image.
         abstain: Probability below which an image of a set is given no label.
         all_classes: Write the probability of every class, too.
@@ -100,7 +102,7 @@ def classify(
     from data_pipelines.engine import Engine
     from eval.classify import classify_all, classify_file, read_labels
 
-    labels = read_labels(classes, templates, abstain=abstain, all_classes=all_classes)
+    labels = read_labels(classes, templates, part=part, abstain=abstain, all_classes=all_classes)
     if out is None:
         return classify_file(model, pictures, labels)
     return classify_all(

@@ -91,9 +91,14 @@ def lock_folder(folder: Path, path: Path | None = None) -> IO[str]:
         path: The name of the folder for the person.
 
     Raises:
-        UserError: Another process has it.
+        UserError: Another process has it, or nobody may write there.
     """
-    file = (folder / LOCK).open("w")
+    try:
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        raise UserError(f"Cannot write to {path or folder}: {error.strerror}.") from None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -252,7 +257,9 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON under a temporary name, then rename: a reader sees the old file or the new."""
-    write_bytes(path, (json.dumps(data, indent=1, default=str, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(data, indent=1, default=str, ensure_ascii=False)
+    # Half of a pair of surrogates, as in names that are no UTF-8, is spelt as JSON spells it.
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -281,8 +288,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

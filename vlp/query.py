@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from vlp.encode import encode_images, encode_texts
@@ -130,10 +130,11 @@ def find_encoded(index: Index, vector: Float[np.ndarray, "dim"], query: Query) -
         fetched = min(available, fetched * GROWTH)
     else:
         return []
-    return [
-        _hit(index, rows[0], scores[0], percentiles, [found[place] for place in group])
-        for group in groups[query.offset : wanted]
-    ]
+    shown = [[found[place] for place in group] for group in groups[query.offset : wanted]]
+    places = [place for group in shown for place in group]
+    hits = index.hits_of(rows[0][places].tolist(), scores[0][places].tolist())
+    by_place = dict(zip(places, hits, strict=True))
+    return [_folded([by_place[place] for place in group], percentiles[group[0]]) for group in shown]
 
 
 def _decoded(query: Query) -> list[Image.Image]:
@@ -170,14 +171,7 @@ def _fold(rows: Float[np.ndarray, "hits dim"], least: float | None, most: int) -
     return groups
 
 
-def _hit(
-    index: Index,
-    rows: Int64[np.ndarray, "fetched"],
-    scores: Float[np.ndarray, "fetched"],
-    percentiles: Float[np.ndarray, "fetched"],
-    group: Sequence[int],
-) -> Hit:
-    first, *others = group
-    hit = index.hit(int(rows[first]), float(scores[first]))
-    keys = tuple(index.hit(int(rows[place]), 0.0).key for place in others)
-    return hit._replace(percentile=float(percentiles[first]), folded=keys)
+def _folded(hits: Sequence[Hit], percentile: float) -> Hit:
+    """Return the first of hits that look alike, which stands for the others."""
+    keys = tuple(hit.key for hit in hits[1:])
+    return hits[0]._replace(percentile=float(percentile), folded=keys)

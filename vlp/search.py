@@ -5,19 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from vlp.batches import batches
 from vlp.checkpoint import encoder_hash, load_encoder
-from vlp.console import one_line, show, show_table
+from vlp.console import one_line, show, show_table, warn
 from vlp.contact_sheet import contact_sheet
 from vlp.encode import to_best_device
 from vlp.encoder import DualEncoder
 from vlp.errors import UserError
-from vlp.image import decode
+from vlp.image import ImageError, decode
 from vlp.index import Index, load_index
 from vlp.index.export import write_keep_list
 from vlp.query import Query, find
 from vlp.types import Hit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+COLUMNS = 10
+"""Pictures beside each other on a contact sheet."""
 
 
 def search(
@@ -51,15 +57,16 @@ def search(
     query = _query(queries, weights, without, like, options)
     index = load_index(folder)
     hits = find(index, open_encoder(index, model), query)
-    if not hits:
-        show("Nothing was found: the conditions or the percentile leave nothing.")
-    else:
+    if hits:
         _show(hits)
-    if len(hits) < query.k:
-        show(f"{len(hits)} hits, and {query.k} were asked for: there are no more.")
+        if len(hits) < query.k:
+            show(f"{len(hits)} hits, and {query.k} were asked for: there are no more.")
+    else:
+        show("Nothing was found: the conditions, the percentile or the offset leave nothing.")
     if sheet:
-        pictures = [(decode(index.picture(hit)), _label(hit)) for hit in hits]
-        contact_sheet([(" + ".join([*queries, *like]), pictures)], sheet)
+        rows = list(batches([(_picture(index, hit), _label(hit)) for hit in hits], COLUMNS))
+        title = " + ".join([*queries, *like])
+        contact_sheet([(title, rows[0] if rows else []), *(("", row) for row in rows[1:])], sheet)
         show(f"The pictures are in {sheet}.")
     if export:
         write_keep_list(index, hits, export)
@@ -140,6 +147,15 @@ def _show(hits: Sequence[Hit]) -> None:
         for hit in hits
     ]
     show_table(columns, rows)
+
+
+def _picture(index: Index, hit: Hit) -> Image.Image:
+    """Return the picture of a hit; a grey one, with a warning, where it cannot be read any more."""
+    try:
+        return decode(index.picture(hit))
+    except (UserError, ImageError) as error:
+        warn(f"No picture of {hit.key}: {str(error).rstrip('.')}.")
+        return Image.new("RGB", (1, 1), "lightgrey")
 
 
 def _label(hit: Hit) -> str:

@@ -1,6 +1,7 @@
 """Features on disk: whole, the same whatever the workers, of shards, folders and tables."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests_support import pairs
+from tests_support import pairs, picture
 
 import data_pipelines.embed as embedding
 from data_pipelines.embed import embed
@@ -155,6 +156,27 @@ def test_what_cannot_be_read_is_counted_by_reason_and_leaves_no_hole(inputs, mod
     assert manifest["model_hash"]
     keys = read_metadata(tmp_path / "out")["key"].to_pylist()
     assert keys == [f"{n:05d}" for n in range(12) if n not in (2, 7)]
+
+
+def test_what_is_no_unicode_is_counted_or_kept_as_json_spells_it(model, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "features"
+    folder.mkdir()
+    said = {
+        "a": ("a dog", "half \ud800"),
+        os.fsdecode(b"caf\xe9"): ("a", "b"),
+        "b": ("\ud800", "c"),
+    }
+    for name, (caption, title) in said.items():
+        (folder / f"{name}.png").write_bytes(picture("red", (40, 32)))
+        (folder / f"{name}.json").write_text(json.dumps({"caption": caption, "title": title}))
+    told = embed(str(model), str(folder), out, engine=Engine(kind="inline"))
+    assert {reason: fault["count"] for reason, fault in told["faults"].items()} == {
+        "key is no UTF-8": 1,
+        "caption is no UTF-8": 1,
+    }
+    build_index(out, tmp_path / "index")
+    [hit] = load_index(tmp_path / "index").hits(stack(out, "image")[:1][0], 5)
+    assert (hit.key, hit.metadata["fields"]["title"]) == ("a", "half \ud800")
 
 
 def test_a_run_goes_on_with_the_parts_that_are_still_valid(inputs, model, tmp_path, monkeypatch):

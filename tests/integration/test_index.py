@@ -24,6 +24,8 @@ from vlp.index.choose import questions
 from vlp.index.plan import Plan
 from vlp.index.segment import Segment
 from vlp.index.tune import one_thread, settings
+from vlp.manifest import MANIFEST
+from vlp.output import write_json
 from vlp.query import Query, find_encoded
 
 ROWS = 40
@@ -202,6 +204,65 @@ def test_building_again_does_nothing_unless_something_changed(index, tmp_path):
         build_index(tmp_path / "features", index)
 
 
+def test_a_change_of_any_row_or_its_metadata_is_seen(tmp_path):
+    rows = unit_rows(1000)
+    write_features(tmp_path / "features", rows)
+    write_json(tmp_path / "features" / MANIFEST, {"files": "hashes"})
+    build_index(tmp_path / "features", tmp_path / "index")
+    fields = lambda n: {"width": n + (n == 1)}  # noqa: E731
+    write_features(tmp_path / "features", rows, fields=fields)
+    build_index(tmp_path / "features", tmp_path / "index")
+    assert load_index(tmp_path / "index").matching(("width=2",)).sum() == 2
+    rows[1] = -rows[1]
+    write_features(tmp_path / "features", rows, fields=fields)
+    write_json(tmp_path / "features" / MANIFEST, {"files": "other hashes"})
+    build_index(tmp_path / "features", tmp_path / "index")
+    found = load_index(tmp_path / "index").vectors(np.arange(2))
+    np.testing.assert_allclose(found, rows[:2], atol=1e-6)
+
+
+def test_a_damaged_index_is_built_again_as_its_message_says(index, tmp_path):
+    cut_vectors(index, None)
+    with pytest.raises(UserError, match="Build it again: `vlp index` with --overwrite"):
+        build_index(tmp_path / "features", index)
+    build_index(tmp_path / "features", index, overwrite=True)
+    assert keys(index) == numbered(range(ROWS))
+
+
+def test_what_only_reads_an_index_writes_nothing_into_it(index, tmp_path):
+    (index / ".lock").mkdir()  # so that nobody can lock it
+    update_index(index, check=True, export=tmp_path / "rows.parquet")
+    assert pq.read_metadata(tmp_path / "rows.parquet").num_rows == ROWS
+
+
+def test_nothing_is_changed_before_an_export_that_cannot_be_written(index, tmp_path):
+    with pytest.raises(UserError, match="is Parquet or Arrow"):
+        update_index(index, delete=["00001"], export=tmp_path / "rows.csv")
+    assert keys(index) == numbered(range(ROWS))
+
+
+def test_a_number_that_is_whole_in_one_part_only_stays_a_number_in_the_export(index, tmp_path):
+    write_features(tmp_path / "more", unit_rows(3), first=100, fields=lambda n: {"width": 0.5})
+    update_index(index, add=tmp_path / "more", export=tmp_path / "rows.parquet")
+    assert pq.read_table(tmp_path / "rows.parquet")["width"].to_pylist()[-4:] == [39, 0.5, 0.5, 0.5]
+
+
+def test_a_condition_holds_in_the_parts_whose_field_is_of_its_type(index, tmp_path):
+    write_features(tmp_path / "more", unit_rows(3), first=100, fields=lambda n: {"width": "wide"})
+    update_index(index, add=tmp_path / "more")
+    opened = load_index(index)
+    assert opened.matching(("width=wide",)).sum() == 3
+    with pytest.raises(UserError, match="width is a number, and 'narrow' is none"):
+        opened.matching(("width=narrow",))
+
+
+def test_product_codes_of_fewer_rows_than_codes_are_refused(tmp_path):
+    write_features(tmp_path / "features", unit_rows(16))
+    with pytest.raises(UserError, match=r"learnt from 16 rows or more\. Leave out --kind"):
+        build_index(tmp_path / "features", tmp_path / "index", kind="ivf_pq", rows_per_part=15)
+    build_index(tmp_path / "features", tmp_path / "index", kind="ivf_pq")
+
+
 def clustered(count, dim=32, seed=0):
     """Return rows of 50 topics, and texts about them that lie elsewhere."""
     rng = np.random.default_rng(seed)
@@ -348,6 +409,8 @@ def test_a_kind_that_is_named_is_built_whatever_would_be_faster(kind, made, tmp_
     true = (unit_rows(20, seed=2)[:, None] * unit_rows(300)[rows]).sum(2)
     np.testing.assert_allclose(found, true, atol=1e-5)
     assert (found >= exact[:, -1:] - 1e-5).mean() >= 0.9
+    page = (tmp_path / "index" / "report.html").read_text()
+    assert ('<div class="beside"><figure>' in page) == (kind != "exact")  # as other pages' plots
 
 
 def test_an_index_that_outgrows_what_it_was_built_for_says_so(tmp_path, capsys):

@@ -221,6 +221,16 @@ def test_pictures_that_look_alike_are_shown_as_one(page):
     assert all(re.fullmatch(r"\+\d+", one) for one in folded)
 
 
+def test_of_how_many_is_said_only_where_it_is_known(page):
+    page.click("#filters-button")
+    page.get_by_role("checkbox", name=re.compile(r"^a \(")).check()
+    assert len(shown(page)) == 60
+    assert page.locator("#summary").inner_text() == "The first 60 that fit"
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.locator(".tile").nth(66).wait_for(state="attached")
+    assert page.locator("#summary").inner_text() == "67 of 200 pictures"
+
+
 def test_nothing_found_is_said_and_led_out_of(page, served):
     page.goto(f"{served.url}?where=" + json.dumps({"lot": ["z"]}))
     assert shown(page) == []

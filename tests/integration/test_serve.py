@@ -249,10 +249,16 @@ def test_captions_and_metadata_are_data_whatever_they_hold(client):
     policy = client.get("/").headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert client.head("/").status_code == 200
     page = client.get("/").text
     assert not re.search(
         r"<script(?! type=\"module\" src=\"/page/)|\son\w+=|style=|https?://", page
     )
+
+
+def test_the_head_of_the_page_is_answered(client):
+    answer = client.head("/")
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_every_field_that_is_wrong_is_named(client):

@@ -12,6 +12,7 @@ from vlp import cli
 from vlp.checkpoint import load_encoder
 from vlp.classifier import build_classifier, probabilities
 from vlp.encode import encode_images
+from vlp.errors import UserError
 from vlp.image import open_image
 
 NAMES = ["red", "blue", "green"]
@@ -105,3 +106,18 @@ def test_what_cannot_be_done_is_one_line(words, message, photos, model, tmp_path
         classify(model, photos, "--classes", *NAMES, *words)
     assert (tmp_path / "there.csv").read_text() == "mine"
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_class_list_is_chosen_from_a_file_of_several(photos, model, tmp_path):
+    lists = {"warm": {"classnames": ["red", "yellow"]}, "cold": {"classnames": ["blue", "green"]}}
+    (tmp_path / "classes.json").write_text(json.dumps(lists))
+    words = ("--classes", tmp_path / "classes.json", "--out", tmp_path / "labels.csv")
+    with pytest.raises(UserError, match=r"several class lists\. Choose one with part=: warm, cold"):
+        classify(model, photos, *words)
+    told = classify(model, photos, *words, "--part", "cold")
+    assert set(told["classes"]) <= {"blue", "green"}
+
+
+def test_a_batch_of_nothing_is_refused(photos, model, tmp_path):
+    with pytest.raises(UserError, match=r"batch_size is 0\. Give at least 1"):
+        classify(model, photos, "--classes", *NAMES, "--out", tmp_path / "l.csv", "--batch-size", 0)

@@ -1,7 +1,9 @@
 """Nearest neighbours, clusters and near-duplicate codes, against naive second implementations."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,7 +21,8 @@ from vlp.index.candidates import (
     num_lists,
     train,
 )
-from vlp.index.metadata import open_metadata, row_of, write_metadata
+from vlp.index.metadata import open_metadata, read_rows, write_metadata
+from vlp.index.plan import save_quick
 from vlp.index.where import check_names, matching, parse
 
 
@@ -154,25 +157,33 @@ def test_neighbours_that_are_not_allowed_are_not_found(monkeypatch):
     assert numbers.tolist() == [[70, -1, -1]] * 20
 
 
-@pytest.fixture
-def table(tmp_path):
+def written(folder, said, keys=("k0", "k1", "k2", "k3")):
     """Return the metadata of four samples, as an index holds it."""
-    said = [
-        '{"width": 512, "language": "en", "score": 1, "safe": true, "tags": ["a"]}',
-        '{"width": 100, "language": "de", "score": 0.5, "safe": false, "mixed": 3}',
-        '{"width": 2000, "language": "EN-us", "mixed": "x"}',
-        None,
-    ]
     columns = {
-        "key": ["k0", "k1", "k2", "k3"],
+        "key": keys,
         "caption": ["A red dog", "a cat", "two dogs", ""],
         "metadata": pa.array(said, pa.string()),
         "shard": ["s"] * 4,
         "offset": [0] * 4,
         "size": [1] * 4,
     }
-    write_metadata(pa.table(columns), 7, tmp_path / "metadata.arrow")
-    return open_metadata(tmp_path / "metadata.arrow")
+    write_metadata(pa.table(columns), 7, folder / "metadata.arrow")
+    return open_metadata(folder / "metadata.arrow")
+
+
+def rows_that_meet(table, *conditions):
+    return np.flatnonzero(matching(table, [parse(text) for text in conditions])).tolist()
+
+
+@pytest.fixture
+def table(tmp_path):
+    said = [
+        '{"width": 512, "language": "en", "score": 1, "safe": true, "tags": ["a"]}',
+        '{"width": 100, "language": "de", "score": 0.5, "safe": false, "mixed": 3}',
+        '{"width": 2000, "language": "EN-us", "mixed": "x"}',
+        None,
+    ]
+    return written(tmp_path, said)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +208,31 @@ def table(tmp_path):
     ],
 )
 def test_conditions_find_the_rows_that_meet_them_all(conditions, rows, table):
-    conditions = [parse(text) for text in conditions]
-    check_names(conditions, [table])
-    assert np.flatnonzero(matching(table, conditions)).tolist() == rows
+    check_names([parse(text) for text in conditions], [table])
+    assert rows_that_meet(table, *conditions) == rows
+
+
+def test_whole_numbers_are_compared_to_their_last_digit(tmp_path):
+    table = written(tmp_path, [f'{{"id": {2**53 + n}, "hash": {2**64 - 1 - n}}}' for n in range(4)])
+    assert rows_that_meet(table, f"id={2**53 + 1}") == [1]
+    assert rows_that_meet(table, f"id>{2**53 + 1}") == [2, 3]
+    assert rows_that_meet(table, "id>0.5") == [0, 1, 2, 3]
+    assert rows_that_meet(table, f"id<{2**70}") == [0, 1, 2, 3]
+    assert rows_that_meet(table, f"hash={2**64 - 2}") == [1]  # no column of numbers holds it
+
+
+def test_a_field_does_not_hide_the_key_or_the_caption(tmp_path):
+    table = written(tmp_path, ['{"key": "other", "caption": "a dog"}', *["{}"] * 3])
+    assert rows_that_meet(table, "key=k1") == [1]
+    assert rows_that_meet(table, "key=other") == []
+    assert rows_that_meet(table, "caption~dog") == [0, 2]
+
+
+def test_a_field_of_texts_and_others_is_spelt_as_json_spells_it(tmp_path):
+    said = ['{"safe": true}', '{"safe": "x"}', '{"safe": 1.5}', '{"safe": "half \\ud800"}']
+    table = written(tmp_path, said)
+    assert table["field:safe"].to_pylist() == ["true", "x", "1.5", "half \\ud800"]
+    assert read_rows(table, [3])[0]["fields"] == {"safe": "half \ud800"}
 
 
 @pytest.mark.parametrize(
@@ -211,6 +244,7 @@ def test_conditions_find_the_rows_that_meet_them_all(conditions, rows, table):
         ("width~1", "width is no text"),
         ("safe=maybe", "safe is true or false, got 'maybe'"),
         ("tags=a", "has a field 'tags'"),
+        ('language=["en", "de', "The list in the condition .* is none. Write it in JSON"),
     ],
 )
 def test_a_condition_that_cannot_be_met_says_what_to_write(condition, told, table):
@@ -225,14 +259,14 @@ def test_a_condition_that_cannot_be_met_says_what_to_write(condition, told, tabl
 
 def test_metadata_comes_back_as_it_was_with_its_number(table):
     assert table["id"].to_pylist() == [7, 8, 9, 10]
-    assert row_of(table, 1)["fields"] == {
+    assert read_rows(table, [1])[0]["fields"] == {
         "width": 100,
         "language": "de",
         "score": 0.5,
         "safe": False,
         "mixed": 3,
     }
-    assert row_of(table, 3) == {
+    assert read_rows(table, [3])[0] == {
         "id": 10,
         "key": "k3",
         "caption": "",
@@ -276,3 +310,10 @@ def test_vectors_of_any_length_have_product_codes_and_these_tell_their_cosines()
     assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(len(rows)), (20, 1)))
     errors = told - np.take_along_axis(queries @ rows.T, found, 1)
     assert errors.std() < 0.022  # codes of whole vectors: 0.025
+
+
+def test_a_full_disk_is_no_error_of_faiss():
+    quick = faiss.IndexFlatIP(16)
+    quick.add(unit_rows(1000))
+    with pytest.raises(OSError, match="No space left"):
+        save_quick(quick, Path("/dev/full"))

@@ -1,11 +1,20 @@
 """Output folders are whole or not there, and nobody's work is replaced by mistake."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 
 from vlp.errors import UserError
-from vlp.output import differences, output_folder, read_record, whole_file
+from vlp.output import (
+    differences,
+    lock_folder,
+    output_folder,
+    read_record,
+    whole_file,
+    write_json,
+)
 
 
 def write(path, command="filter", text="new", **config):
@@ -80,3 +89,25 @@ def test_a_file_is_flushed_before_it_takes_its_name_and_the_old_one_stays_till_t
     with pytest.raises(TypeError), whole_file(path) as file:
         file.write("no bytes")
     assert path.read_text() == "two"
+
+
+def test_a_file_that_is_not_finished_leaves_nothing_behind(tmp_path):
+    def fail():
+        with whole_file(tmp_path / "labels.csv") as file:
+            file.write(b"half")
+            raise UserError("No picture could be read.")
+
+    with pytest.raises(UserError, match="No picture"):
+        fail()
+    assert not any(tmp_path.iterdir())
+
+
+def test_half_of_a_pair_of_surrogates_is_written_as_json_spells_it(tmp_path):
+    said = {"name": "caf\udce9", "caption": "日本 \ud800"}
+    write_json(tmp_path / "said.json", said)
+    assert json.loads((tmp_path / "said.json").read_text()) == said
+
+
+def test_a_folder_that_nobody_may_write_to_is_named():
+    with pytest.raises(UserError, match="Cannot write to /sys"):
+        lock_folder(Path("/sys"))

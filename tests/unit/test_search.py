@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tests_support import picture
 
 from data_pipelines.embed import embed
 from data_pipelines.keep_list import read_copies
@@ -16,6 +17,7 @@ from vlp.checkpoint import load_encoder, save_encoder
 from vlp.errors import UserError
 from vlp.image import decode
 from vlp.index import build_index, load_index
+from vlp.index.change import add_rows
 from vlp.search import search
 
 
@@ -155,3 +157,34 @@ def test_the_command_takes_several_queries_weights_and_what_to_stay_away_from(
     ):
         with pytest.raises(UserError, match=told):
             ask(*words)
+
+
+def test_a_sheet_has_rows_of_ten_and_is_grey_where_a_picture_is_gone(
+    built, shards, tmp_path, capsys
+):
+    first, *others = sorted(shards.glob("*.tar"))
+    first.write_bytes(b"\0" * first.stat().st_size)
+    search(built[1], ["a red field"], k=25, sheet=tmp_path / "sheet.png")
+    assert decode((tmp_path / "sheet.png").read_bytes()).size == (10 * 140 + 12, 3 * 182 + 22 + 12)
+    assert "No picture of 000" in capsys.readouterr().err
+    assert others
+
+
+def test_nothing_that_is_found_is_said_once(built, tmp_path, capsys):
+    found = search(built[1], ["x"], where=("colour=none",), sheet=tmp_path / "sheet.png")
+    assert found == []
+    assert "were asked for" not in capsys.readouterr().out
+
+
+def test_pictures_of_no_shard_are_in_no_keep_list_and_do_not_change_that_of_others(
+    built, model, tmp_path
+):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(picture("red", (40, 32)))
+    embed(str(model), str(tmp_path / "photos"), tmp_path / "more", only="images")
+    add_rows(built[1], tmp_path / "more")
+    search(built[1], ["x"], where=("colour=red",), export=tmp_path / "keep.parquet")
+    names = pq.read_table(tmp_path / "keep.parquet")["shard"].to_pylist()
+    assert all("/" not in name for name in names)  # from the folder of all shards, not of all files
+    with pytest.raises(UserError, match="a lies in no shard"):
+        search(built[1], ["x"], where=("key=a",), export=tmp_path / "keep.parquet")

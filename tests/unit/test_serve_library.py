@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from index_support import unit_rows, write_features
 from tests_support import pairs
 
 from data_pipelines.embed import embed
@@ -9,7 +10,7 @@ from data_pipelines.engine import Engine
 from data_pipelines.shards import write_shards
 from vlp.errors import UserError
 from vlp.index import build_index, load_index
-from vlp.index.change import compact_index, delete_keys
+from vlp.index.change import add_rows, compact_index, delete_keys
 from vlp.serve.download import packed
 from vlp.serve.library import Library
 from vlp.serve.limits import Refused
@@ -39,6 +40,18 @@ def indexed(model, shards, folder):
 
 def browse(library, **query):
     return library.find(SearchRequest(**query), NONE, NONE)
+
+
+def test_a_field_called_key_does_not_hide_the_key_and_parts_may_differ_in_type(tmp_path):
+    write_features(tmp_path / "one", unit_rows(2), fields=lambda n: {"key": "z", "width": n + 1})
+    write_features(tmp_path / "two", unit_rows(2), first=2, fields=lambda n: {"width": n - 1.5})
+    build_index(tmp_path / "one", tmp_path / "index")
+    add_rows(tmp_path / "index", tmp_path / "two")
+    library = Library(load_index(tmp_path / "index"))
+    assert library.fields() == ["key", "caption", "width"]
+    sort = lambda field: [hit.id for hit in browse(library, sort=field)[0]]  # noqa: E731
+    assert sort("-key") == [3, 2, 1, 0]
+    assert sort("width") == [2, 0, 3, 1]  # 0.5, 1, 1.5, 2: numbers, though not all are whole
 
 
 def test_a_number_stays_a_pictures_own_when_others_are_deleted(folder):

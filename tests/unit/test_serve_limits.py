@@ -144,9 +144,16 @@ def test_a_classifier_is_that_of_the_library(encoder):
     torch.testing.assert_close(asyncio.run(run()), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("wrong", [{"pixels": 0}, {"concurrent": 0}, {"seconds": float("nan")}])
-def test_limits_that_leave_nothing_are_refused(wrong):
-    with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* answers nothing"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"pixels": 0}, "--max-megapixels 0"),
+        ({"concurrent": 0}, "--concurrent 0"),
+        ({"seconds": float("nan")}, "--timeout nan"),
+    ],
+)
+def test_limits_that_leave_nothing_are_refused_by_the_name_of_their_option(wrong, said):
+    with pytest.raises(UserError, match=f"{said} answers nothing"):
         Limits(**wrong)
 
 

@@ -72,7 +72,8 @@ def write_onnx(encoder: DualEncoder, folder: Path) -> float:
 
 
 def _export(tower: nn.Module, rows: Tensor, name: str, path: Path) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for loud in ("torch.onnx", "onnxscript"):
+        logging.getLogger(loud).setLevel(logging.ERROR)
     shapes: dict[str, Any] = {name: {0: torch.export.Dim("batch", min=1)}}
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -19,10 +19,13 @@ from vlp.index.folder import SEGMENTS, STATE, State, load_index, read_state, wri
 from vlp.index.page import write_pages
 from vlp.index.plan import Plan
 from vlp.index.segment import QUICK, new_segment, write_plan, write_quick, write_rows
+from vlp.manifest import MANIFEST
 from vlp.output import check_output, output_folder, read_record
 
 PROBED = 256
 """Rows, evenly spread, whose numbers tell features from others of the same folder."""
+CODES = 16
+"""Different product codes of 4 bits."""
 ROWS_PER_PART = 10_000_000
 
 
@@ -59,12 +62,14 @@ def build_index(
     """
     rows, metadata = read_source(features)
     _check(recall, prefix, rows.dim, rows_per_part)
+    if kind == "ivf_pq" and min(len(rows), rows_per_part) < CODES:
+        raise UserError(f"Product codes are learnt from {CODES} rows or more. Leave out --kind.")
     asked = {"recall": recall, "memory": memory, "prefix": prefix, "kind": kind}
     asked |= {"rows_per_part": rows_per_part}
     made = maker(features, model)
     config = {**made, "features": str(features), **asked}
     check_output(out, "index", config, inputs=[features], overwrite=overwrite)
-    source = identity(rows, metadata)
+    source = identity(features, rows, metadata)
     if not overwrite and _is_built(out, source):
         show(f"The index {out} is there already.")
         plan = load_index(out).segments[0].plan
@@ -170,12 +175,19 @@ def _check(recall: float, prefix: int | None, dim: int, rows_per_part: int) -> N
         raise UserError(f"{rows_per_part} rows per part: give 1 or more.")
 
 
-def identity(rows: Stacked, metadata: pa.Table) -> str:
-    """Return 16 hex digits of the samples and of the numbers of some of their features."""
+def identity(features: Path, rows: Stacked, metadata: pa.Table) -> str:
+    """Return 16 hex digits of the samples and their features.
+
+    Of features that `vlp embed` wrote by the hashes in its manifest; of others by the numbers of
+    some of them.
+    """
     digest = hashlib.sha256(f"{len(rows)} {rows.dim}".encode())
+    for batch in metadata.to_batches():
+        digest.update(batch.serialize())
     for place in np.unique(np.linspace(0, len(rows) - 1, PROBED).astype(int)).tolist():
         digest.update(rows[place : place + 1].tobytes())
-        digest.update(str(metadata["key"][place]).encode())
+    if (features / MANIFEST).is_file():
+        digest.update((features / MANIFEST).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ from vlp.errors import UserError, first_line
 from vlp.index.build import maker, read_source
 from vlp.index.candidates import SMALL
 from vlp.index.exact import Matrix
-from vlp.index.export import export_rows
+from vlp.index.export import check_name, export_rows
 from vlp.index.folder import (
     SEGMENTS,
     STATE,
@@ -75,14 +75,17 @@ def update_index(
     """
     if not (add or delete or compact or check or export):
         raise UserError("Nothing to do. Give --add, --delete, --compact, --check or --export.")
+    if export is not None:
+        check_name(export)
     read_state(folder)
-    with lock_folder(folder):
-        if add is not None:
-            add_rows(folder, add, model=model)
-        if delete:
-            delete_keys(folder, _keys(delete))
-        if compact:
-            compact_index(folder)
+    if add or delete or compact:  # what only reads may be where nobody can write
+        with lock_folder(folder):
+            if add is not None:
+                add_rows(folder, add, model=model)
+            if delete:
+                delete_keys(folder, _keys(delete))
+            if compact:
+                compact_index(folder)
     index = load_index(folder)
     if check:
         for segment in index.segments:

@@ -23,7 +23,7 @@ from vlp.index.candidates import (
     train,
 )
 from vlp.index.exact import Matrix, neighbours
-from vlp.index.plan import K, Plan, open_quick
+from vlp.index.plan import K, Plan, open_quick, save_quick
 from vlp.index.segment import Segment
 from vlp.index.tune import Questions, milliseconds, settings
 
@@ -90,7 +90,7 @@ class Exam:
         began = time.perf_counter()
         if not plan.is_exact:
             quick = fill(train(plan, self.rows, centroids), plan, self.rows)
-            faiss.write_index(quick, str(self.file(plan)))
+            save_quick(quick, self.file(plan))
             del quick  # what is mapped from the file is what is searched later, too
         seconds = time.perf_counter() - began
         width = plan.prefix or self.rows[:1].shape[1]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from vlp.errors import UserError
 from vlp.index.folder import Index
-from vlp.index.metadata import FIELD
+from vlp.index.metadata import FIELD, common
 from vlp.output import whole_file
 from vlp.types import Hit
 
@@ -33,8 +33,7 @@ def export_rows(index: Index, path: Path) -> None:
     Raises:
         UserError: The name ends otherwise.
     """
-    if path.suffix not in (*ARROW, ".parquet"):
-        raise UserError(f"The export {path} is Parquet or Arrow. Write rows.parquet or rows.arrow.")
+    check_name(path)
     schema = _schema(index)
     with whole_file(path) as file:
         if path.suffix in ARROW:
@@ -47,6 +46,12 @@ def export_rows(index: Index, path: Path) -> None:
                     writer.write_batch(batch)
 
 
+def check_name(path: Path) -> None:
+    """Raise UserError unless a file's name says that it is Parquet or Arrow."""
+    if path.suffix not in (*ARROW, ".parquet"):
+        raise UserError(f"The export {path} is Parquet or Arrow. Write rows.parquet or rows.arrow.")
+
+
 def write_keep_list(index: Index, hits: Sequence[Hit], path: Path) -> None:
     """Write hits as ``keep.parquet`` of `vlp filter --keep-list`: shard, key and copies.
 
@@ -57,13 +62,16 @@ def write_keep_list(index: Index, hits: Sequence[Hit], path: Path) -> None:
     """
     if path.suffix != ".parquet":
         raise UserError(f"The keep-list {path} is Parquet. Write --export keep.parquet.")
-    if lost := [hit.key for hit in hits if hit.metadata["shard"] is None]:
-        raise UserError(f"In which shard {lost[0]} lies is not known. Embed shards to export hits.")
+    if lost := [hit.key for hit in hits if not _is_shard(hit.metadata["shard"])]:
+        raise UserError(
+            f"{lost[0]} lies in no shard, or it is not known in which. `vlp pack` a folder or a "
+            f"table, and embed its shards, to export hits."
+        )
     folders = {
         os.path.dirname(os.path.abspath(shard))
         for segment in index.segments
         for shard in pc.call_function("unique", [segment.metadata["shard"]]).to_pylist()
-        if shard is not None
+        if _is_shard(shard)
     }
     root = os.path.commonpath(folders) if folders else ""
     shards = [os.path.relpath(hit.metadata["shard"], root) for hit in hits]
@@ -76,19 +84,23 @@ def write_keep_list(index: Index, hits: Sequence[Hit], path: Path) -> None:
         pq.write_table(table, file)
 
 
+def _is_shard(file: str | None) -> bool:
+    """Return whether a picture lies in a shard, and not in a file of its own."""
+    return file is not None and file.endswith(".tar")
+
+
 def _schema(index: Index) -> pa.Schema:
-    """Return the columns of all segments; a field of two types is a text."""
+    """Return the columns of all segments; a field of texts and numbers is a text."""
     own = [field for field in index.segments[0].metadata.schema if not field.name.startswith(FIELD)]
     own.insert(1, pa.field("vector", pa.list_(pa.float32(), index.dim)))
     taken = {field.name for field in own}
-    fields: dict[str, pa.DataType] = {}
+    seen: dict[str, set[pa.DataType]] = {}
     for segment in index.segments:
         for field in segment.metadata.schema:
             name = field.name.removeprefix(FIELD)
             if field.name.startswith(FIELD) and name not in taken:
-                same = fields.setdefault(name, field.type) == field.type
-                fields[name] = field.type if same else pa.string()
-    return pa.schema([*own, *(pa.field(name, kind) for name, kind in fields.items())])
+                seen.setdefault(name, set()).add(field.type)
+    return pa.schema([*own, *(pa.field(name, common(kinds)) for name, kinds in seen.items())])
 
 
 def _batches(index: Index, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -109,5 +121,5 @@ def _column(table: pa.Table, field: pa.Field) -> pa.Array:
     """Return a column of a segment, or what stands for one that it lacks."""
     for name in (field.name, FIELD + field.name):
         if name in table.column_names:
-            return pa.array(table[name].cast(field.type).combine_chunks())
+            return pa.array(table[name].cast(field.type, safe=False).combine_chunks())
     return pa.nulls(len(table), field.type)

@@ -6,17 +6,19 @@ leaves the index as it was.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int64
 
 from vlp.errors import UserError, first_line
-from vlp.index.metadata import row_of
-from vlp.index.segment import Segment, open_segment
+from vlp.index.metadata import read_rows
+from vlp.index.segment import Segment, damaged, open_segment
 from vlp.index.where import check_names, matching, parse
 from vlp.manifest import flush
 from vlp.output import write_json
@@ -121,14 +123,26 @@ class Index:
     def hits(self, query: Float[np.ndarray, "dim"], k: int) -> list[Hit]:
         """Return the k best hits of one query, best first; equal scores in the order of rows."""
         scores, rows = self.neighbours(query[None], k)
-        pairs = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
-        return [self.hit(row, score) for score, row in pairs if row >= 0]
+        is_found = rows[0] >= 0
+        return self.hits_of(rows[0][is_found].tolist(), scores[0][is_found].tolist())
 
     def hit(self, row: int, score: float) -> Hit:
         """Return a row as a hit."""
-        segment, place = self._place(row)
-        said = row_of(segment.metadata, place)
-        return Hit(said.pop("key"), score, said)
+        return self.hits_of([row], [score])[0]
+
+    def hits_of(self, rows: Sequence[int], scores: Sequence[float]) -> list[Hit]:
+        """Return rows as hits, in their order."""
+        numbers = (np.searchsorted(self.starts, rows, side="right") - 1).tolist()
+        said: dict[int, dict[str, Any]] = {}
+        for number in set(numbers):
+            own = [row for row, its in zip(rows, numbers, strict=True) if its == number]
+            start = int(self.starts[number])
+            found = read_rows(self.segments[number].metadata, (row - start for row in own))
+            said.update(zip(own, found, strict=True))
+        return [
+            Hit(said[row]["key"], score, {k: v for k, v in said[row].items() if k != "key"})
+            for row, score in zip(rows, scores, strict=True)
+        ]
 
     def vectors(self, rows: Int64[np.ndarray, "some"]) -> Float[np.ndarray, "some dim"]:
         """Return the full vectors of some rows."""
@@ -169,7 +183,16 @@ class Index:
         conditions = [parse(text) for text in where]
         tables = [segment.metadata for segment in self.segments]
         check_names(conditions, tables)
-        return self.alive & np.concatenate([matching(table, conditions) for table in tables])
+        found, refused = [], []
+        for table in tables:
+            try:
+                found.append(matching(table, conditions))
+            except UserError as error:  # the field is of another type than in other segments
+                found.append(np.zeros(len(table), bool))
+                refused.append(error)
+        if refused and not any(some.any() for some in found):
+            raise refused[0]
+        return self.alive & np.concatenate(found)
 
     @cached_property
     def background(self) -> Float[np.ndarray, "background dim"]:
@@ -198,10 +221,6 @@ class Index:
                 f"The shard {hit.metadata['shard']} of {hit.key} is not there any more. Put it "
                 f"back, or run `vlp embed` and `vlp index` on where the shards are now."
             ) from None
-
-    def _place(self, row: int) -> tuple[Segment, int]:
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.segments[number], row - int(self.starts[number])
 
 
 def load_index(folder: Path) -> Index:
@@ -235,9 +254,7 @@ def read_state(folder: Path) -> State:
             f"{folder} holds no index. Give the folder that `vlp index` wrote."
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The index is damaged: {folder / STATE}: {first_line(error)}. Build it again."
-        ) from None
+        raise damaged(folder / STATE, first_line(error)) from None
 
 
 def read_deleted(folder: Path, state: State) -> Int64[np.ndarray, "ids"]:
@@ -247,9 +264,7 @@ def read_deleted(folder: Path, state: State) -> Int64[np.ndarray, "ids"]:
     try:
         return np.load(folder / state.deleted)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"The index is damaged: {folder / state.deleted}: {first_line(error)}."
-        ) from None
+        raise damaged(folder / state.deleted, first_line(error)) from None
 
 
 def write_state(folder: Path, state: State) -> State:

@@ -1,7 +1,7 @@
 """What each row of an index is: a table on the disk, mapped into memory, its fields in columns."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from vlp.features import COLUMNS
 FIELD = "field:"
 """Prefix of the columns that hold what the JSON of the samples says, by its names."""
 ROWS = 65_536
-NUMBERS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+LARGEST = 2**63 - 1
+"""Whole numbers beyond, such as hashes of 64 bits without a sign, are texts."""
 
 
 def write_metadata(metadata: pa.Table, first_id: int, path: Path) -> None:
     """Write the rows of a table with their numbers, and a typed column for each field.
 
-    A field whose values are numbers is a column of numbers, any other one of texts. Lists and
-    objects stay in the JSON.
+    A field whose values are numbers is a column of numbers, any other one of texts as JSON spells
+    them. Lists and objects stay in the JSON.
 
     Args:
         metadata: ``key``, ``caption``, ``metadata`` (JSON), ``shard``, ``offset``, ``size``; and
@@ -31,7 +32,7 @@ def write_metadata(metadata: pa.Table, first_id: int, path: Path) -> None:
         ids = pa.array(range(first_id, first_id + len(metadata)), pa.int64())
         metadata = metadata.add_column(0, "id", ids)
     kinds = _kinds(metadata)
-    fields = [pa.field(f"{FIELD}{name}", kind) for name, kind in kinds.items()]
+    fields = [pa.field(f"{FIELD}{_unicode(name)}", kind) for name, kind in kinds.items()]
     schema = pa.schema([*metadata.schema, *fields])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for some in metadata.to_batches(max_chunksize=ROWS):
@@ -50,29 +51,40 @@ def open_metadata(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def row_of(table: pa.Table, row: int) -> dict[str, Any]:
-    """Return what a row says, its fields as a dictionary."""
-    # Column by column: a slice of the table takes five times as long.
-    said = {name: table[name][row].as_py() for name in ("id", *COLUMNS)}
-    fields = json.loads(said.pop("metadata") or "{}")
-    return {**said, "fields": fields}
+def read_rows(table: pa.Table, rows: Iterable[int]) -> list[dict[str, Any]]:
+    """Return what some rows say, the fields of each as a dictionary."""
+    # Column by column: slices of the table take five times as long.
+    columns = {name: table[name] for name in ("id", *COLUMNS)}
+    said = [{name: column[row].as_py() for name, column in columns.items()} for row in rows]
+    for one in said:
+        one["fields"] = json.loads(one.pop("metadata") or "{}")
+    return said
 
 
 def _kinds(metadata: pa.Table) -> dict[str, pa.DataType]:
     """Return the type of each field that is a number or a text."""
-    seen: dict[str, set[type]] = {}
+    seen: dict[str, set[pa.DataType]] = {}
     for some in metadata.to_batches(max_chunksize=ROWS):
         for fields in _said(some):
             for name, value in fields.items():
                 if isinstance(value, str | int | float):
-                    seen.setdefault(name, set()).add(type(value))
-    kinds = {}
-    for name, types in seen.items():
-        if len(types) == 1:
-            kinds[name] = NUMBERS.get(next(iter(types)), pa.string())
-        else:
-            kinds[name] = pa.float64() if types == {int, float} else pa.string()
-    return kinds
+                    seen.setdefault(name, set()).add(_kind(value))
+    return {name: common(kinds) for name, kinds in seen.items()}
+
+
+def common(kinds: set[pa.DataType]) -> pa.DataType:
+    """Return the type of a column that values of all of some types go into."""
+    if kinds == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    return next(iter(kinds)) if len(kinds) == 1 else pa.string()
+
+
+def _kind(value: str | int | float) -> pa.DataType:
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int) and -LARGEST <= value <= LARGEST:
+        return pa.int64()
+    return pa.float64() if isinstance(value, float) else pa.string()
 
 
 def _said(some: pa.RecordBatch) -> Iterator[dict[str, Any]]:
@@ -85,7 +97,16 @@ def _column(name: str, kind: pa.DataType, said: list[dict[str, Any]]) -> pa.Arra
     values = [fields.get(name) for fields in said]
     values = [value if isinstance(value, str | int | float) else None for value in values]
     if kind == pa.string():
-        values = [value if value is None else str(value) for value in values]
+        values = [value if value is None else _text(value) for value in values]
     elif kind == pa.float64():
         values = [value if value is None else float(value) for value in values]
     return pa.array(values, kind)
+
+
+def _text(value: str | int | float) -> str:
+    return _unicode(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _unicode(text: str) -> str:
+    """Return a text that Arrow takes; half of a pair of surrogates becomes JSON's spelling."""
+    return text.encode(errors="backslashreplace").decode()

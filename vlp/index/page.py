@@ -8,7 +8,7 @@ from typing import Any
 from vlp.index.choose import Choice, Trial
 from vlp.index.plan import K, Plan
 from vlp.output import write_json
-from vlp.report import page, plot, section, table, tiles, write_page
+from vlp.report import beside, page, plot, section, table, tiles, write_page
 
 COLUMNS = (
     "kind",
@@ -46,7 +46,7 @@ def write_pages(folder: Path, choice: Choice, asked: dict[str, Any]) -> None:
         "queries, one at a time, on one thread."
     )
     rows = [_row(one, plan) for one in sorted(trials, key=lambda one: one.milliseconds)]
-    body.append(section("Tried", _plot(trials), table(COLUMNS, rows), note=note))
+    body.append(section("Tried", beside(_plot(trials)), table(COLUMNS, rows), note=note))
     write_page(folder / "report.html", page("Index", *body, subtitle=str(asked["features"])))
 
 

@@ -1,6 +1,8 @@
 """What an index is made of, and how far each search goes: faiss's kinds behind one name."""
 
+import errno
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,20 @@ class Plan:
             options["nprobe"] = self.effort
             parameters = faiss.SearchParametersIVF(**options)
         return index.search(queries, k, params=parameters)
+
+
+def save_quick(index: faiss.Index, path: Path) -> None:
+    """Write an index into a file.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # faiss's for whatever the disk says
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 def open_quick(path: Path) -> faiss.Index:

@@ -22,7 +22,7 @@ from vlp.errors import UserError, first_line
 from vlp.index.candidates import fill
 from vlp.index.exact import Matrix, blocks, neighbours
 from vlp.index.metadata import open_metadata, write_metadata
-from vlp.index.plan import Plan, open_quick
+from vlp.index.plan import Plan, open_quick, save_quick
 from vlp.manifest import MANIFEST, damage, flush, seal
 from vlp.output import write_json
 
@@ -141,25 +141,28 @@ def write_rows(
         UserError: A vector has numbers that are not finite, or no direction.
     """
     width = rows[:1].shape[1]
-    vectors = np.lib.format.open_memmap(
-        folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), width)
-    )
-    for start, block in blocks(rows):
-        is_bad = ~(np.isfinite(block).all(1) & block.any(1))
-        if is_bad.any():
-            row = int(np.flatnonzero(is_bad)[0]) + start
-            is_zero = not block[row - start].any()
-            told = "is all zeros" if is_zero else "has numbers that are not finite, such as NaN"
-            raise UserError(
-                f"The feature of {metadata['key'][row]} (row {row}) {told}. Run `vlp embed` again, "
-                f"with a model whose weights are finite."
-            )
-        block = block.copy()  # it may be the caller's
-        faiss.normalize_L2(block)  # fp16 has rounded them
-        vectors[start : start + len(block)] = block
-    vectors.flush()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), width)}
+    with (folder / VECTORS).open("wb") as file:  # a full disk ends a process that writes to a map
+        np.lib.format.write_array_header_1_0(file, shape)
+        for start, block in blocks(rows):
+            _check_finite(block, start, metadata)
+            block = block.copy()  # it may be the caller's
+            faiss.normalize_L2(block)  # fp16 has rounded them
+            file.write(block.data)
     write_metadata(metadata, first_id, folder / METADATA)
-    return vectors
+    return np.load(folder / VECTORS, mmap_mode="r")
+
+
+def _check_finite(block: Float[np.ndarray, "block dim"], start: int, metadata: pa.Table) -> None:
+    is_bad = ~(np.isfinite(block).all(1) & block.any(1))
+    if is_bad.any():
+        row = int(np.flatnonzero(is_bad)[0])
+        is_zero = not block[row].any()
+        told = "is all zeros" if is_zero else "has numbers that are not finite, such as NaN"
+        raise UserError(
+            f"The feature of {metadata['key'][start + row]} (row {start + row}) {told}. Run "
+            f"`vlp embed` again, with a model whose weights are finite."
+        )
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -172,7 +175,7 @@ def write_quick(
 ) -> None:
     """Write an index of the vectors of a segment; what it knows is what another has learnt."""
     quick = fill(faiss.read_index(str(like / QUICK)), plan, vectors)
-    faiss.write_index(quick, str(folder / QUICK))
+    save_quick(quick, folder / QUICK)
 
 
 def open_segment(folder: Path, deleted: Int64[np.ndarray, "ids"]) -> Segment:
@@ -193,13 +196,10 @@ def open_segment(folder: Path, deleted: Int64[np.ndarray, "ids"]) -> Segment:
         metadata = open_metadata(folder / METADATA)
         quick = None if plan.is_exact else open_quick(folder / QUICK)
     except (OSError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
-        raise UserError(f"The index is damaged: {folder}: {first_line(error)}.") from None
+        raise damaged(folder, first_line(error)) from None
     lengths = {len(vectors), len(metadata), len(vectors) if quick is None else quick.ntotal}
     if len(lengths) > 1:
-        raise UserError(
-            f"The index is damaged: {folder} has {len(vectors)} vectors and {len(metadata)} rows "
-            f"of metadata."
-        )
+        raise damaged(folder, f"{len(vectors)} vectors and {len(metadata)} rows of metadata")
     gone = np.isin(metadata["id"].to_numpy(), deleted)
     return Segment(folder, vectors, metadata, plan, quick, gone if gone.any() else None)
 
@@ -216,4 +216,11 @@ def check_sizes(folder: Path) -> None:
 def check_hashes(folder: Path) -> None:
     """Raise UserError where a file is not as it was written; all of it is read."""
     if told := damage(folder):
-        raise UserError(f"The index is damaged: {folder}: {told}. Build it again.")
+        raise damaged(folder, told)
+
+
+def damaged(path: Path, told: str) -> UserError:
+    """Return the error that says which file or folder of an index is damaged, and how."""
+    return UserError(
+        f"The index is damaged: {path}: {told}. Build it again: `vlp index` with --overwrite."
+    )

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 
 from vlp.errors import UserError, nearest
-from vlp.index.metadata import FIELD
+from vlp.index.metadata import FIELD, LARGEST
 
 COMPARE = {
     "=": "equal",
@@ -24,8 +24,9 @@ COMPARE = {
 }
 """Arrow's name of each sign; ``~`` is a part of a text, whatever its case."""
 FORM = re.compile(r"\s*(.+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
+WHOLE = re.compile(r"[+-]?\d+")
 OWN = ("key", "caption", "shard")
-"""Columns that can be asked for beside the fields of the metadata."""
+"""Columns that can be asked for; the fields of the metadata are those of other names."""
 TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -51,7 +52,17 @@ def parse(text: str) -> Condition:
             f"The condition {text!r} is none. Write a field, a sign (= != < <= > >= or ~ for "
             f'contains) and a value, as "width>=512".'
         )
-    return Condition(*found.groups())
+    condition = Condition(*found.groups())
+    if (
+        condition.sign == "="
+        and condition.value.startswith("[")
+        and _listed(condition.value) is None
+    ):
+        raise UserError(
+            f"The list in the condition {text!r} is none. Write it in JSON, as "
+            f'language=["en", "de"]; a text that begins so, too, as name=["[draft"].'
+        )
+    return condition
 
 
 def fields_of(table: pa.Table) -> list[str]:
@@ -74,10 +85,8 @@ def matching(table: pa.Table, conditions: Iterable[Condition]) -> Bool[np.ndarra
     """Return which rows meet all conditions; a row without the field meets none on it."""
     found = np.ones(len(table), bool)
     for condition in conditions:
-        name = next(
-            (n for n in (f"{FIELD}{condition.name}", condition.name) if n in table.column_names), ""
-        )
-        if not name:
+        name = condition.name if condition.name in OWN else f"{FIELD}{condition.name}"
+        if name not in table.column_names:
             return np.zeros(len(table), bool)
         found &= _met(table[name], condition).fill_null(False).to_numpy()
     return found
@@ -90,18 +99,26 @@ def _met(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
 
 def _any_of(condition: Condition) -> list[Condition]:
     """Return the conditions one of which must be met: more than one where ``=`` is of a list."""
-    try:
-        listed = json.loads(condition.value) if condition.sign == "=" else None
-    except ValueError:
-        listed = None
-    if not isinstance(listed, list) or not listed:
+    listed = _listed(condition.value) if condition.sign == "=" else None
+    if not listed:
         return [condition]
     texts = [one if isinstance(one, str) else json.dumps(one) for one in listed]
     return [condition._replace(value=text) for text in texts]
 
 
+def _listed(value: str) -> list[Any] | None:
+    """Return a list that is written in JSON; None of what is no list."""
+    try:
+        listed = json.loads(value)
+    except ValueError:
+        return None
+    return listed if isinstance(listed, list) else None
+
+
 def _compared(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
     value = _value(condition, column.type)
+    if pa.types.is_floating(value.type):  # whole numbers above 2^53 are rounded
+        column = column.cast(pa.float64(), safe=False)
     if condition.sign == "~":
         part = pc.MatchSubstringOptions(condition.value, ignore_case=True)
         return pc.call_function("match_substring", [column], part)
@@ -119,6 +136,8 @@ def _value(condition: Condition, kind: pa.DataType) -> pa.Scalar:
             raise UserError(f"{name} is true or false, got {text!r}.")
         return pa.scalar(TRUTH[text.lower()])
     try:
+        if pa.types.is_integer(kind) and WHOLE.fullmatch(text) and abs(int(text)) <= LARGEST:
+            return pa.scalar(int(text))
         return pa.scalar(float(text))
     except ValueError:
         raise UserError(f"{name} is a number, and {text!r} is none.") from None

@@ -2,13 +2,15 @@
 
 import mimetypes
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -34,6 +36,8 @@ from vlp.serve.metrics import Metrics
 from vlp.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
+CHUNK = 1 << 20
+"""Bytes of a download that are in memory at a time."""
 MOST_SIGNS = 300
 """Of a reason: it may name what was sent."""
 
@@ -102,7 +106,12 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
     @app.post("/download", response_class=Response)
     async def download(request: DownloadRequest) -> Response:
         """Return pictures of the index as a zip file, or a list of them."""
-        return Response(await service.download(request), media_type=MEDIA_TYPES[request.kind])
+        file = await service.download(request)
+        return StreamingResponse(
+            iter(partial(file.read, CHUNK), b""),
+            media_type=MEDIA_TYPES[request.kind],
+            background=BackgroundTask(file.close),
+        )
 
 
 def _add_state(app: FastAPI, service: Service, guard: Guard, metrics: Metrics) -> None:
@@ -140,7 +149,7 @@ def _add_page(app: FastAPI, access: Access) -> None:
         headers = {"Cache-Control": "no-cache"}
         return Response(files[name], media_type=media_type, headers=headers)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(token: str | None = None) -> Response:
         if token is None:
             return file("index.html")

@@ -5,8 +5,9 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from PIL import Image
 
@@ -22,22 +23,29 @@ MEDIA_TYPES = {
     "keep_list": "application/vnd.apache.parquet",
 }
 ZIP_BYTES = 1 << 30
+IN_MEMORY = 1 << 20
+"""Bytes of a file that is not on the disk."""
 
 
-def packed(library: Library, numbers: Sequence[int], kind: Kind) -> bytes:
-    """Return a file of pictures, in the order of their numbers.
+def packed(library: Library, numbers: Sequence[int], kind: Kind) -> IO[bytes]:
+    """Return a file of pictures, in the order of their numbers, that is gone when it is closed.
 
     Raises:
         Refused: There is no picture of a number, one cannot be read, or they are too large.
     """
-    make = {"pictures": _zipped, "json": _listed, "keep_list": _keep_list}[kind]
-    return make(library, numbers)
+    write = {"pictures": _zip, "json": _list, "keep_list": _keep_list}[kind]
+    with ExitStack() as closing:
+        file = closing.enter_context(tempfile.SpooledTemporaryFile(IN_MEMORY))
+        write(library, numbers, file)
+        closing.pop_all()  # it is closed by whoever sends it
+    file.seek(0)
+    return file
 
 
-def _zipped(library: Library, numbers: Sequence[int]) -> bytes:
-    """Return the pictures as they are; their names are ours, since a key may be any text."""
-    buffer, size = io.BytesIO(), 0
-    with zipfile.ZipFile(buffer, "w") as file:
+def _zip(library: Library, numbers: Sequence[int], file: IO[bytes]) -> None:
+    """Write the pictures as they are; their names are ours, since a key may be any text."""
+    size = 0
+    with zipfile.ZipFile(file, "w") as zipped:
         for number in dict.fromkeys(numbers):
             encoded = library.encoded(number)
             size += len(encoded)
@@ -48,8 +56,7 @@ def _zipped(library: Library, numbers: Sequence[int]) -> bytes:
             suffix = _suffix(encoded)
             if suffix is None:
                 raise Refused(404, f"Picture {number} is none any more: its shard has changed.")
-            file.writestr(f"{number}.{suffix}", encoded)
-    return buffer.getvalue()
+            zipped.writestr(f"{number}.{suffix}", encoded)
 
 
 def _suffix(encoded: bytes) -> str | None:
@@ -60,15 +67,15 @@ def _suffix(encoded: bytes) -> str | None:
     return "jpg" if kind == "JPEG" else str(kind).lower()
 
 
-def _listed(library: Library, numbers: Sequence[int]) -> bytes:
+def _list(library: Library, numbers: Sequence[int], file: IO[bytes]) -> None:
     found = [library.found(number) for number in numbers]
     listed = [one.model_dump(include={"id", "key", "caption", "metadata"}) for one in found]
-    return json.dumps(listed, indent=1, ensure_ascii=False).encode()
+    file.write(json.dumps(listed, indent=1, ensure_ascii=False).encode())
 
 
-def _keep_list(library: Library, numbers: Sequence[int]) -> bytes:
-    """Return what ``vlp search --export`` writes."""
+def _keep_list(library: Library, numbers: Sequence[int], file: IO[bytes]) -> None:
+    """Write what ``vlp search --export`` does."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "keep.parquet"
         write_keep_list(library.index, [library.hit(number) for number in numbers], path)
-        return path.read_bytes()
+        file.write(path.read_bytes())

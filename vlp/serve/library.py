@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from vlp.console import one_line
 from vlp.errors import UserError, nearest
 from vlp.index import Index
-from vlp.index.metadata import FIELD
+from vlp.index.metadata import FIELD, common
 from vlp.query import Query, combine, find_encoded
 from vlp.serve.limits import Refused
 from vlp.serve.messages import FoundPicture, SearchRequest
@@ -113,7 +113,8 @@ class Library:
             rows = rows[self._order(rows, request.sort)]
         end = request.offset + request.k
         some = rows[request.offset : end].tolist()
-        return [_found(self.index.hit(row, 0.0)) for row in some], end < len(rows)
+        hits = self.index.hits_of(some, [0.0] * len(some))
+        return [_found(hit) for hit in hits], end < len(rows)
 
     def _row(self, number: int) -> int:
         place = int(np.searchsorted(self._ids, number, sorter=self._rows_by_id))
@@ -151,7 +152,7 @@ class Library:
             name for segment in self.index.segments for name in segment.metadata.schema.names
         )
         found = (name.removeprefix(FIELD) for name in columns if name.startswith(FIELD))
-        return [*OWN, *dict.fromkeys(found)]
+        return list(dict.fromkeys([*OWN, *found]))
 
     def columns(self) -> Iterator[tuple[str, pa.Array]]:
         """Yield the fields of the metadata with their values, of pictures that are there."""
@@ -163,17 +164,15 @@ class Library:
 
     def column(self, name: str) -> pa.Array | None:
         """Return the values of a field, of each row; None where no picture has it."""
-        columns = []
+        columns, own = [], name if name in OWN else FIELD + name
         for segment in self.index.segments:
-            names = segment.metadata.schema.names
-            own = next((n for n in (FIELD + name, name if name in OWN else "") if n in names), None)
-            column = segment.metadata[own].combine_chunks() if own else pa.nulls(len(segment))
+            is_there = own in segment.metadata.schema.names
+            column = segment.metadata[own].combine_chunks() if is_there else pa.nulls(len(segment))
             columns.append(column)
         kinds = {column.type for column in columns} - {pa.null()}
         if not kinds:
             return None
-        kind = kinds.pop() if len(kinds) == 1 else pa.string()
-        return pa.concat_arrays([column.cast(kind) for column in columns])
+        return pa.concat_arrays([column.cast(common(kinds), safe=False) for column in columns])
 
 
 def _found(hit: Hit) -> FoundPicture:

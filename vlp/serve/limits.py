@@ -42,11 +42,14 @@ class Limits:
     """From the header of a request to the end of its body, and from there to its answer's."""
 
     def __post_init__(self) -> None:
-        for name, least in (("pixels", 1), ("concurrent", 1), ("seconds", 0.01)):
-            if not getattr(self, name) >= least:
+        for option, given, least in (
+            ("--max-megapixels", self.pixels / 1_000_000, 1e-6),
+            ("--concurrent", self.concurrent, 1),
+            ("--timeout", self.seconds, 0.01),
+        ):
+            if not given >= least:
                 raise UserError(
-                    f"A service with {name}={getattr(self, name)} answers nothing. "
-                    f"Give {least} or more."
+                    f"A service with {option} {given:g} answers nothing. Give {least:g} or more."
                 )
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -125,8 +125,8 @@ class Service:
         """Return what is known of a picture of the index."""
         return self._library.found(number)
 
-    async def download(self, request: DownloadRequest) -> bytes:
-        """Return a file of selected pictures."""
+    async def download(self, request: DownloadRequest) -> IO[bytes]:
+        """Return a file of selected pictures, to be closed when it was sent."""
         return await self._in_thread(packed, self._library, request.ids, request.kind)
 
     async def about(self) -> About:

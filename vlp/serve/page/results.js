@@ -79,8 +79,10 @@ function show(found, offset) {
 }
 
 function summary() {
-  const count = hasMore ? `The first ${hits.length.toLocaleString()}` : hits.length.toLocaleString();
-  return `${count} of ${total.toLocaleString()} pictures`;
+  const shown = hits.length.toLocaleString();
+  const isNarrowed = Object.keys(state.where).length > 0 || state.best < 100 || state.fold;
+  if (hasMore && isNarrowed) return `The first ${shown} that fit`; // of how many, nobody has counted
+  return `${hasMore ? "The first " : ""}${shown} of ${total.toLocaleString()} pictures`;
 }
 
 const showAll = {
