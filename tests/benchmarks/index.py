@@ -3,11 +3,13 @@
     python tests/benchmarks/index.py [--full] [--quick] [--out FOLDER]
 
 200,000 x 256 vectors, a million under --full, and 4 GB. With a quarter of the vectors' memory
-autofaiss learns a rotation (OPQ), for longer than a quarter of an hour on two cores: 25,000 vectors
-are compared there, all under --full. Queries are out of the distribution of the rows, as texts are
-to pictures (Chen et al. 2024, RoarGraph): shifted, turned and noisier. Those that are
-asked are none that an index was tuned with. Each is asked alone, on one thread, in rounds of theirs
-then ours; the ratio is the median of the rounds'. Finished builds in --out are used again.
+autofaiss trains a rotation and codes for longer than a quarter of an hour on two cores: 25,000
+vectors are compared there, all under --full.
+
+Queries are out of the distribution of the rows, as texts are to pictures (Chen et al. 2024,
+RoarGraph): shifted, turned and noisier. Those that are asked are none that an index was tuned with.
+Each is asked alone, on one thread, in rounds of theirs then ours; the ratio is the median of the
+rounds'. Finished builds in --out are used again.
 
 autofaiss decides by memory alone, and tunes to 10 ms a query. Ours is asked for the recall that
 theirs turns out to have, and for 0.95 at least, within the bytes of theirs: so speed is compared at
