@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import socket
+import time
 
 import pyarrow as pa
 import pytest
@@ -16,7 +17,7 @@ from vlp.classifier import build_classifier
 from vlp.encode import encode_texts
 from vlp.errors import UserError
 from vlp.image import decode
-from vlp.serve import access, pictures
+from vlp.serve import access, batching, pictures
 from vlp.serve.access import Access, choose_token
 from vlp.serve.batching import Batcher, Texts
 from vlp.serve.fields import fields_about
@@ -130,6 +131,30 @@ def test_texts_have_the_features_of_the_encoder_whatever_is_remembered(encoder, 
         assert (sum(sizes), sum(hits)) == (3, 1 + 2 * 4)
     if remembered == 0:
         assert sum(sizes) == 9
+
+
+def test_clients_that_ask_again_at_once_share_a_batch_and_one_alone_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(batching, "MOST_PATIENCE", 0.5)
+    monkeypatch.setattr(batching, "PATIENCE", 1000)
+    sizes = []
+
+    def compute(items):
+        time.sleep(0.01)
+        return [torch.zeros(1)] * len(items)
+
+    async def run(clients):
+        batcher = Batcher(compute, most=64, count=sizes.append)
+
+        async def client(number):
+            for _ in range(6):
+                await batcher(["a text"])
+                await asyncio.sleep(0.005 * number)
+
+        await asyncio.gather(*map(client, range(clients)))
+
+    asyncio.run(run(4))
+    assert sizes == [4] * 6
+    asyncio.run(asyncio.wait_for(run(1), 2))
 
 
 def test_a_classifier_is_that_of_the_library(encoder):

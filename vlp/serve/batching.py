@@ -1,6 +1,8 @@
 """Requests gathered into one forward pass of a tower; features of texts that were asked for before.
 
-Nothing waits for company: while a thread computes one batch, the next one gathers.
+While a thread computes one batch, the next one gathers. Who has an answer often asks again at once,
+so the next batch waits a moment for as many: eight clients then share a batch, in place of two
+halves that each cost nearly as much. A request that is alone waits for nobody.
 """
 
 import asyncio
@@ -17,6 +19,11 @@ from torch import Tensor
 from vlp.classifier import class_captions, classifier_of
 from vlp.encode import encode_pixels, encode_texts
 from vlp.encoder import DualEncoder
+
+PATIENCE = 0.8
+"""Of the seconds that a batch took, the share that the next one waits at most."""
+MOST_PATIENCE = 0.03
+"""Seconds: of text towers on a CPU, where eight texts cost what two or three alone do."""
 
 Item = TypeVar("Item")
 Row = Float[Tensor, "dim"]
@@ -44,12 +51,16 @@ class Batcher(Generic[Item]):
         self._waiting: list[tuple[Item, asyncio.Future[Row]]] = []
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1)
+        self._hoped = 1
+        self._are_enough = asyncio.Event()
 
     async def __call__(self, items: Sequence[Item]) -> list[Row]:
         """Return the row of each item, when the batches that they are in are done."""
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
         self._waiting += zip(items, futures, strict=True)
+        if len(self._waiting) >= self._hoped:
+            self._are_enough.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         return await asyncio.gather(*futures)  # a request that is given up takes all of them along
@@ -62,6 +73,7 @@ class Batcher(Generic[Item]):
             if not wanted:
                 continue
             self._count(len(wanted))
+            began = loop.time()
             try:
                 items = [item for item, _ in wanted]
                 rows = await loop.run_in_executor(self._thread, self._compute, items)
@@ -73,6 +85,16 @@ class Batcher(Generic[Item]):
             for (_, future), row in zip(wanted, rows, strict=True):
                 if not future.done():
                     future.set_result(row)
+            await self._gather(len(wanted) + len(self._waiting), loop.time() - began)
+
+    async def _gather(self, count: int, seconds: float) -> None:
+        """Wait a moment for so many items, after a batch that took so long."""
+        self._hoped = count
+        if len(self._waiting) < count > 1:
+            self._are_enough.clear()
+            with suppress(TimeoutError):
+                patience = min(MOST_PATIENCE, PATIENCE * seconds)
+                await asyncio.wait_for(self._are_enough.wait(), patience)
 
 
 class Texts:
