@@ -81,9 +81,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, nargs="?", help="folder of shards of JPEGs")
-    parser.add_argument("--photographs", type=int, default=512)
+    parser.add_argument("--photographs", type=int, default=384)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="ours alone, on a few")
     return parser.parse_args()
 

@@ -104,7 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("data", nargs="?", type=Path, help="folder of shards")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each service")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
-    parser.add_argument("--pairs", type=int, default=2, help="measurements of each side, in turns")
+    parser.add_argument("--pairs", type=int, default=5, help="measurements of each side, in turns")
     parser.add_argument("--quick", action="store_true", help="ours alone, for a moment")
     return parser.parse_args()
 
@@ -291,11 +291,15 @@ def show_comparison(
     for (name, clients), figures in sorted(
         found.items(), key=lambda item: (item[0][1], item[0][0])
     ):
-        own = median(figures)
-        ratio = own.per_second / median(found["clip-retrieval", clients]).per_second
-        rows.append((clients, name, *row(own), f"{ratio:.1f}"))
+        own, theirs = median(figures), found["clip-retrieval", clients]
+        ratio = own.per_second / median(theirs).per_second
+        each = [
+            mine.per_second / its.per_second for mine, its in zip(figures, theirs, strict=False)
+        ]
+        spread = f"{min(each):.1f}-{max(each):.1f}"
+        rows.append((clients, name, *row(own), f"{ratio:.1f}", spread))
     show(f"{threads} threads, {len(found['vlp', 1])} measurements of each in turns, medians:")
-    show_table(("clients", "service", "requests/s", "p50 ms", "p95 ms", "ratio"), rows)
+    show_table(("clients", "service", "requests/s", "p50 ms", "p95 ms", "ratio", "spread"), rows)
     taken = {name: statistics.median(seconds) for name, seconds in ready.items()}
     show("\nSeconds until ready: " + ", ".join(f"{name} {t:.1f}" for name, t in taken.items()))
     show(f"vlp is ready {taken['vlp'] - taken['import open_clip']:.1f} s after that import.")
