@@ -249,7 +249,7 @@ def _renamed(table: pa.Table) -> pa.Table:
     ``image_path`` is a file, or of shards the key of a sample, whose picture cannot be found.
     """
     rows = table.to_pylist()
-    paths = [str(row.pop("image_path", "")) for row in rows]
+    paths = [str(row.pop("image_path", None) or "") for row in rows]
     captions = [row.pop("caption", None) or "" for row in rows]
     sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in paths]
     files = [None if size is None else path for path, size in zip(paths, sizes, strict=True)]
