@@ -133,7 +133,7 @@ def test_texts_have_the_features_of_the_encoder_whatever_is_remembered(encoder, 
         assert sum(sizes) == 9
 
 
-def test_clients_that_ask_again_at_once_share_a_batch_and_one_alone_waits_for_nobody(monkeypatch):
+def test_clients_that_ask_again_at_once_share_a_batch_and_nobody_else_waits(monkeypatch):
     monkeypatch.setattr(batching, "MOST_PATIENCE", 0.5)
     monkeypatch.setattr(batching, "PATIENCE", 1000)
     sizes = []
@@ -143,7 +143,7 @@ def test_clients_that_ask_again_at_once_share_a_batch_and_one_alone_waits_for_no
         return [torch.zeros(1)] * len(items)
 
     async def run(clients):
-        batcher = Batcher(compute, most=64, count=sizes.append)
+        batcher = Batcher(compute, most=8, count=sizes.append)
 
         async def client(number):
             for _ in range(6):
@@ -155,6 +155,13 @@ def test_clients_that_ask_again_at_once_share_a_batch_and_one_alone_waits_for_no
     asyncio.run(run(4))
     assert sizes == [4] * 6
     asyncio.run(asyncio.wait_for(run(1), 2))
+
+    async def ask_much():
+        await Batcher(compute, most=8, count=sizes.append)(["a text"] * 80)
+
+    sizes.clear()
+    asyncio.run(asyncio.wait_for(ask_much(), 2))
+    assert sizes == [8] * 10
 
 
 def test_a_classifier_is_that_of_the_library(encoder):

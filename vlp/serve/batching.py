@@ -2,7 +2,7 @@
 
 While a thread computes one batch, the next one gathers. Who has an answer often asks again at once,
 so the next batch waits a moment for as many: eight clients then share a batch, in place of two
-halves that each cost nearly as much. A request that is alone waits for nobody.
+halves that each cost nearly as much. Where requests come one at a time, none waits.
 """
 
 import asyncio
@@ -85,7 +85,8 @@ class Batcher(Generic[Item]):
             for (_, future), row in zip(wanted, rows, strict=True):
                 if not future.done():
                     future.set_result(row)
-            await self._gather(len(wanted) + len(self._waiting), loop.time() - began)
+            count = min(self._most, len(wanted) + len(self._waiting))
+            await self._gather(count, loop.time() - began)
 
     async def _gather(self, count: int, seconds: float) -> None:
         """Wait a moment for so many items, after a batch that took so long."""
